@@ -1,0 +1,36 @@
+# `make quickstart` and `make test` create .venv themselves and are incremental.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export RAY_AUTH_MODE ?= token
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(VENV)/quickstart.ok
+	$(BIN)/python jobs/quickstart.py --config infra/configs/quickstart.toml $(if $(STORE),--store $(STORE)) $(ARGS)
+
+test: $(VENV)/test.ok
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/quickstart.ok
+	$(BIN)/oral-ray bench all
+
+clean:
+	rm -rf $(VENV) build out *.egg-info
+
+# One rule a set of extras; `-c` keeps pip from pulling another torch.
+$(VENV)/quickstart.ok: EXTRAS = quickstart
+$(VENV)/test.ok: EXTRAS = quickstart,test
+$(VENV)/dev.ok: EXTRAS = quickstart,test,dev
+$(VENV)/%.ok: pyproject.toml infra/constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[$(EXTRAS)]" -c infra/constraints.txt
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)

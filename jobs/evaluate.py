@@ -1,0 +1,47 @@
+"""Score every arm on the configured bases and tasks; write tables and the report to `out`.
+
+Reads generators, corpus, tasks; writes control and generated adapters, `records/scores/`, and in `out`: scores.parquet,
+answers.parquet, curve.parquet, distances.parquet, metrics.parquet, summary.json, report.html, report.md.
+An ablation is a list of overrides:
+
+    python jobs/evaluate.py --config infra/configs/quickstart.toml
+    python jobs/evaluate.py --config infra/configs/quickstart.toml condition.model=metadata out=out/no-probes
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from oral_ray.cli import run_job
+from oral_ray.cluster import session
+from oral_ray.config import Config
+from oral_ray.objects import open_objects
+from oral_ray.report import arm_table, arms_text, write_report
+from oral_ray.stages import evaluate, train
+from oral_ray.store.generators import read_metrics
+
+
+def main(config: Config) -> str:
+    """Evaluate, write the report, and return the table of arms as text."""
+    started = time.perf_counter()
+    out = Path(config.out)
+    with session(config.cluster, config.determinism):
+        evaluate.run(config)
+        recipe = train.run(config)
+    pd.DataFrame(read_metrics(open_objects(config.store.uri), recipe)).to_parquet(out / "metrics.parquet")
+    summary = {
+        "config": config.model_dump(mode="json"),
+        "generator": recipe,
+        "num_bootstrap": config.evaluation.num_bootstrap,
+        "wall_s": {"evaluate": time.perf_counter() - started},
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    report = write_report(out, command=f"python jobs/evaluate.py (out={config.out})")
+    return f"{arms_text(arm_table(out, config.evaluation.num_bootstrap))}\n\nreport: {report}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, str(__doc__)))

@@ -1,0 +1,32 @@
+"""Tokenise the corpus with Ray Data: gauge-fixed weight tokens in Parquet shards, and their statistics.
+
+Reads `records/corpus/`, `adapters/<digest>/`; writes `shards/<fingerprint>/`, manifest last.
+
+    python jobs/shards.py --config infra/configs/quickstart.toml tokens.token_dim=192
+    ray job submit --working-dir . -- python jobs/shards.py --config infra/configs/quickstart.toml
+"""
+
+import sys
+from typing import Any
+
+from oral_ray.cli import run_job
+from oral_ray.cluster import session
+from oral_ray.config import Config
+from oral_ray.stages import shards
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Tokenise what is missing and return a summary row."""
+    with session(config.cluster, config.determinism):
+        manifest = shards.run(config)
+    tokens = {layout.num_tokens for layout in manifest.layouts.values()}
+    return {
+        "shards": manifest.fingerprint,
+        "rows": manifest.num_rows,
+        "files": len(manifest.files),
+        "tokens": max(tokens),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, str(__doc__)))

@@ -1,0 +1,30 @@
+"""Train the generator with Ray Train on the shards, by DeepSpeed or plain torch (`training.engine.kind`).
+
+Reads `shards/<fingerprint>/` (made first where missing); writes checkpoints to `training/<recipe>/`, the generator and
+its metrics to `generators/<recipe>/`. Resumes after a lost worker and when it is run again; a finished recipe is left.
+
+    python jobs/train.py --config infra/configs/quickstart.toml training.engine.kind=torch
+    ray job submit --working-dir . -- python jobs/train.py --config infra/configs/quickstart.toml
+"""
+
+import sys
+from typing import Any
+
+from oral_ray.cli import run_job
+from oral_ray.cluster import session
+from oral_ray.config import Config
+from oral_ray.objects import open_objects
+from oral_ray.stages import train
+from oral_ray.store.generators import read_metrics
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train unless it is done, and return a summary row."""
+    with session(config.cluster, config.determinism):
+        recipe = train.run(config)
+    last = read_metrics(open_objects(config.store.uri), recipe)[-1]
+    return {"generator": recipe, "uri": f"{config.store.uri}/generators/{recipe}", **last}
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, str(__doc__)))

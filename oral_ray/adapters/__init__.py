@@ -1,0 +1,1 @@
+"""Adapters: layout, gauge, tokens, artifacts, training with peft."""

@@ -1,0 +1,147 @@
+"""An adapter artifact: a PEFT folder in memory, its digest, and where it came from.
+
+Files: `adapter_model.safetensors`, `provenance.json`, `README.md` (a model card, on publication), and
+`adapter_config.json`, always written LAST: serving engines take it as the sign that the rest is there. The digest is
+the SHA-256 over the canonical adapter_config.json and the tensors; provenance lies beside it, not in it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from oral_ray.adapters.gauge import Factors
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.config import LoraSettings, canonical_json
+from oral_ray.errors import ArtifactError, LayoutError
+
+WEIGHTS, CONFIG, PROVENANCE, CARD = "adapter_model.safetensors", "adapter_config.json", "provenance.json", "README.md"
+
+
+class Provenance(BaseModel):
+    """Where an adapter came from. `origin` is the arm (`trained`, `generated`, ...); empty strings where none applies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    origin: str
+    base: str
+    base_fingerprint: str
+    task: str = ""
+    prompt: str = ""
+    seed: int = 0
+    step: int = 0
+    generator: str = ""
+    recipe: str = ""
+    code_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterArtifact:
+    """An adapter: peft's configuration, tensors by peft's names (float32), provenance."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    provenance: Provenance
+
+    @property
+    def digest(self) -> str:
+        """64 hex digits naming configuration and tensors."""
+        digest = hashlib.sha256(canonical_json(self.config).encode())
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].detach().contiguous()
+            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def lora(self) -> LoraSettings:
+        """Rank, alpha and target modules as peft names them."""
+        try:
+            return LoraSettings(
+                r=self.config["r"],
+                lora_alpha=self.config["lora_alpha"],
+                target_modules=tuple(sorted(self.config["target_modules"])),
+            )
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ArtifactError(f"adapter_config.json is not a LoRA configuration: {error}") from None
+
+    def factors(self, layout: AdapterLayout) -> Factors:
+        """The factors by module; ArtifactError where names, shapes or values do not fit the layout."""
+        self.check(layout)
+        return {
+            slot.module: (self.tensors[slot.key], self.tensors[slot.key.replace(".lora_A.", ".lora_B.")])
+            for slot in layout.slots
+            if slot.factor == "A"
+        }
+
+    def check(self, layout: AdapterLayout) -> None:
+        """Raise ArtifactError unless this adapter has exactly the layout's tensors and only finite values."""
+        name = f"adapter {self.digest[:12]} of task {self.provenance.task!r} on base {self.provenance.base!r}"
+        try:
+            layout.check_shapes({key: tuple(tensor.shape) for key, tensor in self.tensors.items()}, name)
+        except LayoutError as error:
+            raise ArtifactError(f"{error}; train or generate it again with r={layout.lora.r}") from None
+        for key, tensor in self.tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ArtifactError(f"{name} holds values that are not finite in {key}; discard it and train it again")
+
+    def files(self) -> dict[str, bytes]:
+        """The artifact's files by name, in the order in which they must be written."""
+        tensors = {name: tensor.detach().contiguous() for name, tensor in sorted(self.tensors.items())}
+        return {
+            WEIGHTS: save(tensors, metadata={"format": "pt"}),
+            PROVENANCE: canonical_json(self.provenance).encode(),
+            CONFIG: canonical_json(self.config).encode(),
+        }
+
+
+def build_artifact(factors: Factors, layout: AdapterLayout, provenance: Provenance) -> AdapterArtifact:
+    """Wrap factors as an artifact that plain peft loads; ArtifactError where they do not fit the layout."""
+    alpha = layout.lora.lora_alpha
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": provenance.base,
+        "r": layout.lora.r,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "target_modules": list(layout.target_modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": layout.fan_in_fan_out,
+        "inference_mode": True,
+    }
+    tensors = {slot.key: factors[slot.module][slot.factor == "B"].float().contiguous() for slot in layout.slots}
+    artifact = AdapterArtifact(config, tensors, provenance)
+    artifact.check(layout)
+    return artifact
+
+
+def parse_artifact(files: dict[str, bytes], name: str) -> AdapterArtifact:
+    """An artifact from its files; ArtifactError for what is damaged. Shapes are checked against a layout later."""
+    try:
+        config = json.loads(files[CONFIG])
+        provenance = Provenance.model_validate_json(files[PROVENANCE])
+        tensors = load(files[WEIGHTS])
+    except KeyError as error:
+        raise ArtifactError(f"adapter {name} has no {error.args[0]}; it is incomplete, publish it again") from None
+    except (ValueError, SafetensorError) as error:
+        raise ArtifactError(f"adapter {name} is damaged: {' '.join(str(error).split())[:300]}") from None
+    if not isinstance(config, dict):
+        raise ArtifactError(f"adapter {name}: adapter_config.json holds no object")
+    return AdapterArtifact(config, tensors, provenance)
+
+
+def read_folder(folder: Path) -> AdapterArtifact:
+    """An artifact from a PEFT folder on disk; a folder of another tool's making gets a bare provenance."""
+    if not (folder / CONFIG).is_file():
+        raise ArtifactError(f"no adapter at {folder}: {CONFIG} is missing; check the path")
+    files = {name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG, PROVENANCE) if (folder / name).is_file()}
+    files.setdefault(PROVENANCE, canonical_json(Provenance(origin="unknown", base="", base_fingerprint="")).encode())
+    return parse_artifact(files, str(folder))

@@ -1,0 +1,161 @@
+"""AdapterLayout: the geometry of a LoRA adapter as weight tokens, derived from a base model's shapes alone.
+
+A slot is one factor of one module: `lora_A` [r, d_in] or `lora_B` [d_out, r]. A weight token is a piece of at most
+`token_dim` values of ONE rank row of a factor: row i of A, column i of B. So a slot holds r rows of `width` values
+(d_in for A, d_out for B), each cut into ceil(width / token_dim) tokens, the last zero-padded. Token size and generator
+width are independent; RPG (arXiv 2501.11587) ties them and pays with 0.95-2.8 billion generator parameters.
+
+    layout = AdapterLayout.of(spec, LoraSettings(r=8, target_modules=("q", "v")), token_dim=512)
+    layout.num_tokens, layout.num_parameters
+"""
+
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from oral_ray.bases.families import ROLE_OF_LEAF
+from oral_ray.bases.spec import BaseModelSpec, LinearModule
+from oral_ray.config import LoraSettings, fingerprint
+from oral_ray.errors import LayoutError
+
+Factor = Literal["A", "B"]
+
+
+class AdapterSlot(BaseModel):
+    """One LoRA factor of one module; its tokens are [first_token, first_token + r * chunks) of the layout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    module: str
+    role: str
+    factor: Factor
+    depth: float
+    d_in: int
+    d_out: int
+    width: int
+    chunks: int
+    first_token: int
+
+    @property
+    def key(self) -> str:
+        """The tensor's name in adapter_model.safetensors, peft's spelling."""
+        return f"base_model.model.{self.module}.lora_{self.factor}.weight"
+
+    def shape(self, r: int) -> tuple[int, int]:
+        """The tensor's shape: A [r, d_in], B [d_out, r]."""
+        return (r, self.width) if self.factor == "A" else (self.width, r)
+
+
+class AdapterLayout(BaseModel):
+    """All slots of one kind of adapter on one architecture; `depth` of a slot is its layer over the last layer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    lora: LoraSettings
+    token_dim: int
+    target_modules: tuple[str, ...]
+    fan_in_fan_out: bool
+    slots: tuple[AdapterSlot, ...]
+
+    @classmethod
+    def of(cls, spec: BaseModelSpec, lora: LoraSettings, token_dim: int) -> "AdapterLayout":
+        """Derive the layout of LoRA settings on a base; LayoutError names what does not fit and what would."""
+        targets = _targets(spec, lora.target_modules)
+        limit = min(min(module.d_in, module.d_out) for module in targets)
+        if lora.r > limit:
+            raise LayoutError(
+                f"rank r={lora.r} is larger than the smallest target module allows ({limit}); lower lora.r"
+            )
+        slots: list[AdapterSlot] = []
+        first = 0
+        for module in targets:
+            for factor, width in (("A", module.d_in), ("B", module.d_out)):
+                chunks = -(-width // token_dim)
+                slots.append(
+                    AdapterSlot(
+                        module=module.name,
+                        role=module.role,
+                        factor=factor,  # type: ignore[arg-type]
+                        depth=module.layer / max(1, spec.num_layers - 1),
+                        d_in=module.d_in,
+                        d_out=module.d_out,
+                        width=width,
+                        chunks=chunks,
+                        first_token=first,
+                    )
+                )
+                first += lora.r * chunks
+        return cls(
+            architecture=spec.digest,
+            lora=lora,
+            token_dim=token_dim,
+            target_modules=_peft_names(spec, targets),
+            fan_in_fan_out=targets[0].transposed,
+            slots=tuple(slots),
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Names this layout: architecture, LoRA settings and token size."""
+        return fingerprint(self.architecture, self.lora, self.token_dim)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def num_tokens(self) -> int:
+        last = self.slots[-1]
+        return last.first_token + self.lora.r * last.chunks
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.lora.r * slot.width for slot in self.slots)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the adapter's tensors in float32."""
+        return 4 * self.num_parameters
+
+    def check_shapes(self, shapes: dict[str, tuple[int, ...]], name: str) -> None:
+        """Raise LayoutError unless exactly this layout's tensors are there, each in its shape."""
+        wanted = {slot.key: slot.shape(self.lora.r) for slot in self.slots}
+        if missing := sorted(wanted.keys() - shapes.keys()):
+            raise LayoutError(f"{name} lacks {len(missing)} tensors of its layout, first {missing[0]!r}")
+        if extra := sorted(shapes.keys() - wanted.keys()):
+            raise LayoutError(f"{name} has {len(extra)} tensors its layout does not know, first {extra[0]!r}")
+        for key, shape in wanted.items():
+            if tuple(shapes[key]) != shape:
+                raise LayoutError(f"{name}: {key} is {tuple(shapes[key])}, the layout (r={self.lora.r}) needs {shape}")
+
+
+def _targets(spec: BaseModelSpec, names: tuple[str, ...]) -> list[LinearModule]:
+    unknown = [n for n in names if not any(_is_target(module, n) for module in spec.modules)]
+    if unknown or not names:
+        roles = ", ".join(dict.fromkeys(module.role for module in spec.modules))
+        leaves = ", ".join(dict.fromkeys(module.name.rpartition(".")[2] for module in spec.modules))
+        raise LayoutError(
+            f"target_modules {list(names)}: {unknown or 'nothing'} matches no module of {spec.model_type}; "
+            f"roles are {roles}, names are {leaves}"
+        )
+    return [module for module in spec.modules if any(_is_target(module, n) for n in names)]
+
+
+def _is_target(module: LinearModule, name: str) -> bool:
+    return name == module.role or module.name == name or module.name.endswith(f".{name}")
+
+
+def _peft_names(spec: BaseModelSpec, targets: list[LinearModule]) -> tuple[str, ...]:
+    """The shortest dotted endings that name the targets and nothing else, for adapter_config.json."""
+    chosen = {module.name for module in targets}
+    names = []
+    for module in targets:
+        parts = module.name.split(".")
+        shortest = 1 if parts[-1] in ROLE_OF_LEAF else 2  # BERT's "dense" would also match its pooler
+        for length in range(shortest, len(parts) + 1):
+            ending = ".".join(parts[-length:])
+            if {m.name for m in spec.modules if m.name == ending or m.name.endswith(f".{ending}")} <= chosen:
+                names.append(ending)
+                break
+    return tuple(sorted(set(names)))

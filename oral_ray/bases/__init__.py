@@ -1,0 +1,1 @@
+"""Base models: geometry, identity, completeness, loading."""

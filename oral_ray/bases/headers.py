@@ -1,0 +1,72 @@
+"""Safetensors headers by range reads: names, shapes and places of all tensors of a checkpoint, no weights read.
+
+Format: 8 bytes little-endian header length n, n bytes of JSON, then data; every tensor's `data_offsets` are relative
+to the data. Everything is checked before it is believed: n is capped before anything is allocated, offsets must tile
+the data exactly and agree with dtype and shape, the file must end where the last tensor does.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from oral_ray.errors import BaseModelError
+from oral_ray.objects import Objects
+
+MAX_HEADER_BYTES = 100_000_000
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies: object key, dtype, shape, absolute byte range [start, end)."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(objects: Objects, key: str) -> dict[str, TensorEntry]:
+    """All tensors of one .safetensors object; BaseModelError says what is wrong with it."""
+    num_bytes = objects.num_bytes(key)
+    prefix = objects.range(key, 0, 8)
+    length = int.from_bytes(prefix, "little") if len(prefix) == 8 else -1
+    if length < 2 or length > min(MAX_HEADER_BYTES, num_bytes - 8):
+        raise BaseModelError(
+            f"{objects.uri}/{key}: header length {length} is not possible in a file of {num_bytes} bytes "
+            f"(at most {MAX_HEADER_BYTES}); the file is truncated or no safetensors file, upload it again"
+        )
+    try:
+        header: dict[str, Any] = json.loads(objects.range(key, 8, length))
+        header.pop("__metadata__", None)
+        entries = {name: _entry(key, name, item, 8 + length) for name, item in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BaseModelError(f"{objects.uri}/{key}: malformed safetensors header: {error}; upload it again") from None
+    end = 8 + length
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != end:
+            raise BaseModelError(f"{objects.uri}/{key}: tensors overlap or leave a gap at byte {end}; upload it again")
+        end = entry.end
+    if end != num_bytes:
+        raise BaseModelError(
+            f"{objects.uri}/{key}: truncated or padded, {num_bytes} bytes where its header needs {end}; upload it again"
+        )
+    return entries
+
+
+def _entry(key: str, name: str, item: dict[str, Any], data_start: int) -> TensorEntry:
+    dtype, shape, (start, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"tensor {name!r} has unknown dtype {dtype!r}")
+    if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
+        raise ValueError(f"tensor {name!r} has a negative or fractional size")
+    size = DTYPE_BYTES[dtype]
+    for n in shape:
+        size *= n
+    if end - start != size:
+        raise ValueError(f"tensor {name!r} spans {end - start} bytes, its shape needs {size}")
+    return TensorEntry(key, dtype, shape, data_start + start, data_start + end)

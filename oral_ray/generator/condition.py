@@ -1,0 +1,129 @@
+"""Condition(prompt, base) -> c = [c_text ; c_model], what the generator is told (ORAL, arXiv 2503.24354, section 3.2).
+
+c_text: frozen sentence embedding of the prompt. c_model: embedding of the base's metadata sentence, and the base's
+weight probes in the principal components of the versions of that architecture in the corpus. A metadata sentence is the
+same for all versions of one architecture, so alone it cannot see what changed.
+
+Letters: B conditions, E embedding size, F probe numbers of a base, C components, S seen versions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oral_ray.bases.catalog import BaseRecord, describe_base
+from oral_ray.bases.loading import load_folder, model_folder
+from oral_ray.config import ConditionConfig, LoraSettings, derive_seed
+from oral_ray.errors import ConditionError
+from oral_ray.objects import FileObjects
+from oral_ray.tasks.scoring import embed, encode
+
+MAX_PROMPT_CHARS = 1000
+PROMPT_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What is asked for: a prompt, a base with its weight probes, and the kind of adapter."""
+
+    prompt: str
+    base: BaseRecord
+    probes: Mapping[str, Tensor]
+    lora: LoraSettings
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+
+
+def check_prompt(prompt: str) -> str:
+    """The prompt itself; ConditionError when it is empty or too long."""
+    if not prompt.strip():
+        raise ConditionError(
+            "prompt is empty; describe the task in a sentence, such as 'classify mails as spam or not'"
+        )
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise ConditionError(f"prompt has {len(prompt)} characters, at most {MAX_PROMPT_CHARS} are read; shorten it")
+    return prompt
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeStats:
+    """Per architecture digest: mean [F], principal axes [F, C], spread [C] of the seen versions' probes."""
+
+    mean: dict[str, Tensor]
+    axes: dict[str, Tensor]
+    spread: dict[str, Tensor]
+
+    def project(self, architecture: str, probes: Mapping[str, Tensor], num_components: int) -> Tensor:
+        """Coordinates [num_components] of a version, 1 = one standard deviation; zero for an unknown architecture."""
+        coordinates = torch.zeros(num_components)
+        if architecture in self.mean:
+            found = (_flat(probes) - self.mean[architecture]) @ self.axes[architecture] / self.spread[architecture]
+            coordinates[: len(found)] = found
+        return coordinates
+
+
+def fit_probe_stats(seen: Sequence[tuple[str, Mapping[str, Tensor]]], num_components: int) -> ProbeStats:
+    """Principal components of (architecture digest, probes) of the seen versions, an architecture at a time."""
+    stats = ProbeStats({}, {}, {})
+    for architecture in sorted({digest for digest, _ in seen}):
+        flat_SF = torch.stack([_flat(probes) for digest, probes in seen if digest == architecture]).double()
+        mean_F = flat_SF.mean(0)
+        _, _, vh = torch.linalg.svd(flat_SF - mean_F, full_matrices=False)
+        rank = min(num_components, len(flat_SF) - 1)
+        axes_FC = vh[:rank].T
+        # the sign of a principal axis is arbitrary: make its largest entry positive
+        peak = axes_FC.gather(0, axes_FC.abs().argmax(0, keepdim=True)).squeeze(0) if rank else axes_FC.new_zeros(0)
+        axes_FC = axes_FC * torch.where(peak < 0, -1.0, 1.0)
+        spread_C = ((flat_SF - mean_F) @ axes_FC).square().mean(0).sqrt().clamp(min=1e-12)
+        stats.mean[architecture], stats.axes[architecture] = mean_F.float(), axes_FC.float()
+        stats.spread[architecture] = spread_C.float()
+    return stats
+
+
+def _flat(probes: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([probes[name].flatten() for name in sorted(probes)])
+
+
+class ConditionEncoder:
+    """Embeds prompts and bases; the text encoder is frozen and named by source and fingerprint."""
+
+    def __init__(self, config: ConditionConfig) -> None:
+        self.config = config
+        with model_folder(config.text_encoder) as folder:
+            record = describe_base(FileObjects(folder), "", "text-encoder")
+            if record.spec.kind != "encoder":
+                raise ConditionError(f"condition.text_encoder {config.text_encoder!r} is no sentence encoder")
+            self._model, self._tokenizer = load_folder(folder, "encoder")
+        self.fingerprint = record.fingerprint
+        self.text_dim = record.spec.hidden_size
+        self.model_dim = self.text_dim + config.num_components
+        self._known: dict[str, Tensor] = {}
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """c_text [B, E], entries of order one."""
+        if self.config.text == "random":
+            return torch.stack([_random(f"prompt/{check_prompt(prompt)}", self.text_dim) for prompt in prompts])
+        return torch.stack([self._embed(check_prompt(prompt)) for prompt in prompts])
+
+    def encode_base(self, base: BaseRecord, probes: Mapping[str, Tensor], stats: ProbeStats) -> Tensor:
+        """c_model [E + C], entries of order one."""
+        if self.config.model == "random":
+            return _random(f"base/{base.fingerprint}", self.model_dim)
+        coordinates = torch.zeros(self.config.num_components)
+        if self.config.model == "probes":
+            coordinates = stats.project(base.spec.digest, probes, self.config.num_components)
+        return torch.cat([self._embed(base.spec.metadata), coordinates])
+
+    def _embed(self, text: str) -> Tensor:
+        if text not in self._known:
+            with torch.no_grad():
+                batch = encode(self._tokenizer, [text], max_tokens=PROMPT_TOKENS)
+                self._known[text] = embed(self._model, batch)[0] * self.text_dim**0.5
+        return self._known[text]
+
+
+def _random(name: str, size: int) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(derive_seed(0, "random-condition", name)))

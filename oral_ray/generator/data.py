@@ -1,0 +1,170 @@
+"""Training batches from corpus rows: which rows, which wording of the prompt, which noise, all by (seed, step, rank).
+
+A worker's share of the corpus is kept in memory after the first pass when it fits `cache_bytes`, and permuted anew
+every epoch; a larger one is streamed again and again, shuffled within pools of `cache_bytes`. The batch of a step
+depends on nothing but its number, so a resumed run continues as if it had never stopped.
+
+Letters: B adapters, L tokens (of the longest in the batch), D token dim, P position features, E text, G model size.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.tokens import TokenStats, positions, token_mask
+from oral_ray.config import TrainingConfig, derive_seed
+from oral_ray.errors import GeneratorError
+from oral_ray.generator.diffusion import sample_times
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusRow:
+    """One adapter of the corpus: its digest, what it is for, its gauge-fixed tokens [L, D]."""
+
+    digest: str
+    layout: str
+    base: str
+    task: str
+    tokens_LD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusTables:
+    """What rows refer to: layouts by digest, prompt embeddings by task [n, E], base embeddings by id [G], statistics."""
+
+    layouts: dict[str, AdapterLayout]
+    prompts: dict[str, Tensor]
+    bases: dict[str, Tensor]
+    stats: TokenStats
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One training batch, padded to its longest adapter."""
+
+    x0_BLD: Tensor
+    mask_BLD: Tensor
+    position_BLP: Tensor
+    text_BE: Tensor
+    model_BG: Tensor
+    use_text_B: Tensor
+    use_model_B: Tensor
+    noise_BLD: Tensor
+    time_B: Tensor
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
+        """In the order of `Network.forward`."""
+        return tuple(
+            t.to(device)
+            for t in (
+                self.x0_BLD, self.mask_BLD, self.position_BLP, self.text_BE, self.model_BG, self.use_text_B,
+                self.use_model_B, self.noise_BLD, self.time_B,
+            )
+        )  # fmt: skip
+
+
+def is_held_out(digest: str, frac: float) -> bool:
+    """Whether an adapter is kept for the validation loss; decided by its digest alone."""
+    return int.from_bytes(hashlib.sha256(f"validation/{digest}".encode()).digest()[:8], "big") < frac * 2**64
+
+
+class RowSource:
+    """A worker's share of the corpus: held-out rows for validation, endless batches of the others.
+
+    `read()` is one pass over the share. The first pass is made here; a share that fits `cache_bytes` is never read again.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[CorpusRow]], training: TrainingConfig) -> None:
+        self._read, self._training = read, training
+        self.held_out: list[CorpusRow] = []
+        self._kept: list[CorpusRow] = []
+        num_bytes = 0
+        for row in read():
+            if is_held_out(row.digest, training.validation_frac):
+                self.held_out.append(row)
+                continue
+            self._kept.append(row)
+            num_bytes += row.tokens_LD.nbytes
+            if num_bytes > training.cache_bytes:
+                break
+        self._fits = num_bytes <= training.cache_bytes
+        if not self._kept:
+            raise GeneratorError("the corpus share of this worker is empty; write more shards or use fewer workers")
+        self.held_out.sort(key=lambda row: row.digest)
+        self._kept.sort(key=lambda row: row.digest)
+
+    def batches(self, batch_size: int, seed: int, first_step: int) -> Iterator[list[CorpusRow]]:
+        """Endless batches from the batch of `first_step` (counted from 0) on."""
+        order = self._permuted(seed, first_step * batch_size) if self._fits else self._streamed(seed)
+        if not self._fits:
+            order = itertools.islice(order, first_step * batch_size, None)
+        while True:
+            yield list(itertools.islice(order, batch_size))
+
+    def _permuted(self, seed: int, position: int) -> Iterator[CorpusRow]:
+        epoch, offset = divmod(position, len(self._kept))
+        for number in itertools.count(epoch):
+            for i in _permutation(len(self._kept), derive_seed(seed, "epoch", number))[offset:]:
+                yield self._kept[i]
+            offset = 0
+
+    def _streamed(self, seed: int) -> Iterator[CorpusRow]:
+        for epoch in itertools.count():
+            rows = (row for row in self._read() if not is_held_out(row.digest, self._training.validation_frac))
+            for number in itertools.count():
+                pool = _pool(rows, self._training.cache_bytes)
+                for i in _permutation(len(pool), derive_seed(seed, "pool", epoch, number)):
+                    yield pool[i]
+                if not pool:
+                    break
+
+
+def make_batch(
+    rows: list[CorpusRow], tables: CorpusTables, drop_text_frac: float, drop_model_frac: float, seed: int
+) -> Batch:
+    """Normalise, pad and condition rows; every draw comes from one stream with this seed."""
+    rng = torch.Generator().manual_seed(seed)
+    num, longest = len(rows), max(len(row.tokens_LD) for row in rows)
+    token_dim = rows[0].tokens_LD.shape[1]
+    x0 = torch.zeros(num, longest, token_dim)
+    mask = torch.zeros(num, longest, token_dim, dtype=torch.bool)
+    position = torch.zeros(num, longest, positions(tables.layouts[rows[0].layout]).shape[1])
+    text, model = [], []
+    for i, row in enumerate(rows):
+        layout, length = tables.layouts[row.layout], len(row.tokens_LD)
+        mask[i, :length] = token_mask(layout)
+        x0[i, :length] = tables.stats.normalize(row.tokens_LD, layout) * mask[i, :length]
+        position[i, :length] = positions(layout)
+        wordings = tables.prompts[row.task]
+        text.append(wordings[int(torch.randint(len(wordings), (), generator=rng))])
+        model.append(tables.bases[row.base])
+    return Batch(
+        x0,
+        mask,
+        position,
+        torch.stack(text),
+        torch.stack(model),
+        torch.rand(num, generator=rng) >= drop_text_frac,
+        torch.rand(num, generator=rng) >= drop_model_frac,
+        torch.randn(x0.shape, generator=rng),
+        sample_times(num, rng).float(),
+    )
+
+
+def _pool(rows: Iterator[CorpusRow], max_bytes: int) -> list[CorpusRow]:
+    """The next rows of up to about `max_bytes` together."""
+    pool: list[CorpusRow] = []
+    num_bytes = 0
+    while num_bytes <= max_bytes and (row := next(rows, None)) is not None:
+        pool.append(row)
+        num_bytes += row.tokens_LD.nbytes
+    return pool
+
+
+def _permutation(num_rows: int, seed: int) -> list[int]:
+    return torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed)).tolist()

@@ -1,0 +1,295 @@
+"""The training loop of the generator, the same for every engine: step, EMA, validation, checkpoints, resume.
+
+Optimiser AdamW, linear warm-up, cosine decay to zero, gradient clipping; an exponential moving average of the weights is
+what is sampled from. The loop knows nothing of Ray: it takes rows and hands folders to `report`. Engines are plain torch
+(DistributedDataParallel over an initialised process group) and DeepSpeed ZeRO 0-3.
+
+    train(network, tables, read_rows, config.training, seed=0, rank=0, num_workers=1, resume=None, report=report, ...)
+"""
+
+import contextlib
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from oral_ray.config import DeepSpeedEngine, Section, TrainingConfig, derive_seed
+from oral_ray.errors import GeneratorError
+from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, make_batch
+from oral_ray.generator.model import Network
+
+logger = logging.getLogger(__name__)
+STATE = "trainer.json"
+MAX_VALIDATION_ROWS = 64
+BUCKET_VALUES = 20_000_000
+
+
+class MetricsRow(Section):
+    """One row of the training log: mean loss since the last row, validation loss (EMA weights), seconds a step."""
+
+    step: int
+    loss: float
+    validation_loss: float | None
+    learning_rate: float
+    step_s: float
+    data_wait_s: float
+
+
+Report = Callable[[MetricsRow, Path | None], None]
+SaveNetwork = Callable[[dict[str, Tensor], Path], None]
+
+
+class Engine(Protocol):
+    """What a training engine must do. `local` are this worker's tensors of the weights, in a fixed order."""
+
+    device: torch.device
+
+    @property
+    def local(self) -> list[Tensor]: ...
+    def step(self, inputs: Sequence[Tensor], learning_rate: float) -> Tensor: ...
+    def save(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None: ...
+    def gathered(self) -> contextlib.AbstractContextManager[None]: ...
+
+
+def train(
+    network: Network, tables: CorpusTables, read: Callable[[], Iterable[CorpusRow]], training: TrainingConfig, *,
+    drop_text_frac: float, drop_model_frac: float, seed: int, rank: int, num_workers: int, resume: Path | None,
+    report: Report, save_network: SaveNetwork, device: str = "cpu",
+) -> None:  # fmt: skip
+    """Train for `training.steps` steps; every `checkpoint_every` steps and at the end `report` gets a folder.
+
+    `save_network(state, folder)` is called on rank 0 with the EMA weights. The folder that `report` gets holds them and
+    all that `resume` needs; it is deleted afterwards. Raises GeneratorError when the loss is not finite.
+    """
+    if training.batch_size % num_workers:
+        raise GeneratorError(
+            f"training.batch_size={training.batch_size} is not divisible by training.num_workers={num_workers}"
+        )
+    engine = build_engine(network, training, num_workers, torch.device(device))
+    ema = [tensor.detach().float().clone() for tensor in engine.local]
+    first = 0
+    if resume is not None:
+        engine.load(resume)
+        first = int(json.loads((resume / STATE).read_text())["step"])
+        ema = torch.load(resume / f"ema-{rank}.pt", weights_only=True, map_location=device)
+        logger.info("resumed at step %d of %d", first, training.steps)
+    worker_batch = training.batch_size // num_workers
+    source = RowSource(read, training)
+    rows = source.batches(worker_batch, derive_seed(seed, "rows", rank), first)
+    held_out = source.held_out[: _smallest_over_workers(min(len(source.held_out), MAX_VALIDATION_ROWS))]
+    losses: list[Tensor] = []
+    wait_s, started = 0.0, time.perf_counter()
+    for step in range(first, training.steps):
+        before = time.perf_counter()
+        batch = make_batch(next(rows), tables, drop_text_frac, drop_model_frac, derive_seed(seed, "step", step, rank))
+        wait_s += time.perf_counter() - before
+        learning_rate = learning_rate_at(step, training)
+        losses.append(engine.step(batch.tensors(engine.device), learning_rate))
+        decay = min(training.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(ema, [tensor.detach().float() for tensor in engine.local], 1 - decay)
+        last = step + 1 == training.steps
+        if last or (step + 1) % training.validate_every == 0 or (step + 1) % training.checkpoint_every == 0:
+            loss = _mean_over_workers(float(torch.stack(losses).mean()))
+            if not math.isfinite(loss):
+                raise GeneratorError(f"loss is {loss} at step {step + 1}; lower training.learning_rate")
+            elapsed = time.perf_counter() - started
+            with _swapped(engine.local, ema):
+                validation_loss = _validate(network, tables, held_out, engine)
+            row = MetricsRow(
+                step=step + 1,
+                loss=loss,
+                validation_loss=validation_loss,
+                learning_rate=learning_rate,
+                step_s=elapsed / len(losses),
+                data_wait_s=wait_s / len(losses),
+            )
+            if last or (step + 1) % training.checkpoint_every == 0:
+                with tempfile.TemporaryDirectory(prefix="oral-checkpoint-") as name:
+                    _save(engine, ema, network, Path(name), step + 1, rank, save_network)
+                    report(row, Path(name))
+            else:
+                report(row, None)
+            losses, wait_s, started = [], 0.0, time.perf_counter()
+
+
+def learning_rate_at(step: int, training: TrainingConfig) -> float:
+    """Linear warm-up over `warmup_steps`, then cosine decay to zero at `steps`."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_engine(network: Network, training: TrainingConfig, num_workers: int, device: torch.device) -> Engine:
+    """The configured engine around a network."""
+    if isinstance(training.engine, DeepSpeedEngine):
+        return _DeepSpeed(network, training, training.engine, device)
+    return _Torch(network, training, num_workers, device)
+
+
+class _Torch:
+    def __init__(self, network: Network, training: TrainingConfig, num_workers: int, device: torch.device) -> None:
+        self.device = device
+        network.to(device)
+        self._network = network
+        self._training = training
+        self._model: nn.Module = nn.parallel.DistributedDataParallel(network) if num_workers > 1 else network
+        self._optimizer = torch.optim.AdamW(network.parameters(), weight_decay=training.weight_decay)
+
+    @property
+    def local(self) -> list[Tensor]:
+        return [parameter.data for parameter in self._network.parameters()]
+
+    def step(self, inputs: Sequence[Tensor], learning_rate: float) -> Tensor:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._training.dtype == "bfloat16"):
+            loss = self._model(*inputs)
+        self._optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._network.parameters(), self._training.grad_clip)
+        self._optimizer.step()
+        return loss.detach()
+
+    def save(self, folder: Path) -> None:
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            torch.save(
+                {"network": self._network.state_dict(), "optimizer": self._optimizer.state_dict()}, folder / "torch.pt"
+            )
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "torch.pt", weights_only=True, map_location=self.device)
+        self._network.load_state_dict(state["network"], strict=True)
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+class _DeepSpeed:
+    def __init__(
+        self, network: Network, training: TrainingConfig, settings: DeepSpeedEngine, device: torch.device
+    ) -> None:
+        import deepspeed
+        from deepspeed.ops import __compatible_ops__
+
+        # Without this, start-up on a CPU compiles a shared-memory collective for two minutes (and a killed build
+        # leaves a lock that hangs every later start); gloo does the work as well.
+        __compatible_ops__["deepspeed_shm_comm"] = False
+        self.device = device
+        self._sharded = settings.zero_stage == 3
+        # The default buckets hold 500 million values, 2 GB a worker, whatever the size of the network.
+        zero: dict[str, Any] = {
+            "stage": settings.zero_stage,
+            "reduce_bucket_size": BUCKET_VALUES,
+            "allgather_bucket_size": BUCKET_VALUES,
+        }
+        if settings.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        workers = torch.distributed.get_world_size()
+        config = {
+            "train_batch_size": training.batch_size,
+            "train_micro_batch_size_per_gpu": training.batch_size // workers,
+            "gradient_clipping": training.grad_clip,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "torch_autocast": {"enabled": training.dtype == "bfloat16", "dtype": "bfloat16"},
+            "steps_per_print": 10**9,
+        }
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=network, optimizer=optimizer, config=config, dist_init_required=False
+        )
+        self._deepspeed = deepspeed
+        self._parameters = list(network.parameters())
+
+    @property
+    def local(self) -> list[Tensor]:
+        return [p.ds_tensor if self._sharded else p.data for p in self._parameters]  # type: ignore[attr-defined]
+
+    def step(self, inputs: Sequence[Tensor], learning_rate: float) -> Tensor:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = self._engine(*inputs)
+        self._engine.backward(loss)
+        self._engine.step()
+        return loss.detach()
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag="deepspeed")
+
+    def load(self, folder: Path) -> None:
+        found, _ = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        if found is None:
+            raise GeneratorError(f"no DeepSpeed state in {folder}; resume with the engine that wrote the checkpoint")
+
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        if not self._sharded:
+            return contextlib.nullcontext()
+        return self._deepspeed.zero.GatheredParameters(self._parameters)
+
+
+@contextlib.contextmanager
+def _swapped(local: list[Tensor], other: list[Tensor]) -> Iterator[None]:
+    """Put other values into the weights for a while; both lists are as before afterwards."""
+    kept = [tensor.clone() for tensor in local]
+    with torch.no_grad():
+        for tensor, value in zip(local, other, strict=True):
+            tensor.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(local, kept, strict=True):
+                tensor.copy_(value)
+
+
+def _smallest_over_workers(count: int) -> int:
+    """Every worker validates on as many rows: under ZeRO-3 all must call the network alike."""
+    smallest = torch.tensor(count)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+    return int(smallest)
+
+
+@torch.no_grad()
+def _validate(network: Network, tables: CorpusTables, rows: list[CorpusRow], engine: Engine) -> float | None:
+    """Loss on held-out adapters with fixed noise and wordings; None where there are none."""
+    if not rows:
+        return None
+    total = 0.0
+    for start in range(0, len(rows), 16):
+        part = rows[start : start + 16]
+        batch = make_batch(part, tables, 0.0, 0.0, derive_seed(0, "validation", start))
+        total += float(network(*batch.tensors(engine.device))) * len(part)
+    return _mean_over_workers(total / len(rows))
+
+
+def _mean_over_workers(value: float) -> float:
+    if not torch.distributed.is_initialized():
+        return value
+    total = torch.tensor(value, dtype=torch.float64)
+    torch.distributed.all_reduce(total)
+    return float(total) / torch.distributed.get_world_size()
+
+
+def _save(
+    engine: Engine, ema: list[Tensor], network: Network, folder: Path, step: int, rank: int, save_network: SaveNetwork
+) -> None:
+    engine.save(folder)
+    torch.save(ema, folder / f"ema-{rank}.pt")
+    with _swapped(engine.local, ema), engine.gathered():
+        if rank == 0:
+            save_network({name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}, folder)
+            (folder / STATE).write_text(json.dumps({"step": step}))

@@ -1,0 +1,78 @@
+"""Release logic as pure functions: what to generate for which base, and which candidate may be published.
+
+items = plan_releases(bases, tasks, generator_architectures, released)
+decision = decide({"generated": .84, "reuse_new": .83, "base": .60}, ("generated", "reuse_new"), min_gain=0.0)
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.config import LoraSettings
+from oral_ray.errors import LayoutError
+
+
+class PlanItem(BaseModel):
+    """What is to be done for one task on one base version, and why not where nothing is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    task: str
+    action: Literal["generate", "skip"]
+    reason: str
+
+
+class GateDecision(BaseModel):
+    """The arm that may be published (None: nothing) and the reason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str | None
+    reason: str
+
+
+def plan_releases(
+    bases: Sequence[BaseRecord], tasks: Sequence[str], architectures: Collection[str], lora: LoraSettings,
+    released: Collection[tuple[str, str]],
+) -> list[PlanItem]:  # fmt: skip
+    """One item a (base, task). `released` holds (base fingerprint, task) pairs that are published already."""
+    items = []
+    for base in bases:
+        refusal = _refusal(base, architectures, lora)
+        for task in tasks:
+            if (base.fingerprint, task) in released:
+                items.append(PlanItem(base=base.id, task=task, action="skip", reason="already released"))
+            elif refusal:
+                items.append(PlanItem(base=base.id, task=task, action="skip", reason=refusal))
+            else:
+                items.append(PlanItem(base=base.id, task=task, action="generate", reason="new base version or task"))
+    return items
+
+
+def decide(scores: Mapping[str, float], candidates: Sequence[str], min_gain: float) -> GateDecision:
+    """The best candidate on validation; the earlier one in a tie; nothing unless it beats `base` by more than `min_gain`.
+
+    So a generated adapter that is worse than reuse is never published, and a task on which nothing helps gets nothing.
+    """
+    present = [arm for arm in candidates if arm in scores]
+    if not present:
+        return GateDecision(arm=None, reason="no candidate could be made")
+    best = max(present, key=lambda arm: scores[arm])
+    shown = ", ".join(f"{arm} {scores[arm]:.4f}" for arm in (*present, "base"))
+    if scores[best] <= scores["base"] + min_gain:
+        return GateDecision(arm=None, reason=f"no candidate beats base by more than {min_gain}: {shown}")
+    return GateDecision(arm=best, reason=f"best on validation: {shown}")
+
+
+def _refusal(base: BaseRecord, architectures: Collection[str], lora: LoraSettings) -> str:
+    if base.spec.digest not in architectures:
+        return f"the generator has not seen architecture {base.spec.digest[:12]} ({base.spec.model_type})"
+    try:
+        AdapterLayout.of(base.spec, lora, token_dim=base.spec.hidden_size)
+    except LayoutError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,53 @@
+"""The generation service without its wire: a current generator, a store, and what may be asked of them.
+
+    service = open_service(config)
+    artifact, uri = service.generate("Classify mails as spam or not.", "minilm-l6-t3", seed=0)
+
+Only base ids of the store are accepted, never paths.
+"""
+
+from dataclasses import dataclass
+
+from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.config import Config
+from oral_ray.errors import GeneratorError
+from oral_ray.factory import AdapterFactory
+from oral_ray.generator.condition import Condition, ConditionEncoder, check_prompt
+from oral_ray.objects import Objects, open_objects
+from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.bases import BaseShelf, stored_probes
+from oral_ray.store.generators import current_generator, get_generator
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationService:
+    """Generates adapters for the base versions of one store."""
+
+    config: Config
+    objects: Objects
+    factory: AdapterFactory
+
+    def generate(self, prompt: str, base_id: str, seed: int) -> tuple[AdapterArtifact, str]:
+        """The stored artifact and its uri."""
+        check_prompt(prompt)
+        base: BaseRecord = BaseShelf(self.objects, self.config.bases.prefix).record(base_id)
+        probes = stored_probes(self.objects, base, self.config.condition)
+        artifact = self.factory.generate([Condition(prompt, base, probes, self.config.lora)], [seed])[0]
+        return artifact, self.uri(AdapterStore(self.objects).put(artifact))
+
+    def uri(self, digest: str) -> str:
+        """Where a stored artifact lies."""
+        return f"{self.objects.uri}/{AdapterStore.prefix(digest)}".rstrip("/")
+
+
+def open_service(config: Config) -> GenerationService:
+    """Load the configured (or current) generator; GeneratorError when there is none."""
+    objects = open_objects(config.store.uri)
+    recipe = config.serve.generator or current_generator(objects, config.name)
+    if recipe is None:
+        raise GeneratorError(f"no generator named {config.name!r} in {objects.uri}; run jobs/train.py first")
+    generator = get_generator(objects, recipe)
+    encoder = ConditionEncoder(generator.spec.condition)
+    sampling = config.sampling.model_copy(update={"batch_size": 1}) if config.determinism else config.sampling
+    return GenerationService(config, objects, AdapterFactory(generator, encoder, sampling))

@@ -1,0 +1,114 @@
+"""Shared by evaluation and regeneration: make the candidates of many (base, task) pairs, and score them.
+
+Every adapter that is scored is an artifact of the store, named by digest; every score is kept as a record of its own, so
+nothing is computed twice.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.loading import load_base
+from oral_ray.config import Config, SamplingConfig, Section, fingerprint
+from oral_ray.evaluation import correct_answers, majority_answers
+from oral_ray.factory import AdapterFactory
+from oral_ray.generator.condition import Condition, ConditionEncoder
+from oral_ray.objects import Objects, open_objects
+from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.bases import stored_probes
+from oral_ray.store.generators import get_generator
+from oral_ray.store.records import Records
+from oral_ray.tasks import Split, load_task
+
+RECIPE_VERSION = 1
+ZERO_SHOT, MAJORITY = "zero-shot", "majority"  # scored beside digests, without an adapter
+
+
+class Request(Section):
+    """One adapter to generate; `arm` says what for, `recipe` names the generator."""
+
+    arm: str
+    base: str
+    task: str
+    prompt: str
+    seed: int
+    recipe: str
+    num_steps: int
+
+
+class Cell(Section):
+    """What is scored together: the adapters (digests, `zero-shot`, `majority`) of one task on one base."""
+
+    base: str
+    task: str
+    digests: tuple[str, ...]
+    split: Split
+    limit: int
+
+
+def sampling_of(config: Config, num_steps: int | None = None) -> SamplingConfig:
+    """The configured sampling; under `determinism` one adapter at a time, so that a batch cannot change a bit."""
+    changes: dict[str, int] = {"batch_size": 1} if config.determinism else {}
+    return config.sampling.model_copy(update=changes | ({"num_steps": num_steps} if num_steps else {}))
+
+
+def generate(config: Config, requests: Sequence[Request], bases: dict[str, BaseRecord]) -> list[str]:
+    """Worker: generate and store every request through AdapterFactory; digests in the order of requests."""
+    objects = open_objects(config.store.uri)
+    store, encoder = AdapterStore(objects), ConditionEncoder(config.condition)
+    probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in bases.items()}
+    digests = [""] * len(requests)
+    for recipe, num_steps in sorted({(request.recipe, request.num_steps) for request in requests}):
+        factory = AdapterFactory(get_generator(objects, recipe), encoder, sampling_of(config, num_steps))
+        for i, artifact in _generated(factory, requests, (recipe, num_steps), bases, probes, config):
+            digests[i] = store.put(artifact)
+    return digests
+
+
+def _generated(
+    factory: AdapterFactory, requests: Sequence[Request], key: tuple[str, int], bases: dict[str, BaseRecord],
+    probes: dict, config: Config,
+) -> Iterable[tuple[int, AdapterArtifact]]:  # fmt: skip
+    chosen = [i for i, request in enumerate(requests) if (request.recipe, request.num_steps) == key]
+    for task, arm in sorted({(requests[i].task, requests[i].arm) for i in chosen}):
+        part = [i for i in chosen if (requests[i].task, requests[i].arm) == (task, arm)]
+        conditions = [
+            Condition(requests[i].prompt, bases[requests[i].base], probes[requests[i].base], config.lora) for i in part
+        ]
+        yield from zip(part, factory.generate(conditions, [requests[i].seed for i in part], arm, task), strict=True)
+
+
+def missing(objects: Objects, cell: Cell, base: BaseRecord) -> Cell:
+    """The cell without what has been scored before."""
+    records = Records(objects)
+    return cell.model_copy(
+        update={"digests": tuple(d for d in cell.digests if records.get("scores", _recipe(cell, base, d)) is None)}
+    )
+
+
+def score_cell(store_uri: str, cell: Cell, base: BaseRecord) -> None:
+    """Worker: score every adapter of a cell and commit one record each."""
+    objects = open_objects(store_uri)
+    store, records = AdapterStore(objects), Records(objects)
+    task, loaded = load_task(cell.task), load_base(base)
+    for digest in cell.digests:
+        if digest == MAJORITY:
+            correct = majority_answers(task, cell.split, cell.limit)
+        else:
+            artifact = None if digest == ZERO_SHOT else store.get(digest)
+            correct = correct_answers(loaded, task, artifact, cell.split, cell.limit)
+        answers = "".join("1" if right else "0" for right in correct)
+        about = cell.model_dump(mode="json", exclude={"digests"}) | {"digest": digest}
+        records.commit("scores", _recipe(cell, base, digest), about | {"correct": answers})
+
+
+def read_cell(objects: Objects, cell: Cell, base: BaseRecord) -> dict[str, list[bool]]:
+    """The scored answers of a cell by digest."""
+    records = Records(objects)
+    found = {digest: records.get("scores", _recipe(cell, base, digest)) for digest in cell.digests}
+    return {digest: [bit == "1" for bit in record["correct"]] for digest, record in found.items() if record}
+
+
+def _recipe(cell: Cell, base: BaseRecord, digest: str) -> str:
+    task = load_task(cell.task)
+    return fingerprint("score", RECIPE_VERSION, base.fingerprint, task.fingerprint, cell.split, cell.limit, digest)

@@ -1,0 +1,107 @@
+"""Stage 1: the corpus, a grid of LoRA trainings (task x base version x seed), each done once a recipe.
+
+Reads tasks and bases, writes `adapters/<digest>/` and `records/corpus/<recipe>.json` with the digests of the last K
+checkpoints of every run.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.lora import train_adapter
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.loading import load_base
+from oral_ray.cluster import run_tasks
+from oral_ray.config import Config, CorpusConfig, LoraSettings, Section, derive_seed, fingerprint
+from oral_ray.objects import open_objects
+from oral_ray.stages import bases as bases_stage
+from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.records import Records
+from oral_ray.tasks import load_task
+
+RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
+
+
+class CorpusRun(Section):
+    """One LoRA training: a task on one base, or on several together (`joint`); `recipe` names its result."""
+
+    task: str
+    bases: tuple[str, ...]
+    seed: int
+    recipe: str
+
+
+class CorpusEntry(Section):
+    """A finished run: the digests of its last checkpoints, newest last."""
+
+    run: CorpusRun
+    digests: tuple[str, ...]
+
+
+def run(config: Config) -> dict[str, BaseRecord]:
+    """Train every run of the grid over the seen versions that is not done; returns the records of all bases."""
+    found = bases_stage.run(config)
+    train_runs(config, plan_grid(config, found, seen_ids(config)), found)
+    return found
+
+
+def seen_ids(config: Config) -> list[str]:
+    """The ids of the versions that the generator may see, oldest first."""
+    return [version.id for version in config.bases.versions if version.seen]
+
+
+def plan_grid(config: Config, found: dict[str, BaseRecord], base_ids: Iterable[str]) -> list[CorpusRun]:
+    """The (task x base x seed) runs on these bases."""
+    return [
+        plan_run(config, task_id, [found[base_id]], seed)
+        for task_id in config.tasks.ids
+        for base_id in base_ids
+        for seed in config.corpus.seeds
+    ]
+
+
+def plan_run(config: Config, task_id: str, records: Sequence[BaseRecord], seed: int) -> CorpusRun:
+    """One run and its recipe: everything that decides the result, nothing that does not."""
+    training = config.corpus.model_dump(exclude={"seeds", "retries"})
+    run_seed = derive_seed(config.seed, "corpus", seed)
+    recipe = fingerprint(
+        "corpus", RECIPE_VERSION, load_task(task_id).fingerprint, [r.fingerprint for r in records],
+        [r.id for r in records], config.lora, training, run_seed,
+    )  # fmt: skip
+    return CorpusRun(task=task_id, bases=tuple(r.id for r in records), seed=run_seed, recipe=recipe)
+
+
+def train_runs(config: Config, runs: Sequence[CorpusRun], found: dict[str, BaseRecord]) -> list[CorpusEntry]:
+    """Do what is not done of these runs, as Ray tasks; returns all of them, finished, in order."""
+    records = Records(open_objects(config.store.uri))
+    entries = {run.recipe: _entry(records, run) for run in runs}
+    missing = [run for run in runs if entries[run.recipe] is None]
+    items = [
+        (config.store.uri, run, [found[base_id] for base_id in run.bases], config.lora, config.corpus)
+        for run in missing
+    ]
+    done = run_tasks(
+        train_run, items, config.cluster, determinism=config.determinism, retries=config.corpus.retries, label="corpus"
+    )
+    entries |= {entry.run.recipe: entry for entry in done}
+    return [entry for run in runs if (entry := entries[run.recipe]) is not None]
+
+
+def train_run(
+    store_uri: str, run: CorpusRun, bases: Sequence[BaseRecord], lora: LoraSettings, training: CorpusConfig
+) -> CorpusEntry:
+    """Worker: train one run, store its checkpoints, commit its record."""
+    started = time.perf_counter()
+    objects = open_objects(store_uri)
+    layout = AdapterLayout.of(bases[0].spec, lora, token_dim=bases[0].spec.hidden_size)
+    task = load_task(run.task)
+    artifacts = train_adapter([load_base(base) for base in bases], task, layout, training, run.seed, run.recipe)
+    digests = [AdapterStore(objects).put(artifact) for artifact in artifacts]
+    record = {"run": run.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started}
+    kept = Records(objects).commit("corpus", run.recipe, record)
+    return CorpusEntry(run=run, digests=tuple(kept["digests"]))
+
+
+def _entry(records: Records, run: CorpusRun) -> CorpusEntry | None:
+    record = records.get("corpus", run.recipe)
+    return None if record is None else CorpusEntry(run=run, digests=tuple(record["digests"]))

@@ -1,0 +1,267 @@
+"""Stage 4: every arm on every chosen base and task; writes tables that the report is made of.
+
+Reads generators, corpus, bases, tasks; writes control adapters, generated adapters, scores, and to `out`:
+scores.parquet, answers.parquet (one row an example), curve.parquet, distances.parquet.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from oral_ray.adapters.artifact import Provenance, build_artifact
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.tokens import detokenize
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.cluster import run_tasks
+from oral_ray.config import Arm, Config
+from oral_ray.errors import EvaluationError
+from oral_ray.evaluation import Score, relative_distances
+from oral_ray.generator.condition import ConditionEncoder
+from oral_ray.objects import Objects, open_objects
+from oral_ray.stages import cells, corpus, shards, train
+from oral_ray.stages.cells import MAJORITY, ZERO_SHOT, Cell, Request
+from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.shards import ShardManifest, read_stats
+from oral_ray.tasks import load_task
+
+logger = logging.getLogger(__name__)
+Digests = dict[tuple[str, str, Arm, int], str]  # (base, task, arm, seed) -> digest
+
+
+def run(config: Config) -> pd.DataFrame:
+    """Score all configured arms and write the tables; returns the scores, one row a (base, task, arm, seed)."""
+    objects = open_objects(config.store.uri)
+    manifest = shards.run(config)
+    recipe = train.run(config)
+    found = corpus.run(config)
+    base_ids = list(config.evaluation.bases or found)
+    unknown = [base_id for base_id in base_ids if base_id not in found]
+    if unknown:
+        raise EvaluationError(f"evaluation.bases names {unknown}, configured are {', '.join(found)}")
+    digests = _trained_arms(config, found, base_ids)
+    digests |= _made_arms(config, objects, manifest, recipe, found, base_ids)
+    curve = _curve_requests(config, recipe, base_ids)
+    curve_digests = _generate(config, curve, found)
+    wanted = [
+        Cell(
+            base=base_id,
+            task=task_id,
+            digests=tuple(
+                sorted(
+                    {d for (b, t, *_), d in digests.items() if (b, t) == (base_id, task_id)}
+                    | {d for r, d in zip(curve, curve_digests, strict=True) if (r.base, r.task) == (base_id, task_id)}
+                )
+            ),
+            split="test",
+            limit=config.evaluation.max_test,
+        )
+        for base_id in base_ids
+        for task_id in config.tasks.ids
+    ]
+    answers = score_cells(config, objects, wanted, found)
+    seen = set(corpus.seen_ids(config))
+    table, rows = [], []
+    for (base_id, task_id, arm, seed), digest in digests.items():
+        correct = answers[base_id, task_id][digest]
+        score = Score(
+            base=base_id,
+            base_seen=base_id in seen,
+            task=task_id,
+            arm=arm,
+            seed=seed,
+            metric="accuracy",
+            value=float(np.mean(correct)),
+            n=len(correct),
+            digest=digest if len(digest) == 64 else "",
+        )
+        table.append(score.model_dump())
+        rows += [
+            {"base": base_id, "task": task_id, "arm": arm, "seed": seed, "example": i, "correct": right}
+            for i, right in enumerate(correct)
+        ]
+    curve_rows = [
+        {"base": r.base, "task": r.task, "num_steps": r.num_steps, "value": float(np.mean(answers[r.base, r.task][d]))}
+        for r, d in zip(curve, curve_digests, strict=True)
+    ]
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    scores = pd.DataFrame(table)
+    scores.to_parquet(out / "scores.parquet")
+    pd.DataFrame(rows).to_parquet(out / "answers.parquet")
+    pd.DataFrame(curve_rows).to_parquet(out / "curve.parquet")
+    pd.DataFrame(_distances(config, objects, manifest, digests, found)).to_parquet(out / "distances.parquet")
+    return scores
+
+
+def score_cells(
+    config: Config, objects: Objects, wanted: list[Cell], found: dict[str, BaseRecord]
+) -> dict[tuple[str, str], dict[str, list[bool]]]:
+    """Score what is not scored yet, as Ray tasks; answers by (base, task), then by digest."""
+    left = [cell for cell in (cells.missing(objects, cell, found[cell.base]) for cell in wanted) if cell.digests]
+    items = [(config.store.uri, cell, found[cell.base]) for cell in left]
+    run_tasks(cells.score_cell, items, config.cluster, determinism=config.determinism, retries=2, label="scores")
+    return {(cell.base, cell.task): cells.read_cell(objects, cell, found[cell.base]) for cell in wanted}
+
+
+def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[str]) -> Digests:
+    """`trained`, `reuse_*`, `joint` and the arms without an adapter."""
+    arms, seen = set(config.evaluation.arms), corpus.seen_ids(config)
+    digests: Digests = {}
+    for task_id in config.tasks.ids:
+        for base_id in base_ids:
+            if "base" in arms:
+                digests[base_id, task_id, "base", 0] = ZERO_SHOT
+            if "majority" in arms:
+                digests[base_id, task_id, "majority", 0] = MAJORITY
+    sources: list[tuple[Arm, list[str] | None]] = [
+        ("trained", None), ("reuse_old", [seen[0]]), ("reuse_new", [seen[-1]]), ("joint", seen),
+    ]  # fmt: skip
+    plan = [
+        (base_id, task_id, arm, seed, corpus.plan_run(config, task_id, [found[b] for b in source or [base_id]], seed))
+        for arm, source in sources
+        if arm in arms
+        for task_id in config.tasks.ids
+        for base_id in base_ids
+        for seed in config.corpus.seeds
+    ]
+    runs = list({run.recipe: run for *_, run in plan}.values())
+    entries = {entry.run.recipe: entry for entry in corpus.train_runs(config, runs, found)}
+    for base_id, task_id, arm, seed, run_ in plan:
+        digests[base_id, task_id, arm, seed] = entries[run_.recipe].digests[-1]
+    return digests
+
+
+def _made_arms(
+    config: Config, objects: Objects, manifest: ShardManifest, recipe: str, found: dict[str, BaseRecord],
+    base_ids: list[str],
+) -> Digests:  # fmt: skip
+    """`generated`, `wrong_prompt`, `regression`, `mean`, `nearest`."""
+    arms = set(config.evaluation.arms)
+    tasks = {task_id: load_task(task_id) for task_id in config.tasks.ids}
+    recipes: dict[Arm, str] = {"generated": recipe, "wrong_prompt": recipe}
+    if "regression" in arms:
+        control = train.regression_config(config)
+        recipes["regression"] = run_tasks(
+            train.train_in_task, [(control, manifest.fingerprint)], config.cluster,
+            determinism=config.determinism, retries=1, label="regression",
+        )[0]  # fmt: skip
+    ids = list(config.tasks.ids)
+    requests, keys = [], []
+    for arm in ("generated", "wrong_prompt", "regression"):
+        for task_id in ids if arm in arms else ():
+            other = ids[(ids.index(task_id) + 1) % len(ids)] if arm == "wrong_prompt" else task_id
+            for base_id in base_ids:
+                for seed in config.evaluation.seeds if arm != "regression" else (0,):
+                    keys.append((base_id, task_id, arm, seed))
+                    requests.append(
+                        Request(
+                            arm=arm,
+                            base=base_id,
+                            task=task_id,
+                            prompt=tasks[other].prompt,
+                            seed=seed,
+                            recipe=recipes[arm],
+                            num_steps=config.sampling.num_steps,
+                        )
+                    )
+    digests: Digests = dict(zip(keys, _generate(config, requests, found), strict=True))
+    if "mean" in arms:
+        digests |= _mean_arm(config, objects, manifest, found, base_ids)
+    if "nearest" in arms:
+        digests |= _nearest_arm(config, found, base_ids)
+    return digests
+
+
+def _generate(config: Config, requests: list[Request], found: dict[str, BaseRecord]) -> list[str]:
+    if not requests:
+        return []
+    bases = {request.base: found[request.base] for request in requests}
+    item = (config, requests, bases)
+    return run_tasks(
+        cells.generate, [item], config.cluster, determinism=config.determinism, retries=1, label="generate"
+    )[0]
+
+
+def _mean_arm(
+    config: Config, objects: Objects, manifest: ShardManifest, found: dict[str, BaseRecord], base_ids: list[str]
+) -> Digests:
+    """The mean adapter of the layout's corpus, whatever the task."""
+    store, stats = AdapterStore(objects), read_stats(objects, manifest)
+    digests: Digests = {}
+    for base_id in base_ids:
+        layout = AdapterLayout.of(found[base_id].spec, config.lora, config.tokens.token_dim)
+        if layout.digest not in stats.means:
+            continue
+        provenance = Provenance(origin="mean", base=base_id, base_fingerprint=found[base_id].fingerprint)
+        digest = store.put(build_artifact(detokenize(stats.means[layout.digest], layout), layout, provenance))
+        for task_id in config.tasks.ids:
+            digests[base_id, task_id, "mean", 0] = digest
+    return digests
+
+
+def _nearest_arm(config: Config, found: dict[str, BaseRecord], base_ids: list[str]) -> Digests:
+    """The newest seen version's adapter of the training task whose prompt is nearest to a wording never trained on."""
+    encoder = ConditionEncoder(config.condition)
+    tasks = {task_id: load_task(task_id) for task_id in config.tasks.ids}
+    known = encoder.encode_prompts([task.prompt for task in tasks.values()])
+    newest = [found[corpus.seen_ids(config)[-1]]]
+    digests: Digests = {}
+    for task_id, task in tasks.items():
+        asked = encoder.encode_prompts([(task.held_out_prompts or task.prompts)[0]])
+        nearest = list(tasks)[int((known @ asked[0]).argmax())]
+        for seed in config.corpus.seeds:
+            entry = corpus.train_runs(config, [corpus.plan_run(config, nearest, newest, seed)], found)[0]
+            for base_id in base_ids:
+                digests[base_id, task_id, "nearest", seed] = entry.digests[-1]
+    return digests
+
+
+def _curve_requests(config: Config, recipe: str, base_ids: list[str]) -> list[Request]:
+    """The sampling-steps curve on the last evaluated base."""
+    return [
+        Request(
+            arm="generated",
+            base=base_ids[-1],
+            task=task_id,
+            prompt=load_task(task_id).prompt,
+            seed=config.evaluation.seeds[0],
+            recipe=recipe,
+            num_steps=num_steps,
+        )
+        for task_id in config.tasks.ids[: config.evaluation.step_curve_tasks]
+        for num_steps in config.evaluation.step_curve
+    ]
+
+
+def _distances(
+    config: Config, objects: Objects, manifest: ShardManifest, digests: Digests, found: dict[str, BaseRecord]
+) -> Iterable[dict[str, Any]]:
+    """Distance of each generated adapter, and of each `trained` one, to the nearest corpus adapter that is not itself."""
+    store = AdapterStore(objects)
+    entries = corpus.train_runs(config, corpus.plan_grid(config, found, corpus.seen_ids(config)), found)
+    for layout in manifest.layouts.values():
+        known = [
+            (entry, entry.digests[-1])
+            for entry in entries
+            if found[entry.run.bases[0]].spec.digest == layout.architecture
+        ]
+        corpus_factors = [store.get(digest).factors(layout) for _, digest in known]
+        asked = [
+            (key, digest)
+            for key, digest in digests.items()
+            if key[2] in ("generated", "trained", "regression") and found[key[0]].spec.digest == layout.architecture
+        ]
+        if not asked or not known:
+            continue
+        distances = relative_distances([store.get(digest).factors(layout) for _, digest in asked], corpus_factors)
+        for row, ((base_id, task_id, arm, seed), digest) in zip(distances, asked, strict=True):
+            row = np.where([d == digest for _, d in known], np.inf, row)
+            nearest = known[int(row.argmin())][0].run
+            yield {
+                "base": base_id, "task": task_id, "arm": arm, "seed": seed, "distance": float(row.min()),
+                "nearest_task": nearest.task, "nearest_base": nearest.bases[0],
+            }  # fmt: skip

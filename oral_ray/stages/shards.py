@@ -1,0 +1,108 @@
+"""Stage 2: tokenise the corpus with Ray Data: artifacts -> gauge-fixed weight tokens -> Parquet shards + statistics.
+
+Writes `shards/<fingerprint>/`, manifest last.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Callable
+
+import pyarrow as pa
+import torch
+
+from oral_ray.adapters.gauge import canonical
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.tokens import TokenMoments, tokenize
+from oral_ray.cluster import fold_parquet, write_parquet
+from oral_ray.config import Config, fingerprint
+from oral_ray.errors import ArtifactError, StoreError
+from oral_ray.objects import open_objects
+from oral_ray.stages import corpus
+from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.shards import ShardManifest, commit_shards, corpus_rows, read_manifest, shard_prefix
+from oral_ray.tasks import load_task
+
+RECIPE_VERSION = 1
+
+
+def run(config: Config) -> ShardManifest:
+    """The manifest of the tokenised corpus; the corpus is trained and tokenised first where it is not there."""
+    found = corpus.run(config)
+    objects = open_objects(config.store.uri)
+    seen = corpus.seen_ids(config)
+    entries = corpus.train_runs(config, corpus.plan_grid(config, found, seen), found)
+    recipe = fingerprint("shards", RECIPE_VERSION, [entry.run.recipe for entry in entries], config.tokens)
+    if (done := read_manifest(objects, recipe)) is not None:
+        return done
+    layouts = {base_id: AdapterLayout.of(found[base_id].spec, config.lora, config.tokens.token_dim) for base_id in seen}
+    references: dict[str, str] = {}
+    items = []
+    for entry in entries:
+        layout = layouts[entry.run.bases[0]]
+        references.setdefault(layout.digest, entry.digests[-1])
+        items += [
+            {"digest": d, "layout": layout.digest, "base": entry.run.bases[0], "task": entry.run.task,
+             "seed": entry.run.seed, "step": step}
+            for step, d in enumerate(entry.digests)
+        ]  # fmt: skip
+    if not items:
+        raise StoreError("the corpus is empty: configure at least one seen base version and one task")
+    items.sort(key=lambda item: hashlib.sha256(f"{item['digest']}/{item['step']}".encode()).digest())
+    by_digest = {layout.digest: layout for layout in layouts.values()}
+    uri = f"{objects.uri}/{shard_prefix(recipe)}".rstrip("/")
+    transform = tokenizer(config.store.uri, by_digest, references if config.tokens.gauge else {})
+    write_parquet(items, transform, uri, config.tokens.rows_per_file)
+    names = [info.key.rpartition("/")[2] for info in objects.list(f"{shard_prefix(recipe)}part-")]
+    moments = TokenMoments()
+    for data in fold_parquet([f"{uri}/{name}" for name in names], measurer(by_digest)):
+        moments.merge(pickle.loads(data))
+    stats = moments.finish()
+    manifest = ShardManifest(
+        fingerprint=recipe,
+        files=tuple(names),
+        num_rows=len(items),
+        layouts=by_digest,
+        bases={base_id: found[base_id] for base_id in seen},
+        prompts={task_id: load_task(task_id).prompts[: config.tasks.num_prompts] for task_id in config.tasks.ids},
+        scales=tuple((role, factor, rows) for (role, factor), rows in stats.scales.items()),
+    )
+    commit_shards(objects, manifest, stats)
+    return manifest
+
+
+def tokenizer(
+    store_uri: str, layouts: dict[str, AdapterLayout], references: dict[str, str]
+) -> Callable[[pa.Table], pa.Table]:
+    """Worker: a transform that adds the tokens of each row's adapter; without references the gauge is left alone.
+
+    A damaged or non-finite adapter raises ArtifactError and nothing is committed.
+    """
+
+    def transform(table: pa.Table) -> pa.Table:
+        store = AdapterStore(open_objects(store_uri))
+        fixed = {key: canonical(store.get(digest).factors(layouts[key])) for key, digest in references.items()}
+        tokens = []
+        for row in table.to_pylist():
+            layout = layouts[row["layout"]]
+            factors = store.get(row["digest"]).factors(layout)
+            if references:
+                factors = canonical(factors, fixed[row["layout"]])
+            tokens_LD = tokenize(factors, layout).tokens_LD
+            if not torch.isfinite(tokens_LD).all():
+                raise ArtifactError(f"adapter {row['digest'][:12]} overflows in its canonical form; train it again")
+            tokens.append(tokens_LD.numpy().astype("<f4").tobytes())
+        return table.append_column("tokens", pa.array(tokens, pa.large_binary()))
+
+    return transform
+
+
+def measurer(layouts: dict[str, AdapterLayout]) -> Callable[[pa.Table], bytes]:
+    """Worker: a fold that returns the moments of one block of shard rows."""
+
+    def measure(table: pa.Table) -> bytes:
+        moments = TokenMoments()
+        for row in corpus_rows(table.to_pylist(), layouts):
+            moments.add(layouts[row.layout], row.tokens_LD)
+        return pickle.dumps(moments)
+
+    return measure

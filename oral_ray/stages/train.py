@@ -1,0 +1,190 @@
+"""Stage 3: train the generator on the shards with Ray Train; weights and metrics go to `generators/<recipe>/`.
+
+Checkpoints of the run lie under `training/<recipe>/` and are what a lost worker, or the same command run again, resumes
+from.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from oral_ray import cluster
+from oral_ray.config import Config, RegressionObjective, TorchEngine, fingerprint
+from oral_ray.errors import StoreError
+from oral_ray.generator.condition import ConditionEncoder, ProbeStats, fit_probe_stats
+from oral_ray.generator.data import CorpusRow, CorpusTables
+from oral_ray.generator.model import Generator, GeneratorSpec, Network, build_network, save_generator
+from oral_ray.generator.training import MetricsRow, train
+from oral_ray.objects import Objects, open_objects
+from oral_ray.stages import shards
+from oral_ray.store.bases import stored_probes
+from oral_ray.store.generators import METRICS, generator_manifest, promote_generator, put_generator
+from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest, read_stats, shard_prefix
+
+logger = logging.getLogger(__name__)
+RECIPE_VERSION = 1
+_OPERATIONAL = {"max_failures", "cpus_per_worker", "gpus_per_worker", "checkpoint_every", "cache_bytes"}
+_METRICS_JSON = "metrics.json"
+
+
+def recipe_of(config: Config, shards_fingerprint: str) -> str:
+    """The fingerprint that names a generator: its corpus and every setting that changes the result."""
+    training = config.training.model_dump(mode="json", exclude=_OPERATIONAL)
+    generator = config.generator.model_dump(mode="json", exclude={"kernel"})
+    return fingerprint(
+        "generator", RECIPE_VERSION, shards_fingerprint, config.condition, generator, training, config.seed
+    )
+
+
+def run(config: Config) -> str:
+    """The recipe of the trained generator; trains it, on Ray Train workers, where it is not there."""
+    manifest = shards.run(config)
+    recipe, objects = recipe_of(config, manifest.fingerprint), open_objects(config.store.uri)
+    if generator_manifest(objects, recipe) is None:
+        prefix = f"{objects.uri}/{shard_prefix(manifest.fingerprint)}"
+        cluster.run_workers(
+            train_worker,
+            {"config": config.model_dump(mode="json"), "shards": manifest.fingerprint},
+            config.training,
+            uris=[prefix + name for name in manifest.files],
+            storage_uri=f"{objects.uri}/training",
+            name=recipe,
+            collect=lambda folder: _collect(objects, recipe, folder),
+        )
+    promote_generator(objects, config.name, recipe)
+    return recipe
+
+
+def regression_config(config: Config) -> Config:
+    """The control of the `regression` arm: same network and data, one deterministic step, one plain torch worker."""
+    generator = config.generator.model_copy(update={"objective": RegressionObjective()})
+    training = config.training.model_copy(
+        update={"engine": TorchEngine(), "num_workers": 1, "steps": config.evaluation.regression_steps}
+    )
+    return config.model_copy(update={"generator": generator, "training": training})
+
+
+def train_in_task(config: Config, shards_fingerprint: str) -> str:
+    """Worker: train a generator in one process, without Ray Train (controls and small studies); returns its recipe."""
+    objects = open_objects(config.store.uri)
+    recipe = recipe_of(config, shards_fingerprint)
+    if generator_manifest(objects, recipe) is not None:
+        return recipe
+    manifest = _require(objects, shards_fingerprint)
+    prefix = shard_prefix(manifest.fingerprint)
+
+    def read() -> Iterable[dict[str, Any]]:
+        for name in manifest.files:
+            yield from pq.read_table(pa.BufferReader(objects.get(prefix + name))).to_pylist()
+
+    _train(
+        config, manifest, read, 0, 1, None, lambda row, folder: None, lambda folder: _collect(objects, recipe, folder)
+    )
+    return recipe
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """Worker of a Ray Train run."""
+    config = Config.model_validate(loop_config["config"])
+    cluster.limit_threads(config.training.threads_per_worker, config.determinism)
+    manifest = _require(open_objects(config.store.uri), loop_config["shards"])
+    rank, num_workers = cluster.worker_rank()
+    with cluster.worker_checkpoint() as resume:
+        _train(
+            config,
+            manifest,
+            cluster.worker_rows,
+            rank,
+            num_workers,
+            resume,
+            lambda row, folder: cluster.worker_report(loop_config["board"], row.model_dump(), folder),
+            lambda folder: None,
+        )
+
+
+def _train(
+    config: Config, manifest: ShardManifest, read: Callable[[], Iterable[dict[str, Any]]], rank: int, num_workers: int,
+    resume: Path | None, report: Callable[[MetricsRow, Path | None], None], finish: Callable[[Path], None],
+) -> None:  # fmt: skip
+    objects = open_objects(config.store.uri)
+    encoder = ConditionEncoder(config.condition)
+    tables, probe_stats = _tables(config, objects, manifest, encoder)
+    spec = GeneratorSpec(
+        generator=config.generator,
+        condition=config.condition,
+        token_dim=config.tokens.token_dim,
+        text_dim=encoder.text_dim,
+        model_dim=encoder.model_dim,
+        text_encoder_fingerprint=encoder.fingerprint,
+        architectures=tuple(sorted({base.spec.digest for base in manifest.bases.values()})),
+        recipe=recipe_of(config, manifest.fingerprint),
+    )
+    metrics: list[dict[str, Any]] = json.loads((resume / _METRICS_JSON).read_text()) if resume else []
+
+    def rows() -> Iterable[CorpusRow]:
+        return corpus_rows(read(), manifest.layouts)
+
+    def save_network(state: dict[str, Tensor], folder: Path) -> None:
+        network = build_network(spec, seed=0)
+        network.load_state_dict(state, strict=True)
+        save_generator(Generator(spec, network, tables.stats, probe_stats), folder)
+
+    def on_report(row: MetricsRow, folder: Path | None) -> None:
+        metrics.append(row.model_dump())
+        if folder is not None and rank == 0:
+            (folder / _METRICS_JSON).write_text(json.dumps(metrics))
+            if row.step == config.training.steps:
+                finish(folder)
+        report(row, folder)
+
+    network: Network = build_network(spec, config.seed)
+    train(
+        network,
+        tables,
+        rows,
+        config.training,
+        drop_text_frac=config.condition.drop_text_frac,
+        drop_model_frac=config.condition.drop_model_frac,
+        seed=config.seed,
+        rank=rank,
+        num_workers=num_workers,
+        resume=resume,
+        report=on_report,
+        save_network=save_network,
+        device="cuda" if config.training.gpus_per_worker and torch.cuda.is_available() else "cpu",
+    )
+
+
+def _tables(
+    config: Config, objects: Objects, manifest: ShardManifest, encoder: ConditionEncoder
+) -> tuple[CorpusTables, ProbeStats]:
+    probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in manifest.bases.items()}
+    seen = [(record.spec.digest, probes[base_id]) for base_id, record in manifest.bases.items()]
+    probe_stats = fit_probe_stats(seen, config.condition.num_components)
+    tables = CorpusTables(
+        layouts=manifest.layouts,
+        prompts={task: encoder.encode_prompts(prompts) for task, prompts in manifest.prompts.items()},
+        bases={i: encoder.encode_base(record, probes[i], probe_stats) for i, record in manifest.bases.items()},
+        stats=read_stats(objects, manifest),
+    )
+    return tables, probe_stats
+
+
+def _collect(objects: Objects, recipe: str, folder: Path) -> None:
+    metrics = json.loads((folder / _METRICS_JSON).read_text())
+    pq.write_table(pa.Table.from_pylist(metrics), folder / METRICS)
+    put_generator(objects, recipe, folder)
+
+
+def _require(objects: Objects, shards_fingerprint: str) -> ShardManifest:
+    manifest = read_manifest(objects, shards_fingerprint)
+    if manifest is None:
+        raise StoreError(f"shards {shards_fingerprint} are not in {objects.uri}; run jobs/shards.py")
+    return manifest

@@ -1,0 +1,68 @@
+"""Generators in the store: `generators/<recipe>/`, files first, manifest.json (their hashes) last."""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from oral_ray.config import canonical_json
+from oral_ray.errors import GeneratorError, MissingObjectError
+from oral_ray.generator.model import DESCRIPTION, WEIGHTS, Generator, load_generator
+from oral_ray.objects import Objects
+
+METRICS = "metrics.parquet"
+_MANIFEST = "manifest.json"
+
+
+def put_generator(objects: Objects, recipe: str, folder: Path) -> None:
+    """Store a generator folder (and its training metrics, when there are any) under its recipe fingerprint."""
+    hashes = {}
+    for name in (WEIGHTS, DESCRIPTION, METRICS):
+        if (folder / name).is_file():
+            hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            objects.upload(folder / name, f"generators/{recipe}/{name}")
+    objects.put_if_absent(f"generators/{recipe}/{_MANIFEST}", canonical_json({"files": hashes}).encode())
+
+
+def promote_generator(objects: Objects, name: str, recipe: str) -> None:
+    """Make a generator the current one of a name; append-only, a no-op when it is current already."""
+    while current_generator(objects, name) != recipe:
+        number = len(list(objects.list(f"current/{name}/"))) + 1
+        objects.put_if_absent(f"current/{name}/{number:08d}.json", canonical_json({"recipe": recipe}).encode())
+
+
+def current_generator(objects: Objects, name: str) -> str | None:
+    """The recipe of the current generator of a name, or None."""
+    keys = [info.key for info in objects.list(f"current/{name}/")]
+    return str(json.loads(objects.get(keys[-1]))["recipe"]) if keys else None
+
+
+def generator_manifest(objects: Objects, recipe: str) -> dict[str, Any] | None:
+    """The manifest of a generator, or None when it is not (wholly) there."""
+    try:
+        return dict(json.loads(objects.get(f"generators/{recipe}/{_MANIFEST}")))
+    except MissingObjectError:
+        return None
+
+
+def read_metrics(objects: Objects, recipe: str) -> list[dict[str, Any]]:
+    """The training log of a generator, one row a report."""
+    table = pq.read_table(pa.BufferReader(objects.get(f"generators/{recipe}/{METRICS}")))
+    return list(table.to_pylist())
+
+
+def get_generator(objects: Objects, recipe: str) -> Generator:
+    """Load a generator by recipe fingerprint; GeneratorError when it is missing or damaged."""
+    manifest = generator_manifest(objects, recipe)
+    if manifest is None:
+        raise GeneratorError(f"no generator {recipe} in {objects.uri}; run jobs/train.py with the same configuration")
+    with tempfile.TemporaryDirectory(prefix="oral-generator-") as name:
+        for file, digest in manifest["files"].items():
+            objects.download(f"generators/{recipe}/{file}", Path(name) / file)
+            if hashlib.sha256((Path(name) / file).read_bytes()).hexdigest() != digest:
+                raise GeneratorError(f"generators/{recipe}/{file} in {objects.uri} is damaged; train it again")
+        return load_generator(Path(name))

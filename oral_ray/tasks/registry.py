@@ -1,0 +1,23 @@
+"""The one place that turns a task id into a task: `wordnet/<name>`, or the path of a task folder."""
+
+from pathlib import Path
+
+from oral_ray.errors import TaskError
+from oral_ray.tasks.folder import load_task_folder
+from oral_ray.tasks.task import Task
+from oral_ray.tasks.wordnet import TASKS, load_wordnet_task
+
+
+def list_tasks() -> tuple[str, ...]:
+    """The ids of the tasks that ship with oral_ray."""
+    return tuple(f"wordnet/{name}" for name in TASKS)
+
+
+def load_task(task_id: str) -> Task:
+    """Load a task by id; TaskError lists what exists."""
+    source, _, name = task_id.partition("/")
+    if source == "wordnet" and name:
+        return load_wordnet_task(name)
+    if (Path(task_id) / "task.toml").is_file():
+        return load_task_folder(Path(task_id))
+    raise TaskError(f"unknown task {task_id!r}; known: {', '.join(list_tasks())}, or a folder with a task.toml")

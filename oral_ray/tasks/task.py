@@ -1,0 +1,88 @@
+"""What a task is: prompts in many wordings, labels, and examples in three splits fixed by a hash of the text.
+
+    task = Task(id="toy", labels=("cat", "dog"), prompts=("Is it a cat or a dog?",), held_out_prompts=(), ...)
+    for example in task.examples("validation"):
+        ...
+
+Only `examples` gives access to a split, so a caller that must not read test data is easy to check.
+"""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from oral_ray.errors import TaskError
+
+Split = Literal["train", "validation", "test"]
+
+
+class Example(BaseModel):
+    """One input text and its label (one of the task's labels)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    label: str
+
+
+class Task(BaseModel):
+    """A classification task. `prompts` are used in training, `held_out_prompts` never are; `prompts[0]` is the default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    labels: tuple[str, ...]
+    prompts: tuple[str, ...]
+    held_out_prompts: tuple[str, ...]
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Task":
+        if len(set(self.labels)) < 2:
+            raise ValueError(f"task {self.id!r} needs at least two different labels, got {self.labels}")
+        if not self.prompts:
+            raise ValueError(f"task {self.id!r} has no prompt")
+        texts: dict[str, str] = {}
+        for split in ("train", "validation", "test"):
+            for example in getattr(self, split):
+                if example.label not in self.labels:
+                    raise ValueError(f"task {self.id!r}: label {example.label!r} is none of {self.labels}")
+                if texts.setdefault(example.text, split) != split:
+                    raise ValueError(
+                        f"task {self.id!r}: the text {example.text[:60]!r} is in the splits {texts[example.text]} and "
+                        f"{split}; a leaked split makes every score worthless, remove one of them"
+                    )
+        return self
+
+    @property
+    def prompt(self) -> str:
+        """The default wording."""
+        return self.prompts[0]
+
+    def examples(self, split: Split) -> tuple[Example, ...]:
+        """The examples of one split; TaskError when it is empty."""
+        found: tuple[Example, ...] = getattr(self, split)
+        if not found:
+            raise TaskError(f"task {self.id!r} has no {split} examples; add some or choose another task")
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits over everything in the task: other data or prompts, another task."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def split_of(text: str) -> Split:
+    """The split of a text: 60% train, 15% validation, 25% test, by the hash of the text alone."""
+    bucket = int.from_bytes(hashlib.sha256(f"split/{text}".encode()).digest()[:8], "big") % 100
+    return "train" if bucket < 60 else "validation" if bucket < 75 else "test"
+
+
+def balanced_order(examples: list[Example]) -> tuple[Example, ...]:
+    """Examples in an order fixed by the hash of their texts, so that a prefix is a fair sample."""
+    return tuple(sorted(examples, key=lambda example: hashlib.sha256(f"order/{example.text}".encode()).digest()))

@@ -1,0 +1,29 @@
+"""Check an adapter folder the way a stranger would: does plain peft load it, is it what its digest says, how good is it."""
+
+from pathlib import Path
+
+from oral_ray.adapters.artifact import AdapterArtifact, read_folder
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.lora import load_strictly
+from oral_ray.bases.loading import open_base
+from oral_ray.errors import ArtifactError
+from oral_ray.evaluation import correct_answers
+from oral_ray.tasks import Split, load_task
+
+
+def verify_adapter(folder: Path, base_source: str, digest: str | None = None) -> AdapterArtifact:
+    """The artifact, when it has the digest, fits the base, is finite, and `PeftModel.from_pretrained` takes every key."""
+    artifact = read_folder(folder)
+    if digest is not None and artifact.digest != digest:
+        raise ArtifactError(f"adapter {folder} has digest {artifact.digest}, expected {digest}; pull it again")
+    base = open_base(base_source)
+    artifact.check(AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size))
+    return load_strictly(base, folder)
+
+
+def score_adapter(folder: Path, base_source: str, task_id: str, split: Split, limit: int) -> list[bool]:
+    """Which examples a base answers rightly with the adapter of a folder."""
+    base = open_base(base_source)
+    artifact = read_folder(folder)
+    artifact.check(AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size))
+    return correct_answers(base, load_task(task_id), artifact, split, limit)
