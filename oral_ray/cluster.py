@@ -1,8 +1,7 @@
 """Everything in the library that imports ray. It knows Ray, not the method: callers bring functions and items.
 
     with session(config.cluster, config.determinism):
-        for item, result in zip(items, run_tasks(train_one, items, config.cluster, retries=2, label="corpus")):
-            ...
+        results = run_tasks([(train_one, (item,)) for item in items], config.cluster, retries=2, label="corpus", ...)
 
 Inside `ray job submit` (RAY_ADDRESS is set) the job's cluster is used, else a private one on this machine, with token
 authentication, without dashboard, gone at the end of the block.
@@ -93,34 +92,37 @@ def limit_threads(num_threads: int, determinism: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function and its arguments."""
+
+
 def run_tasks(
-    function: Callable[..., Any], items: Sequence[tuple[Any, ...]], config: ClusterConfig, *, determinism: bool,
-    retries: int, label: str,
-) -> list[Any]:  # fmt: skip
-    """`function(*item)` for every item as Ray tasks, results in the order of items.
+    calls: Sequence[Call], config: ClusterConfig, *, determinism: bool, retries: int, label: str
+) -> list[Any]:
+    """`function(*arguments)` of every call as Ray tasks, results in the order of calls.
 
     At most as many tasks as the cluster has CPUs are in flight. A lost worker is retried `retries` times, an exception
     of the function is not: the others finish, then the first one is raised.
     """
-    if not items:
+    if not calls:
         return []
 
-    def call(*item: Any) -> Any:
+    def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         limit_threads(config.threads_per_task, determinism)
-        return function(*item)
+        return function(*arguments)
 
     task = ray.remote(call).options(
         num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task or None, max_retries=retries, name=label
     )
     width = max(1, int(ray.cluster_resources().get("CPU", 1) / config.cpus_per_task))
-    results: list[Any] = [None] * len(items)
+    results: list[Any] = [None] * len(calls)
     waiting: dict[ray.ObjectRef, int] = {}
     failures: list[tuple[int, BaseException]] = []
-    queue, num_done = iter(range(len(items))), 0
-    with tqdm(total=len(items), desc=label, disable=not sys.stderr.isatty(), leave=False) as bar:
+    queue, num_done = iter(range(len(calls))), 0
+    with tqdm(total=len(calls), desc=label, disable=not sys.stderr.isatty(), leave=False) as bar:
         while True:
             while len(waiting) < width and (i := next(queue, None)) is not None:
-                waiting[task.remote(*items[i])] = i
+                waiting[task.remote(*calls[i])] = i
             if not waiting:
                 break
             done, _ = ray.wait(list(waiting), num_returns=1)
@@ -133,9 +135,9 @@ def run_tasks(
                 failures.append((i, OralError(f"{label} {i} was lost {retries + 1} times: {error}")))
             num_done += 1
             bar.update()
-            logger.info("%s: %d of %d", label, num_done, len(items))
+            logger.info("%s: %d of %d", label, num_done, len(calls))
     if failures:
-        logger.error("%s: %d of %d failed", label, len(failures), len(items))
+        logger.error("%s: %d of %d failed", label, len(failures), len(calls))
         raise sorted(failures, key=lambda failure: failure[0])[0][1]
     return results
 
@@ -199,7 +201,7 @@ class _OwnFiles(ray.train.DataConfig):
 
 def run_workers(
     loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any], training: TrainingConfig, *,
-    uris: Sequence[str], storage_uri: str, name: str, collect: Callable[[Path], None],
+    num_steps: int, uris: Sequence[str], storage_uri: str, name: str, collect: Callable[[Path], None],
 ) -> None:  # fmt: skip
     """Run `loop` on every worker of a Ray Train run, then `collect` its last checkpoint as a local folder.
 
@@ -233,7 +235,7 @@ def run_workers(
         dataset_config=_OwnFiles(uris),
     )
     try:
-        with _shown(board, training.steps):
+        with _shown(board, num_steps):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         causes = getattr(error, "worker_failures", {}).values()

@@ -172,6 +172,19 @@ class DeepSpeedEngine(Section):
     offload_optimizer: bool = False
 
 
+class FunctionalPhase(Section):
+    """The second phase of training: task loss of generated adapters on virtual base versions, after `training.steps`.
+
+    Each worker takes `num_examples` of one task a step; the diffusion loss stays with `diffusion_weight`.
+    """
+
+    steps: int = 0
+    num_examples: PositiveInt = 16
+    learning_rate: PositiveFloat = 3e-4
+    diffusion_weight: float = 0.3
+    extrapolation: float = 1.0
+
+
 class TrainingConfig(Section):
     """How the generator is trained; `batch_size` counts adapters over all workers together."""
 
@@ -186,12 +199,14 @@ class TrainingConfig(Section):
     learning_rate: PositiveFloat = 1e-3
     weight_decay: float = 0.0
     warmup_steps: int = 20
+    high_noise_bias: PositiveFloat = 4.0
     ema_decay: Fraction = 0.99
     grad_clip: PositiveFloat = 1.0
     validation_frac: Fraction = 0.05
     validate_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 200
     cache_bytes: PositiveInt = 2_000_000_000
+    functional: FunctionalPhase = FunctionalPhase()
     max_failures: int = 3
 
 
@@ -302,6 +317,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(f"configuration file {str(path)!r} does not exist; see infra/configs/") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {str(path)!r} is not valid TOML: {error}") from None
+    tree = _merge(Config().model_dump(mode="json"), tree)  # so that an override can reach into a default option
     for override in overrides:
         _apply(tree, override)
     return build_config(tree)
@@ -327,6 +343,15 @@ def _explain(item: dict[str, Any]) -> str:
     return f"configuration key {where!r}: {item['msg']} (got {item.get('input')!r})"
 
 
+def _merge(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `defaults`, section by section; another `kind` of an option starts from nothing."""
+    if given.get("kind", defaults.get("kind")) != defaults.get("kind"):
+        return dict(given)
+    nested = {k: _merge(defaults[k], v) if isinstance(defaults.get(k), dict) and isinstance(v, dict) else v
+              for k, v in given.items()}  # fmt: skip
+    return defaults | nested
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -342,6 +367,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if isinstance(node, list):
         node[_index(node, leaf, override)] = value
     else:
+        if leaf == "kind" and node.get(leaf) != value:
+            node.clear()  # another option of a tagged union: settings of the one before do not apply
         node[leaf] = value
 
 

@@ -125,8 +125,9 @@ class RowSource:
 
 
 def make_batch(
-    rows: list[CorpusRow], tables: CorpusTables, drop_text_frac: float, drop_model_frac: float, seed: int
-) -> Batch:
+    rows: list[CorpusRow], tables: CorpusTables, drop_text_frac: float, drop_model_frac: float, high_noise_bias: float,
+    seed: int,
+) -> Batch:  # fmt: skip
     """Normalise, pad and condition rows; every draw comes from one stream with this seed."""
     rng = torch.Generator().manual_seed(seed)
     num, longest = len(rows), max(len(row.tokens_LD) for row in rows)
@@ -152,7 +153,7 @@ def make_batch(
         torch.rand(num, generator=rng) >= drop_text_frac,
         torch.rand(num, generator=rng) >= drop_model_frac,
         torch.randn(x0.shape, generator=rng),
-        sample_times(num, rng).float(),
+        sample_times(num, high_noise_bias, rng).float(),
     )
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from pydantic import ValidationError
@@ -40,6 +41,17 @@ class GeneratorSpec(Section):
     text_encoder_fingerprint: str
     architectures: tuple[str, ...]
     recipe: str
+
+
+class FunctionalTarget(Protocol):
+    """What a functional step asks for, and the loss of the answer (see oral_ray/functional.py)."""
+
+    position_BLP: Tensor
+    mask_BLD: Tensor
+    text_BE: Tensor
+    model_BG: Tensor
+    noise_BLD: Tensor
+    task_loss: Callable[[Tensor], Tensor]
 
 
 class Network(nn.Module):
@@ -95,10 +107,28 @@ class Network(nn.Module):
     def forward(
         self, x0_BLD: Tensor, mask_BLD: Tensor, position_BLP: Tensor, text_BE: Tensor, model_BG: Tensor,
         use_text_B: Tensor, use_model_B: Tensor, noise_BLD: Tensor, time_B: Tensor,
+        functional: FunctionalTarget | None = None, diffusion_weight: float = 1.0,
     ) -> Tensor:  # fmt: skip
-        """Prototypes, then the loss: one call, so that every engine can wrap it."""
+        """The loss of one step: one call, so that every engine can wrap it.
+
+        With a functional target, its task loss plus `diffusion_weight` times the corpus loss.
+        """
         prototypes_BLM, _ = self.prototypes(position_BLP, text_BE, model_BG, use_text_B, use_model_B)
-        return self.loss(x0_BLD, mask_BLD, prototypes_BLM, noise_BLD, time_B)
+        loss = self.loss(x0_BLD, mask_BLD, prototypes_BLM, noise_BLD, time_B)
+        if functional is None:
+            return loss
+        return functional.task_loss(self.one_step(functional)) + diffusion_weight * loss
+
+    def one_step(self, asked: FunctionalTarget) -> Tensor:
+        """The estimate of normalised tokens from pure noise in a single step, with gradients."""
+        yes = torch.ones(len(asked.mask_BLD), dtype=torch.bool, device=asked.mask_BLD.device)
+        prototypes_BLM, _ = self.prototypes(asked.position_BLP, asked.text_BE, asked.model_BG, yes, yes)
+        if not isinstance(self.objective, DiffusionObjective):
+            return self.regress(prototypes_BLM, asked.mask_BLD.shape[-1]) * asked.mask_BLD
+        x_t = asked.noise_BLD * asked.mask_BLD
+        raw = self.denoiser(x_t, prototypes_BLM, torch.full((len(x_t),), diffusion.T_MAX, device=x_t.device))
+        schedule, prediction = self.objective.schedule, self.objective.prediction
+        return diffusion.to_x0(raw, x_t, diffusion.T_MAX, schedule, prediction) * asked.mask_BLD
 
     @torch.no_grad()
     def sample(

@@ -53,7 +53,7 @@ class Engine(Protocol):
 
     @property
     def local(self) -> list[Tensor]: ...
-    def step(self, inputs: Sequence[Tensor], learning_rate: float) -> Tensor: ...
+    def step(self, inputs: Sequence[Tensor], functional: Any, learning_rate: float) -> Tensor: ...
     def save(self, folder: Path) -> None: ...
     def load(self, folder: Path) -> None: ...
     def gathered(self) -> contextlib.AbstractContextManager[None]: ...
@@ -62,9 +62,11 @@ class Engine(Protocol):
 def train(
     network: Network, tables: CorpusTables, read: Callable[[], Iterable[CorpusRow]], training: TrainingConfig, *,
     drop_text_frac: float, drop_model_frac: float, seed: int, rank: int, num_workers: int, resume: Path | None,
-    report: Report, save_network: SaveNetwork, device: str = "cpu",
+    report: Report, save_network: SaveNetwork, functional_item: Callable[[int], Any] | None = None, device: str = "cpu",
 ) -> None:  # fmt: skip
-    """Train for `training.steps` steps; every `checkpoint_every` steps and at the end `report` gets a folder.
+    """Train `training.steps` steps on the corpus, then `training.functional.steps` on task loss too.
+
+    Every `checkpoint_every` steps and at the end `report` gets a folder.
 
     `save_network(state, folder)` is called on rank 0 with the EMA weights. The folder that `report` gets holds them and
     all that `resume` needs; it is deleted afterwards. Raises GeneratorError when the loss is not finite.
@@ -87,15 +89,30 @@ def train(
     held_out = source.held_out[: _smallest_over_workers(min(len(source.held_out), MAX_VALIDATION_ROWS))]
     losses: list[Tensor] = []
     wait_s, started = 0.0, time.perf_counter()
-    for step in range(first, training.steps):
+    num_steps = training.steps + (training.functional.steps if functional_item else 0)
+    for step in range(first, num_steps):
         before = time.perf_counter()
-        batch = make_batch(next(rows), tables, drop_text_frac, drop_model_frac, derive_seed(seed, "step", step, rank))
+        batch = make_batch(
+            next(rows),
+            tables,
+            drop_text_frac,
+            drop_model_frac,
+            training.high_noise_bias,
+            derive_seed(seed, "step", step, rank),
+        )
+        phase_step = step - training.steps
+        item = (
+            functional_item(derive_seed(seed, "functional", step, rank))
+            if functional_item and phase_step >= 0
+            else None
+        )
         wait_s += time.perf_counter() - before
         learning_rate = learning_rate_at(step, training)
-        losses.append(engine.step(batch.tensors(engine.device), learning_rate))
-        decay = min(training.ema_decay, (1 + step) / (10 + step))
+        losses.append(engine.step(batch.tensors(engine.device), item, learning_rate))
+        age = step if phase_step < 0 else phase_step
+        decay = min(training.ema_decay, (1 + age) / (10 + age))
         torch._foreach_lerp_(ema, [tensor.detach().float() for tensor in engine.local], 1 - decay)
-        last = step + 1 == training.steps
+        last = step + 1 == num_steps
         if last or (step + 1) % training.validate_every == 0 or (step + 1) % training.checkpoint_every == 0:
             loss = _mean_over_workers(float(torch.stack(losses).mean()))
             if not math.isfinite(loss):
@@ -121,11 +138,14 @@ def train(
 
 
 def learning_rate_at(step: int, training: TrainingConfig) -> float:
-    """Linear warm-up over `warmup_steps`, then cosine decay to zero at `steps`."""
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    """Linear warm-up over `warmup_steps`, cosine decay to zero at `steps`; the same shape again in the second phase."""
+    peak, start, end = training.learning_rate, 0, training.steps
+    if step >= training.steps:
+        peak, start, end = training.functional.learning_rate, training.steps, training.steps + training.functional.steps
+    if step - start < training.warmup_steps:
+        return peak * (step - start + 1) / training.warmup_steps
+    progress = (step - start - training.warmup_steps) / max(1, end - start - training.warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def build_engine(network: Network, training: TrainingConfig, num_workers: int, device: torch.device) -> Engine:
@@ -148,11 +168,11 @@ class _Torch:
     def local(self) -> list[Tensor]:
         return [parameter.data for parameter in self._network.parameters()]
 
-    def step(self, inputs: Sequence[Tensor], learning_rate: float) -> Tensor:
+    def step(self, inputs: Sequence[Tensor], functional: Any, learning_rate: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._training.dtype == "bfloat16"):
-            loss = self._model(*inputs)
+            loss = self._model(*inputs, functional, self._training.functional.diffusion_weight)
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self._network.parameters(), self._training.grad_clip)
@@ -186,6 +206,7 @@ class _DeepSpeed:
         __compatible_ops__["deepspeed_shm_comm"] = False
         self.device = device
         self._sharded = settings.zero_stage == 3
+        self._diffusion_weight = training.functional.diffusion_weight
         # The default buckets hold 500 million values, 2 GB a worker, whatever the size of the network.
         zero: dict[str, Any] = {
             "stage": settings.zero_stage,
@@ -218,10 +239,10 @@ class _DeepSpeed:
     def local(self) -> list[Tensor]:
         return [p.ds_tensor if self._sharded else p.data for p in self._parameters]  # type: ignore[attr-defined]
 
-    def step(self, inputs: Sequence[Tensor], learning_rate: float) -> Tensor:
+    def step(self, inputs: Sequence[Tensor], functional: Any, learning_rate: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = self._engine(*inputs)
+        loss = self._engine(*inputs, functional, self._diffusion_weight)
         self._engine.backward(loss)
         self._engine.step()
         return loss.detach()
@@ -271,7 +292,7 @@ def _validate(network: Network, tables: CorpusTables, rows: list[CorpusRow], eng
     total = 0.0
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
-        batch = make_batch(part, tables, 0.0, 0.0, derive_seed(0, "validation", start))
+        batch = make_batch(part, tables, 0.0, 0.0, 1.0, derive_seed(0, "validation", start))
         total += float(network(*batch.tensors(engine.device))) * len(part)
     return _mean_over_workers(total / len(rows))
 

@@ -25,15 +25,16 @@ def run(config: Config) -> dict[str, BaseRecord]:
     shelf, records = BaseShelf(objects, config.bases.prefix), Records(objects)
     found: dict[str, BaseRecord] = {}
     for version in config.bases.versions:
-        recipe = _recipe(version, found)
+        parent = _parent(version, found)
+        recipe = fingerprint("base", version.id, version.origin, parent.fingerprint if parent else "")
         done = records.get("bases", recipe)
         if not shelf.has(version.id) and not isinstance(version.origin, LandedOrigin):
             logger.info("making base %s", version.id)
             cluster = config.cluster
             if isinstance(version.origin, EvolveOrigin):
                 cluster = cluster.model_copy(update={"threads_per_task": version.origin.threads})
-            item = (config.store.uri, shelf.key_prefix(version.id), version, _parent_uri(version, found))
-            run_tasks(make_base, [item], cluster, determinism=config.determinism, retries=1, label=f"base {version.id}")
+            call = (make_base, (config.store.uri, shelf.key_prefix(version.id), version, parent.uri if parent else ""))
+            run_tasks([call], cluster, determinism=config.determinism, retries=1, label=f"base {version.id}")
             done = None
         record = shelf.record(version.id)
         if done is None and not isinstance(version.origin, LandedOrigin):
@@ -56,21 +57,12 @@ def make_base(store_uri: str, prefix: str, version: BaseVersion, parent_uri: str
         evolve_base(parent_uri, objects, prefix, version.origin, lemma_gloss_pairs())
 
 
-def _recipe(version: BaseVersion, found: dict[str, BaseRecord]) -> str:
-    parent = found[version.origin.parent].fingerprint if _known_parent(version, found) else ""
-    return fingerprint("base", version.id, version.origin, parent)
-
-
-def _parent_uri(version: BaseVersion, found: dict[str, BaseRecord]) -> str:
-    return found[version.origin.parent].uri if _known_parent(version, found) else ""
-
-
-def _known_parent(version: BaseVersion, found: dict[str, BaseRecord]) -> bool:
+def _parent(version: BaseVersion, found: dict[str, BaseRecord]) -> BaseRecord | None:
     if not isinstance(version.origin, EvolveOrigin):
-        return False
+        return None
     if version.origin.parent not in found:
         raise BaseModelError(
             f"base {version.id!r} evolves from {version.origin.parent!r}, which is not configured before it; "
             f"there are {', '.join(found) or 'none'}"
         )
-    return True
+    return found[version.origin.parent]

@@ -11,7 +11,7 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
-from oral_ray.cluster import run_tasks
+from oral_ray.cluster import Call, run_tasks
 from oral_ray.config import Config, CorpusConfig, LoraSettings, Section, derive_seed, fingerprint
 from oral_ray.objects import open_objects
 from oral_ray.stages import bases as bases_stage
@@ -71,19 +71,24 @@ def plan_run(config: Config, task_id: str, records: Sequence[BaseRecord], seed: 
     return CorpusRun(task=task_id, bases=tuple(r.id for r in records), seed=run_seed, recipe=recipe)
 
 
-def train_runs(config: Config, runs: Sequence[CorpusRun], found: dict[str, BaseRecord]) -> list[CorpusEntry]:
-    """Do what is not done of these runs, as Ray tasks; returns all of them, finished, in order."""
+def train_runs(
+    config: Config, runs: Sequence[CorpusRun], found: dict[str, BaseRecord], beside: Sequence[Call] = ()
+) -> list[CorpusEntry]:
+    """Do what is not done of these runs, as Ray tasks; returns all of them, finished, in order.
+
+    `beside` are other calls to fit into the same tasks' time; they start first and must leave their result in the store.
+    """
     records = Records(open_objects(config.store.uri))
     entries = {run.recipe: _entry(records, run) for run in runs}
     missing = [run for run in runs if entries[run.recipe] is None]
-    items = [
-        (config.store.uri, run, [found[base_id] for base_id in run.bases], config.lora, config.corpus)
-        for run in missing
+    calls: list[Call] = [
+        (train_run, (config.store.uri, run, [found[b] for b in run.bases], config.lora, config.corpus))
+        for run in sorted(missing, key=lambda run: -len(run.bases))
     ]
     done = run_tasks(
-        train_run, items, config.cluster, determinism=config.determinism, retries=config.corpus.retries, label="corpus"
+        [*beside, *calls], config.cluster, determinism=config.determinism, retries=config.corpus.retries, label="corpus"
     )
-    entries |= {entry.run.recipe: entry for entry in done}
+    entries |= {entry.run.recipe: entry for entry in done[len(beside) :]}
     return [entry for run in runs if (entry := entries[run.recipe]) is not None]
 
 

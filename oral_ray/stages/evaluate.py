@@ -5,7 +5,7 @@ scores.parquet, answers.parquet (one row an example), curve.parquet, distances.p
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import detokenize
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.cluster import run_tasks
+from oral_ray.cluster import Call, run_tasks
 from oral_ray.config import Arm, Config
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import Score, relative_distances
@@ -42,8 +42,12 @@ def run(config: Config) -> pd.DataFrame:
     unknown = [base_id for base_id in base_ids if base_id not in found]
     if unknown:
         raise EvaluationError(f"evaluation.bases names {unknown}, configured are {', '.join(found)}")
-    digests = _trained_arms(config, found, base_ids)
-    digests |= _made_arms(config, objects, manifest, recipe, found, base_ids)
+    control = train.regression_config(config)
+    beside = [(train.train_in_task, (control, manifest.fingerprint))] if "regression" in config.evaluation.arms else []
+    digests = _trained_arms(config, found, base_ids, beside)
+    recipes: dict[Arm, str] = {"generated": recipe, "wrong_prompt": recipe}
+    recipes["regression"] = train.recipe_of(control, manifest.fingerprint)
+    digests |= _made_arms(config, objects, manifest, recipes, found, base_ids)
     curve = _curve_requests(config, recipe, base_ids)
     curve_digests = _generate(config, curve, found)
     wanted = [
@@ -102,12 +106,12 @@ def score_cells(
 ) -> dict[tuple[str, str], dict[str, list[bool]]]:
     """Score what is not scored yet, as Ray tasks; answers by (base, task), then by digest."""
     left = [cell for cell in (cells.missing(objects, cell, found[cell.base]) for cell in wanted) if cell.digests]
-    items = [(config.store.uri, cell, found[cell.base]) for cell in left]
-    run_tasks(cells.score_cell, items, config.cluster, determinism=config.determinism, retries=2, label="scores")
+    calls = [(cells.score_cell, (config.store.uri, cell, found[cell.base])) for cell in left]
+    run_tasks(calls, config.cluster, determinism=config.determinism, retries=2, label="scores")
     return {(cell.base, cell.task): cells.read_cell(objects, cell, found[cell.base]) for cell in wanted}
 
 
-def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[str]) -> Digests:
+def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[str], beside: Sequence[Call]) -> Digests:
     """`trained`, `reuse_*`, `joint` and the arms without an adapter."""
     arms, seen = set(config.evaluation.arms), corpus.seen_ids(config)
     digests: Digests = {}
@@ -129,26 +133,19 @@ def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[s
         for seed in config.corpus.seeds
     ]
     runs = list({run.recipe: run for *_, run in plan}.values())
-    entries = {entry.run.recipe: entry for entry in corpus.train_runs(config, runs, found)}
+    entries = {entry.run.recipe: entry for entry in corpus.train_runs(config, runs, found, beside)}
     for base_id, task_id, arm, seed, run_ in plan:
         digests[base_id, task_id, arm, seed] = entries[run_.recipe].digests[-1]
     return digests
 
 
 def _made_arms(
-    config: Config, objects: Objects, manifest: ShardManifest, recipe: str, found: dict[str, BaseRecord],
+    config: Config, objects: Objects, manifest: ShardManifest, recipes: dict[Arm, str], found: dict[str, BaseRecord],
     base_ids: list[str],
 ) -> Digests:  # fmt: skip
     """`generated`, `wrong_prompt`, `regression`, `mean`, `nearest`."""
     arms = set(config.evaluation.arms)
     tasks = {task_id: load_task(task_id) for task_id in config.tasks.ids}
-    recipes: dict[Arm, str] = {"generated": recipe, "wrong_prompt": recipe}
-    if "regression" in arms:
-        control = train.regression_config(config)
-        recipes["regression"] = run_tasks(
-            train.train_in_task, [(control, manifest.fingerprint)], config.cluster,
-            determinism=config.determinism, retries=1, label="regression",
-        )[0]  # fmt: skip
     ids = list(config.tasks.ids)
     requests, keys = [], []
     for arm in ("generated", "wrong_prompt", "regression"):
@@ -180,9 +177,12 @@ def _generate(config: Config, requests: list[Request], found: dict[str, BaseReco
     if not requests:
         return []
     bases = {request.base: found[request.base] for request in requests}
-    item = (config, requests, bases)
     return run_tasks(
-        cells.generate, [item], config.cluster, determinism=config.determinism, retries=1, label="generate"
+        [(cells.generate, (config, requests, bases))],
+        config.cluster,
+        determinism=config.determinism,
+        retries=1,
+        label="generate",
     )[0]
 
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from oral_ray import cluster
-from oral_ray.config import Config, RegressionObjective, TorchEngine, fingerprint
+from oral_ray.bases.loading import load_base
+from oral_ray.config import Config, FunctionalPhase, RegressionObjective, TorchEngine, fingerprint
 from oral_ray.errors import StoreError
+from oral_ray.functional import FunctionalSource
 from oral_ray.generator.condition import ConditionEncoder, ProbeStats, fit_probe_stats
 from oral_ray.generator.data import CorpusRow, CorpusTables
 from oral_ray.generator.model import Generator, GeneratorSpec, Network, build_network, save_generator
@@ -27,6 +29,7 @@ from oral_ray.stages import shards
 from oral_ray.store.bases import stored_probes
 from oral_ray.store.generators import METRICS, generator_manifest, promote_generator, put_generator
 from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest, read_stats, shard_prefix
+from oral_ray.tasks import load_task
 
 logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
@@ -53,6 +56,7 @@ def run(config: Config) -> str:
             train_worker,
             {"config": config.model_dump(mode="json"), "shards": manifest.fingerprint},
             config.training,
+            num_steps=config.training.steps + config.training.functional.steps,
             uris=[prefix + name for name in manifest.files],
             storage_uri=f"{objects.uri}/training",
             name=recipe,
@@ -66,7 +70,12 @@ def regression_config(config: Config) -> Config:
     """The control of the `regression` arm: same network and data, one deterministic step, one plain torch worker."""
     generator = config.generator.model_copy(update={"objective": RegressionObjective()})
     training = config.training.model_copy(
-        update={"engine": TorchEngine(), "num_workers": 1, "steps": config.evaluation.regression_steps}
+        update={
+            "engine": TorchEngine(),
+            "num_workers": 1,
+            "steps": config.evaluation.regression_steps,
+            "functional": FunctionalPhase(),
+        }
     )
     return config.model_copy(update={"generator": generator, "training": training})
 
@@ -140,10 +149,13 @@ def _train(
         metrics.append(row.model_dump())
         if folder is not None and rank == 0:
             (folder / _METRICS_JSON).write_text(json.dumps(metrics))
-            if row.step == config.training.steps:
+            if row.step == num_steps:
                 finish(folder)
         report(row, folder)
 
+    phase = config.training.functional
+    functional = _functional_source(config, objects, manifest, encoder, tables, probe_stats) if phase.steps else None
+    num_steps = config.training.steps + phase.steps
     network: Network = build_network(spec, config.seed)
     train(
         network,
@@ -158,6 +170,7 @@ def _train(
         resume=resume,
         report=on_report,
         save_network=save_network,
+        functional_item=functional.item if functional else None,
         device="cuda" if config.training.gpus_per_worker and torch.cuda.is_available() else "cpu",
     )
 
@@ -175,6 +188,24 @@ def _tables(
         stats=read_stats(objects, manifest),
     )
     return tables, probe_stats
+
+
+def _functional_source(
+    config: Config, objects: Objects, manifest: ShardManifest, encoder: ConditionEncoder, tables: CorpusTables,
+    probe_stats: ProbeStats,
+) -> FunctionalSource:  # fmt: skip
+    """Seen versions in the configured order (oldest first), each loaded once a worker."""
+    records = [manifest.bases[version.id] for version in config.bases.versions if version.id in manifest.bases]
+    layout = next(iter(manifest.layouts.values()))
+    return FunctionalSource(
+        [load_base(record) for record in records],
+        [stored_probes(objects, record, config.condition) for record in records],
+        [load_task(task) for task in manifest.prompts],
+        layout,
+        tables,
+        lambda probes: encoder.encode_base(records[-1], probes, probe_stats),
+        config.training.functional,
+    )
 
 
 def _collect(objects: Objects, recipe: str, folder: Path) -> None:
