@@ -251,7 +251,6 @@ class RegenerateConfig(Section):
     min_gain_over_base: float = 0.0
     quiet_period_s: float = 0.0
     publish_prefix: str = "published"
-    retries: int = 1
 
 
 class ServeConfig(Section):

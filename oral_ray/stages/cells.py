@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
+from oral_ray.cluster import run_tasks
 from oral_ray.config import Config, SamplingConfig, Section, fingerprint
 from oral_ray.evaluation import correct_answers, majority_answers
 from oral_ray.factory import AdapterFactory
@@ -50,6 +51,24 @@ def sampling_of(config: Config, num_steps: int | None = None) -> SamplingConfig:
     """The configured sampling; under `determinism` one adapter at a time, so that a batch cannot change a bit."""
     changes: dict[str, int] = {"batch_size": 1} if config.determinism else {}
     return config.sampling.model_copy(update=changes | ({"num_steps": num_steps} if num_steps else {}))
+
+
+def generate_all(config: Config, requests: Sequence[Request], found: dict[str, BaseRecord]) -> list[str]:
+    """Generate and store every request on the cluster; digests in the order of requests."""
+    if not requests:
+        return []
+    call = (generate, (config, requests, {request.base: found[request.base] for request in requests}))
+    return run_tasks([call], config.cluster, determinism=config.determinism, retries=1, label="generate")[0]
+
+
+def score_all(
+    config: Config, objects: Objects, wanted: Sequence[Cell], found: dict[str, BaseRecord]
+) -> dict[tuple[str, str], dict[str, list[bool]]]:
+    """Score on the cluster what is not scored yet; answers by (base, task), then by digest."""
+    left = [cell for cell in (missing(objects, cell, found[cell.base]) for cell in wanted) if cell.digests]
+    calls = [(score_cell, (config.store.uri, cell, found[cell.base])) for cell in left]
+    run_tasks(calls, config.cluster, determinism=config.determinism, retries=2, label="scores")
+    return {(cell.base, cell.task): read_cell(objects, cell, found[cell.base]) for cell in wanted}
 
 
 def generate(config: Config, requests: Sequence[Request], bases: dict[str, BaseRecord]) -> list[str]:

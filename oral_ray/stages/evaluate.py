@@ -16,7 +16,7 @@ from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import detokenize
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.cluster import Call, run_tasks
+from oral_ray.cluster import Call
 from oral_ray.config import Arm, Config
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import Score, relative_distances
@@ -49,7 +49,7 @@ def run(config: Config) -> pd.DataFrame:
     recipes["regression"] = train.recipe_of(control, manifest.fingerprint)
     digests |= _made_arms(config, objects, manifest, recipes, found, base_ids)
     curve = _curve_requests(config, recipe, base_ids)
-    curve_digests = _generate(config, curve, found)
+    curve_digests = cells.generate_all(config, curve, found)
     wanted = [
         Cell(
             base=base_id,
@@ -66,7 +66,7 @@ def run(config: Config) -> pd.DataFrame:
         for base_id in base_ids
         for task_id in config.tasks.ids
     ]
-    answers = score_cells(config, objects, wanted, found)
+    answers = cells.score_all(config, objects, wanted, found)
     seen = set(corpus.seen_ids(config))
     table, rows = [], []
     for (base_id, task_id, arm, seed), digest in digests.items():
@@ -99,16 +99,6 @@ def run(config: Config) -> pd.DataFrame:
     pd.DataFrame(curve_rows).to_parquet(out / "curve.parquet")
     pd.DataFrame(_distances(config, objects, manifest, digests, found)).to_parquet(out / "distances.parquet")
     return scores
-
-
-def score_cells(
-    config: Config, objects: Objects, wanted: list[Cell], found: dict[str, BaseRecord]
-) -> dict[tuple[str, str], dict[str, list[bool]]]:
-    """Score what is not scored yet, as Ray tasks; answers by (base, task), then by digest."""
-    left = [cell for cell in (cells.missing(objects, cell, found[cell.base]) for cell in wanted) if cell.digests]
-    calls = [(cells.score_cell, (config.store.uri, cell, found[cell.base])) for cell in left]
-    run_tasks(calls, config.cluster, determinism=config.determinism, retries=2, label="scores")
-    return {(cell.base, cell.task): cells.read_cell(objects, cell, found[cell.base]) for cell in wanted}
 
 
 def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[str], beside: Sequence[Call]) -> Digests:
@@ -165,25 +155,12 @@ def _made_arms(
                             num_steps=config.sampling.num_steps,
                         )
                     )
-    digests: Digests = dict(zip(keys, _generate(config, requests, found), strict=True))
+    digests: Digests = dict(zip(keys, cells.generate_all(config, requests, found), strict=True))
     if "mean" in arms:
         digests |= _mean_arm(config, objects, manifest, found, base_ids)
     if "nearest" in arms:
         digests |= _nearest_arm(config, found, base_ids)
     return digests
-
-
-def _generate(config: Config, requests: list[Request], found: dict[str, BaseRecord]) -> list[str]:
-    if not requests:
-        return []
-    bases = {request.base: found[request.base] for request in requests}
-    return run_tasks(
-        [(cells.generate, (config, requests, bases))],
-        config.cluster,
-        determinism=config.determinism,
-        retries=1,
-        label="generate",
-    )[0]
 
 
 def _mean_arm(

@@ -10,13 +10,11 @@ import logging
 import numpy as np
 
 from oral_ray.bases.catalog import BaseRecord, SkippedBase, discover
-from oral_ray.cluster import run_tasks
 from oral_ray.config import Config, Section
 from oral_ray.objects import Objects, open_objects
 from oral_ray.release import GateDecision, PlanItem, decide, plan_releases
 from oral_ray.stages import cells, corpus, train
 from oral_ray.stages.cells import ZERO_SHOT, Cell, Request
-from oral_ray.stages.evaluate import score_cells
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.generators import get_generator
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
@@ -36,13 +34,12 @@ class Outcome(Section):
 
 
 class RegenerationSummary(Section):
-    """What one run found, planned, decided and published."""
+    """What one run found, planned and decided, and what stands published for the chosen bases afterwards."""
 
     skipped_bases: tuple[SkippedBase, ...]
     plan: tuple[PlanItem, ...]
     outcomes: tuple[Outcome, ...]
     published: tuple[dict[str, str], ...]
-    releases: dict[str, int]
 
 
 def run(config: Config) -> RegenerationSummary:
@@ -59,13 +56,12 @@ def run(config: Config) -> RegenerationSummary:
     todo = [item for item in plan if item.action == "generate"]
     candidates = _candidates(config, recipe, found, todo)
     outcomes = _decide(config, objects, found, candidates)
-    published, numbers = _publish(config, objects, recipe, found, outcomes)
+    _publish(config, objects, recipe, found, outcomes)
     return RegenerationSummary(
         skipped_bases=tuple(skipped),
         plan=tuple(plan),
         outcomes=tuple(outcomes),
-        published=tuple(published),
-        releases=numbers,
+        published=tuple(row for base in chosen for row in _published(releases, base)),
     )
 
 
@@ -94,14 +90,9 @@ def _candidates(
         if "generated" in config.regenerate.candidates
     ]
     digests: dict[tuple[str, str], dict[str, str]] = {(item.base, item.task): {} for item in todo}
-    if requests:
-        made = run_tasks(
-            cells.generate, [(config, requests, found)], config.cluster,
-            determinism=config.determinism, retries=config.regenerate.retries, label="generate",
-        )[0]  # fmt: skip
-        for request, digest in zip(requests, made, strict=True):
-            name = "generated" if request.seed == 0 else f"generated-{request.seed}"
-            digests[request.base, request.task][name] = digest
+    for request, made in zip(requests, cells.generate_all(config, requests, found), strict=True):
+        name = "generated" if request.seed == 0 else f"generated-{request.seed}"
+        digests[request.base, request.task][name] = made
     known = corpus.run(config)
     for item in todo:
         same = [b for b in corpus.seen_ids(config) if known[b].spec.digest == found[item.base].spec.digest]
@@ -125,7 +116,7 @@ def _decide(
         )
         for (base_id, task_id), digests in candidates.items()
     ]
-    answers = score_cells(config, objects, wanted, found)
+    answers = cells.score_all(config, objects, wanted, found)
     outcomes = []
     for (base_id, task_id), digests in candidates.items():
         correct = answers[base_id, task_id]
@@ -139,45 +130,47 @@ def _decide(
 
 def _publish(
     config: Config, objects: Objects, recipe: str, found: dict[str, BaseRecord], outcomes: list[Outcome]
-) -> tuple[list[dict[str, str]], dict[str, int]]:
+) -> None:
+    """Publish what the gate chose: adapters first, then one release a base that names them all."""
     store, releases = AdapterStore(objects), ReleaseStore(objects)
-    published: list[dict[str, str]] = []
-    numbers: dict[str, int] = {}
-    for base_id in dict.fromkeys(outcome.base for outcome in outcomes):
+    for base_id in dict.fromkeys(outcome.base for outcome in outcomes if outcome.decision.arm):
         adapters = list(_current(releases, found[base_id], recipe))
-        num_before = len(adapters)
         for outcome in outcomes:
             if outcome.base == base_id and outcome.decision.arm:
                 adapter_id = f"{outcome.task.replace('/', '-')}-{outcome.digest[:12]}"
-                uri = store.publish(outcome.digest, config.regenerate.publish_prefix, base_id, adapter_id)
                 adapters.append(
                     ReleasedAdapter(
                         task=outcome.task,
                         arm=outcome.decision.arm,
                         adapter_id=adapter_id,
                         digest=outcome.digest,
-                        uri=uri,
+                        uri=store.publish(outcome.digest, config.regenerate.publish_prefix, base_id, adapter_id),
                         score=outcome.scores[outcome.decision.arm],
                         scores=outcome.scores,
                     )
                 )
-                published.append(
-                    {
-                        "base": base_id,
-                        "task": outcome.task,
-                        "arm": outcome.decision.arm,
-                        "adapter_id": adapter_id,
-                        "uri": uri,
-                        "path": uri.removeprefix("file://") if uri.startswith("file://") else "",
-                    }
-                )
-        if len(adapters) > num_before:
-            release = Release(
+        releases.append(
+            Release(
                 base=base_id,
                 base_fingerprint=found[base_id].fingerprint,
                 generator=recipe,
                 recipe=config.name,
                 adapters=tuple(adapters),
             )
-            numbers[base_id] = releases.append(release)
-    return published, numbers
+        )
+
+
+def _published(releases: ReleaseStore, base: BaseRecord) -> list[dict[str, str]]:
+    """Rows of what the latest release of a base holds; `path` is empty where the store is no folder."""
+    latest = releases.latest(base.id)
+    return [
+        {
+            "base": base.id,
+            "task": adapter.task,
+            "arm": adapter.arm,
+            "adapter_id": adapter.adapter_id,
+            "uri": adapter.uri,
+            "path": adapter.uri.removeprefix("file://") if adapter.uri.startswith("file://") else "",
+        }
+        for adapter in (latest.adapters if latest else ())
+    ]
