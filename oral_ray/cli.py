@@ -147,10 +147,11 @@ def _quickstart(args: argparse.Namespace) -> None:
 def _generate(args: argparse.Namespace) -> None:
     from oral_ray.service import open_service
 
-    artifact, uri = open_service(_config(args)).generate(args.prompt, args.base, args.seed)
+    service = open_service(_config(args))
+    [digest] = service.generate([service.condition(args.prompt, args.base)], [args.seed])
     if args.out:
-        _write_folder(artifact, args.out)
-    print(json.dumps({"id": artifact.digest, "uri": uri, "folder": str(args.out) if args.out else None}))
+        _write_folder(service.get(digest), args.out)
+    print(json.dumps({"id": digest, "uri": service.uri(digest), "folder": str(args.out) if args.out else None}))
 
 
 def _inspect(args: argparse.Namespace) -> None:

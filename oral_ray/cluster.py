@@ -42,9 +42,11 @@ def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or config.address
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if os.environ["RAY_AUTH_MODE"] == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        # Ray turns token authentication on by itself (where RAY_AUTH_MODE does not say no) and would write the token to
+        # the home folder; a token of this process's own is neither shared nor left behind.
+        if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         ray.init(
             address="local",
             num_cpus=config.num_cpus or os.cpu_count(),

@@ -257,8 +257,6 @@ class ServeConfig(Section):
     """The generation service; `generator` is a recipe, empty for the current one of the configuration's name."""
 
     generator: str = ""
-    host: str = "127.0.0.1"
-    port: int = 8000
     max_body_bytes: PositiveInt = 65536
     min_replicas: int = 1
     max_replicas: PositiveInt = 2

@@ -1,15 +1,16 @@
 """The generation service without its wire: a current generator, a store, and what may be asked of them.
 
     service = open_service(config)
-    artifact, uri = service.generate("Classify mails as spam or not.", "minilm-l6-t3", seed=0)
+    [digest] = service.generate([service.condition("Classify mails as spam or not.", "minilm-l6-t3")], seeds=[0])
+    service.get(digest), service.uri(digest)
 
 Only base ids of the store are accepted, never paths.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oral_ray.adapters.artifact import AdapterArtifact
-from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import Config
 from oral_ray.errors import GeneratorError
 from oral_ray.factory import AdapterFactory
@@ -28,20 +29,27 @@ class GenerationService:
     objects: Objects
     factory: AdapterFactory
 
-    def generate(self, prompt: str, base_id: str, seed: int) -> tuple[AdapterArtifact, str]:
-        """The stored artifact and its uri."""
+    def condition(self, prompt: str, base_id: str) -> Condition:
+        """What is asked for; ConditionError for the prompt, BaseModelError for a base that is not (wholly) there."""
         check_prompt(prompt)
-        base: BaseRecord = BaseShelf(self.objects, self.config.bases.prefix).record(base_id)
-        probes = stored_probes(self.objects, base, self.config.condition)
-        artifact = self.factory.generate([Condition(prompt, base, probes, self.config.lora)], [seed])[0]
-        return artifact, self.uri(AdapterStore(self.objects).put(artifact))
+        base = BaseShelf(self.objects, self.config.bases.prefix).record(base_id)
+        return Condition(prompt, base, stored_probes(self.objects, base, self.config.condition), self.config.lora)
+
+    def generate(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[str]:
+        """Generate and store; the digests, in order."""
+        store = AdapterStore(self.objects)
+        return [store.put(artifact) for artifact in self.factory.generate(conditions, seeds)]
+
+    def get(self, digest: str) -> AdapterArtifact:
+        """A stored artifact; ArtifactError when there is none."""
+        return AdapterStore(self.objects).get(digest)
 
     def uri(self, digest: str) -> str:
         """Where a stored artifact lies."""
         return f"{self.objects.uri}/{AdapterStore.prefix(digest)}".rstrip("/")
 
 
-def open_service(config: Config) -> GenerationService:
+def open_service(config: Config, device: str = "cpu") -> GenerationService:
     """Load the configured (or current) generator; GeneratorError when there is none."""
     objects = open_objects(config.store.uri)
     recipe = config.serve.generator or current_generator(objects, config.name)
@@ -50,4 +58,4 @@ def open_service(config: Config) -> GenerationService:
     generator = get_generator(objects, recipe)
     encoder = ConditionEncoder(generator.spec.condition)
     sampling = config.sampling.model_copy(update={"batch_size": 1}) if config.determinism else config.sampling
-    return GenerationService(config, objects, AdapterFactory(generator, encoder, sampling))
+    return GenerationService(config, objects, AdapterFactory(generator, encoder, sampling, device))
