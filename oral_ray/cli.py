@@ -113,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("report", _report, "Rebuild report.html and report.md from the tables of an output folder.")
     command.add_argument("folder", type=Path, help="output folder, such as out/quickstart")
+
+    command = add("bench", _bench, "Time what was measured before it was optimised; ratios within one run.")
+    command.add_argument("name", help="benchmark, or all")
     return parser
 
 
@@ -230,6 +233,13 @@ def _report(args: argparse.Namespace) -> None:
     from oral_ray.report import write_report
 
     print(write_report(args.folder, command=f"oral-ray report {args.folder}"))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from oral_ray.bench import run_benchmark
+
+    for row in run_benchmark(args.name):
+        print(f"{row['what']:48} {row['seconds']:9.4f} s  x{row['ratio']:.2f}")
 
 
 def _write_folder(artifact: Any, folder: Path) -> Path:

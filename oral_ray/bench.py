@@ -1,0 +1,87 @@
+"""Benchmarks behind `oral-ray bench`: ratios within one run, so that a noisy machine does not decide.
+
+Each benchmark returns rows {what, seconds, ratio}; `ratio` is to the first row, medians of interleaved repetitions.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from oral_ray.config import ConditionConfig, GeneratorConfig, SamplingConfig
+from oral_ray.errors import ConfigError
+from oral_ray.generator.model import GeneratorSpec, build_network
+from oral_ray.generator.ssm import ssd
+
+Row = dict[str, str | float]
+
+
+def run_benchmark(name: str, repetitions: int = 5) -> list[Row]:
+    """Run one benchmark by name, or all of them with `all`; ConfigError lists the names."""
+    if name != "all" and name not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)} and all")
+    chosen = BENCHMARKS if name == "all" else {name: BENCHMARKS[name]}
+    return [row for build in chosen.values() for row in _compare(build(), repetitions)]
+
+
+def _compare(candidates: Mapping[str, Callable[[], object]], repetitions: int) -> list[Row]:
+    seconds: dict[str, list[float]] = {what: [] for what in candidates}
+    for repetition in range(repetitions + 1):
+        for what, call in candidates.items():
+            started = time.perf_counter()
+            call()
+            if repetition:  # the first one warms up
+                seconds[what].append(time.perf_counter() - started)
+    medians = {what: statistics.median(values) for what, values in seconds.items()}
+    first = next(iter(medians.values()))
+    return [{"what": what, "seconds": value, "ratio": value / first} for what, value in medians.items()]
+
+
+def ssd_forms() -> dict[str, Callable[[], object]]:
+    """Chunked SSD against the plain recurrence, forward and backward, L = 1024."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1024, 4, 64, generator=rng, requires_grad=True)
+    dt = torch.rand(2, 1024, 4, generator=rng) * 0.1
+    b, c = (torch.randn(2, 1024, 64, generator=rng) for _ in range(2))
+    a = -torch.arange(1.0, 5.0)
+
+    def chunked(chunk_size: int) -> Callable[[], object]:
+        return lambda: ssd(x, dt, a, b, c, chunk_size, None)[0].sum().backward()
+
+    return {
+        "ssd, chunks of 64": chunked(64),
+        "ssd, chunks of 128": chunked(128),
+        "ssd, chunks of 16": chunked(16),
+        "ssd, step by step": chunked(1),
+    }
+
+
+def sampling_batches() -> dict[str, Callable[[], object]]:
+    """16 adapters of 288 tokens, sampled together and one by one (what `determinism` does)."""
+    config = GeneratorConfig()
+    spec = GeneratorSpec(
+        generator=config, condition=ConditionConfig(), token_dim=384, text_dim=384, model_dim=388,
+        text_encoder_fingerprint="", architectures=(), recipe="",
+    )  # fmt: skip
+    network = build_network(spec, 0).eval()
+    position_dim = network.position_in.in_features
+    rng = torch.Generator().manual_seed(0)
+
+    def sample(batch: int, sampling: SamplingConfig) -> None:
+        for _ in range(16 // batch):
+            network.sample(
+                torch.zeros(batch, 288, position_dim), torch.ones(batch, 288, 384, dtype=torch.bool),
+                torch.zeros(batch, 384), torch.zeros(batch, 388),
+                lambda: torch.randn(batch, 288, 384, generator=rng), sampling,
+            )  # fmt: skip
+
+    return {
+        "sample 16 adapters, one batch": lambda: sample(16, SamplingConfig()),
+        "sample 16 adapters, one by one": lambda: sample(1, SamplingConfig()),
+        "sample 16 adapters, one batch, 20 steps": lambda: sample(16, SamplingConfig(num_steps=20)),
+        "sample 16 adapters, one batch, guidance 2": lambda: sample(16, SamplingConfig(guidance_text=2.0)),
+    }
+
+
+BENCHMARKS = {"ssd": ssd_forms, "sample": sampling_batches}
