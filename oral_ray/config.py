@@ -13,7 +13,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
@@ -312,6 +312,10 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file {str(path)!r} does not exist; see infra/configs/") from None
+    except OSError as error:
+        raise ConfigError(
+            f"configuration file {str(path)!r} cannot be read: {error.strerror}; check the path"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {str(path)!r} is not valid TOML: {error}") from None
     tree = _merge(Config().model_dump(mode="json"), tree)  # so that an override can reach into a default option
@@ -329,14 +333,22 @@ def build_config(tree: Mapping[str, Any]) -> Config:
 
 
 def _explain(item: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in item["loc"])
+    node: Any = Config
+    keys: list[str] = []
+    for part in item["loc"]:
+        options = [option for option in get_args(node) if option is not Ellipsis]
+        if isinstance(part, int):
+            node = options[0] if options else None
+        elif chosen := [option for option in options if getattr(option, "model_fields", {}).get("kind")]:
+            node = next(option for option in chosen if option.model_fields["kind"].default == part)
+            continue  # the option's kind, which pydantic puts into the path
+        else:
+            parent, fields = node, getattr(node, "model_fields", {})
+            node = fields[part].annotation if part in fields else None
+        keys.append(str(part))
+    where = ".".join(keys)
     if item["type"] == "extra_forbidden":
-        parent: Any = Config
-        for part in item["loc"][:-1]:
-            fields = getattr(parent, "model_fields", {})
-            parent = fields[part].annotation if part in fields else None
-        valid = ", ".join(getattr(parent, "model_fields", {})) or "see oral_ray/config.py"
-        return f"unknown configuration key {where!r}; valid here: {valid}"
+        return f"unknown configuration key {where!r}; valid here: {', '.join(parent.model_fields)}"
     return f"configuration key {where!r}: {item['msg']} (got {item.get('input')!r})"
 
 
@@ -363,6 +375,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = _child(node, part, override)
     if isinstance(node, list):
         node[_index(node, leaf, override)] = value
+    elif not isinstance(node, dict):
+        raise ConfigError(f"override {override!r}: {parents[-1]!r} is a value, not a section")
     else:
         if leaf == "kind" and node.get(leaf) != value:
             node.clear()  # another option of a tagged union: settings of the one before do not apply

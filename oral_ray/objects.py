@@ -7,7 +7,7 @@ does not keep that promise.
     objects = open_objects("s3://bucket/prefix")
     objects.put_if_absent("records/a.json", b"{}")
     for info in objects.list("records/"):
-        print(info.key, info.size)
+        print(info.key, info.num_bytes)
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from oral_ray.errors import MissingObjectError, StoreError
 
-_PART = re.compile(r"^[^\x00-\x1f\\/]+$")
+_PART = re.compile(r"[^\x00-\x1f\\/]+")
 _TEMPORARY = ".oral-tmp-"
 
 
@@ -39,7 +39,10 @@ class ObjectInfo:
 
 
 class Objects(Protocol):
-    """What a store must offer: `list` is sorted by key; a missing key raises MissingObjectError, else StoreError."""
+    """What a store must offer: `list` is sorted by key, a range is cut at the object's end.
+
+    A missing key raises MissingObjectError, any other failure StoreError.
+    """
 
     uri: str
 
@@ -69,7 +72,7 @@ def open_objects(uri: str) -> Objects:
 
 def check_key(key: str) -> str:
     """Return the key if it is a plain relative name, else raise StoreError (no `..`, no control characters)."""
-    if not key or len(key) > 1024 or any(p in ("", ".", "..") or not _PART.match(p) for p in key.split("/")):
+    if not key or len(key) > 1024 or any(p in ("", ".", "..") or not _PART.fullmatch(p) for p in key.split("/")):
         raise StoreError(f"object key {key[:200]!r} is not a plain relative name like 'adapters/abc/file.json'")
     return key
 
@@ -114,7 +117,10 @@ class FileObjects:
 
     def num_bytes(self, key: str) -> int:
         with self._reading(key):
-            return self.path(key).stat().st_size
+            path = self.path(key)
+            if path.is_dir():
+                raise IsADirectoryError
+            return path.stat().st_size
 
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
@@ -146,7 +152,7 @@ class FileObjects:
             shutil.copyfile(self.path(key), path)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        if ".." in prefix.split("/"):
+        if prefix.startswith("/") or ".." in prefix.split("/"):
             raise StoreError(f"prefix {prefix!r} leaves the store {self.uri}")
         keys = [
             Path(where, name).relative_to(self.root).as_posix()
@@ -219,11 +225,18 @@ class S3Objects:
             return self._client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
 
     def range(self, key: str, start: int, length: int) -> bytes:
+        from botocore.exceptions import ClientError
+
+        name, wanted = self._key(key), f"bytes={start}-{start + length - 1}"
         if length <= 0:
             return b""
         with self._errors("read", key):
-            wanted = f"bytes={start}-{start + length - 1}"
-            return self._client.get_object(Bucket=self.bucket, Key=self._key(key), Range=wanted)["Body"].read()
+            try:
+                return self._client.get_object(Bucket=self.bucket, Key=name, Range=wanted)["Body"].read()
+            except ClientError as error:
+                if error.response["Error"].get("Code") == "InvalidRange":  # it starts past the end
+                    return b""
+                raise
 
     def num_bytes(self, key: str) -> int:
         with self._errors("read", key):

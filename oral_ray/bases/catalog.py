@@ -60,7 +60,7 @@ def discover(objects: Objects, prefix: str, quiet_period_s: float) -> tuple[list
     records, skipped = [], []
     for base_id, modified_s in sorted(newest.items()):
         try:
-            if not re.match(IDENTIFIER, base_id):
+            if not re.fullmatch(IDENTIFIER, base_id):
                 raise BaseModelError(f"{base_id!r} is no valid id; use letters, digits, '.', '_' and '-'")
             age_s = time.time() - modified_s
             if base_id not in ready and age_s < quiet_period_s:

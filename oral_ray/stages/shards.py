@@ -62,7 +62,7 @@ def run(config: Config) -> ShardManifest:
         files=tuple(names),
         num_rows=len(items),
         layouts=by_digest,
-        bases={base_id: found[base_id] for base_id in seen},
+        bases=tuple(seen),
         prompts={task_id: load_task(task_id).prompts[: config.tasks.num_prompts] for task_id in config.tasks.ids},
         scales=tuple((role, factor, rows) for (role, factor), rows in stats.scales.items()),
     )

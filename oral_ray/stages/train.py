@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from oral_ray import cluster
+from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.config import Config, FunctionalPhase, RegressionObjective, TorchEngine, fingerprint
 from oral_ray.errors import StoreError
@@ -26,7 +27,7 @@ from oral_ray.generator.model import Generator, GeneratorSpec, Network, build_ne
 from oral_ray.generator.training import MetricsRow, train
 from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import shards
-from oral_ray.store.bases import stored_probes
+from oral_ray.store.bases import BaseShelf, stored_probes
 from oral_ray.store.generators import METRICS, generator_manifest, promote_generator, put_generator
 from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest, read_stats, shard_prefix
 from oral_ray.tasks import load_task
@@ -124,7 +125,9 @@ def _train(
 ) -> None:  # fmt: skip
     objects = open_objects(config.store.uri)
     encoder = ConditionEncoder(config.condition)
-    tables, probe_stats = _tables(config, objects, manifest, encoder)
+    shelf = BaseShelf(objects, config.bases.prefix)
+    bases = {base_id: shelf.record(base_id) for base_id in manifest.bases}
+    tables, probe_stats = _tables(config, objects, manifest, bases, encoder)
     spec = GeneratorSpec(
         generator=config.generator,
         condition=config.condition,
@@ -132,7 +135,7 @@ def _train(
         text_dim=encoder.text_dim,
         model_dim=encoder.model_dim,
         text_encoder_fingerprint=encoder.fingerprint,
-        architectures=tuple(sorted({base.spec.digest for base in manifest.bases.values()})),
+        architectures=tuple(sorted({base.spec.digest for base in bases.values()})),
         recipe=recipe_of(config, manifest.fingerprint),
     )
     metrics: list[dict[str, Any]] = json.loads((resume / _METRICS_JSON).read_text()) if resume else []
@@ -154,7 +157,10 @@ def _train(
         report(row, folder)
 
     phase = config.training.functional
-    functional = _functional_source(config, objects, manifest, encoder, tables, probe_stats) if phase.steps else None
+    records = list(bases.values())
+    functional = (
+        _functional_source(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
+    )
     num_steps = config.training.steps + phase.steps
     network: Network = build_network(spec, config.seed)
     train(
@@ -176,26 +182,25 @@ def _train(
 
 
 def _tables(
-    config: Config, objects: Objects, manifest: ShardManifest, encoder: ConditionEncoder
+    config: Config, objects: Objects, manifest: ShardManifest, bases: dict[str, BaseRecord], encoder: ConditionEncoder
 ) -> tuple[CorpusTables, ProbeStats]:
-    probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in manifest.bases.items()}
-    seen = [(record.spec.digest, probes[base_id]) for base_id, record in manifest.bases.items()]
+    probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in bases.items()}
+    seen = [(record.spec.digest, probes[base_id]) for base_id, record in bases.items()]
     probe_stats = fit_probe_stats(seen, config.condition.num_components)
     tables = CorpusTables(
         layouts=manifest.layouts,
         prompts={task: encoder.encode_prompts(prompts) for task, prompts in manifest.prompts.items()},
-        bases={i: encoder.encode_base(record, probes[i], probe_stats) for i, record in manifest.bases.items()},
+        bases={i: encoder.encode_base(record, probes[i], probe_stats) for i, record in bases.items()},
         stats=read_stats(objects, manifest),
     )
     return tables, probe_stats
 
 
 def _functional_source(
-    config: Config, objects: Objects, manifest: ShardManifest, encoder: ConditionEncoder, tables: CorpusTables,
-    probe_stats: ProbeStats,
+    config: Config, objects: Objects, manifest: ShardManifest, records: list[BaseRecord], encoder: ConditionEncoder,
+    tables: CorpusTables, probe_stats: ProbeStats,
 ) -> FunctionalSource:  # fmt: skip
-    """Seen versions in the configured order (oldest first), each loaded once a worker."""
-    records = [manifest.bases[version.id] for version in config.bases.versions if version.id in manifest.bases]
+    """`records` are the seen versions in the configured order, oldest first; each is loaded once a worker."""
     layout = next(iter(manifest.layouts.values()))
     return FunctionalSource(
         [load_base(record) for record in records],

@@ -15,7 +15,6 @@ from safetensors.torch import load, save
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenStats
-from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import canonical_json
 from oral_ray.errors import MissingObjectError, StoreError
 from oral_ray.generator.data import CorpusRow
@@ -33,7 +32,7 @@ class ShardManifest(BaseModel):
     files: tuple[str, ...]
     num_rows: int
     layouts: dict[str, AdapterLayout]
-    bases: dict[str, BaseRecord]
+    bases: tuple[str, ...]
     prompts: dict[str, tuple[str, ...]]
     scales: tuple[tuple[str, str, tuple[tuple[float, float], ...]], ...]
 
