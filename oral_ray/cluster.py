@@ -20,8 +20,11 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 import ray.train
 import torch
+from ray.data import SaveMode
+from ray.data.datasource import FilenameProvider
 from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
 
@@ -152,7 +155,7 @@ def write_parquet(
     dataset = ray.data.from_items(list(items), override_num_blocks=num_files)
     dataset = dataset.map_batches(transform, batch_format="pyarrow", batch_size=None)
     with _users_errors():
-        dataset.write_parquet(uri, filename_provider=_NumberedFiles(file_format="parquet"), mode="overwrite")
+        dataset.write_parquet(uri, filename_provider=_NumberedFiles(file_format="parquet"), mode=SaveMode.OVERWRITE)
 
 
 def fold_parquet(uris: Sequence[str], fold: Callable[[pa.Table], bytes]) -> list[bytes]:
@@ -181,7 +184,7 @@ def _users_errors() -> Iterator[None]:
         raise _users_error(error) or error from None
 
 
-class _NumberedFiles(ray.data.datasource.FilenameProvider):
+class _NumberedFiles(FilenameProvider):
     def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
         return f"part-{task_index:06d}.parquet"
 
@@ -292,7 +295,8 @@ def worker_rank() -> tuple[int, int]:
 
 def worker_rows() -> Iterator[dict[str, Any]]:
     """One pass over this worker's rows inside `run_workers`."""
-    yield from ray.train.get_dataset_shard("corpus").iter_rows()
+    shard: Any = ray.train.get_dataset_shard("corpus")
+    yield from shard.iter_rows()
 
 
 @contextlib.contextmanager

@@ -333,6 +333,7 @@ def build_config(tree: Mapping[str, Any]) -> Config:
 
 
 def _explain(item: dict[str, Any]) -> str:
+    parent: Any = Config
     node: Any = Config
     keys: list[str] = []
     for part in item["loc"]:

@@ -101,9 +101,15 @@ class AdapterFactory:
         text_BE = self.encoder.encode_prompts([condition.prompt for condition in conditions])
         stats = self.generator.probe_stats
         model_BG = torch.stack([self.encoder.encode_base(c.base, c.probes, stats) for c in conditions])
-        inputs = (tensor.to(self._device) for tensor in (position_BLP, mask_BLD, text_BE, model_BG))
-        tokens_BLD = self.generator.network.sample(*inputs, draw_noise, self.sampling).cpu()
-        return [tokens_BLD[i, : layout.num_tokens] for i, layout in enumerate(layouts)]
+        tokens_BLD = self.generator.network.sample(
+            position_BLP.to(self._device),
+            mask_BLD.to(self._device),
+            text_BE.to(self._device),
+            model_BG.to(self._device),
+            draw_noise,
+            self.sampling,
+        )
+        return [tokens_BLD[i, : layout.num_tokens].cpu() for i, layout in enumerate(layouts)]
 
 
 def _padded(rows_LX: Tensor, length: int) -> Tensor:

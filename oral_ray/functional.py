@@ -64,7 +64,10 @@ class FunctionalSource:
         task = self._tasks[int(torch.randint(len(self._tasks), (), generator=rng))]
         mix = draw_mix(len(self._probes), self._phase.extrapolation, rng)
         base = self._virtual.set(mix)
-        probes = {m: sum(c * p[m] for c, p in zip(mix, self._probes, strict=True)) for m in self._probes[0]}
+        probes = {
+            module: torch.stack([c * version[module] for c, version in zip(mix, self._probes, strict=True)]).sum(0)
+            for module in self._probes[0]
+        }
         examples = task.examples("train")
         chosen = torch.randint(len(examples), (self._phase.num_examples,), generator=rng).tolist()
         head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)

@@ -4,6 +4,7 @@ items = plan_releases(bases, tasks, generator_architectures, released)
 decision = decide({"generated": .84, "reuse_new": .83, "base": .60}, ("generated", "reuse_new"), min_gain=0.0)
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
@@ -58,12 +59,12 @@ def decide(scores: Mapping[str, float], candidates: Sequence[str], min_gain: flo
 
     So a generated adapter that is worse than reuse is never published, and a task on which nothing helps gets nothing.
     """
-    present = [arm for arm in candidates if arm in scores]
+    present = [arm for arm in candidates if not math.isnan(scores.get(arm, math.nan))]
     if not present:
         return GateDecision(arm=None, reason="no candidate could be made")
     best = max(present, key=lambda arm: scores[arm])
     shown = ", ".join(f"{arm} {scores[arm]:.4f}" for arm in (*present, "base"))
-    if scores[best] <= scores["base"] + min_gain:
+    if not scores[best] > scores["base"] + min_gain:  # so that a base without a score publishes nothing
         return GateDecision(arm=None, reason=f"no candidate beats base by more than {min_gain}: {shown}")
     return GateDecision(arm=best, reason=f"best on validation: {shown}")
 

@@ -3,6 +3,9 @@
 write_report(Path("out/quickstart"), command="make quickstart")
 """
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+# (the stubs of pandas type every selection as a union that nothing can be done with)
+
 import base64
 import html
 import io

@@ -10,6 +10,7 @@ OpenAPI is at /docs and /openapi.json. Concurrent requests of a replica are samp
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -35,13 +36,15 @@ class Generation:
     def __init__(self, config: Config) -> None:
         limit_threads(max(1, int(config.serve.cpus_per_replica)), config.determinism)
         self._service: GenerationService = open_service(config, "cuda" if config.serve.gpus_per_replica else "cpu")
-        self._batched.set_max_batch_size(config.serve.batch_size)
-        self._batched.set_batch_wait_timeout_s(config.serve.batch_wait_s)
+        batching: Any = self._batched
+        batching.set_max_batch_size(config.serve.batch_size)
+        batching.set_batch_wait_timeout_s(config.serve.batch_wait_s)
 
     async def create(self, request: GenerateRequest) -> AdapterInfo:
         """Generate an adapter and store it."""
         condition = await asyncio.to_thread(self._service.condition, request.prompt, request.base)
-        digest = await self._batched((condition, request.seed))
+        sample: Any = self._batched  # many calls of one request become one call of many
+        digest = await sample((condition, request.seed))
         return await asyncio.to_thread(self._info, digest)
 
     async def read(self, adapter_id: str) -> AdapterInfo:
@@ -86,8 +89,7 @@ def build_app(config: Config | Mapping[str, str]) -> serve.Application:
         config = load_config(config.get("config", "infra/configs/quickstart.toml"), overrides)
     config = config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
     settings = config.serve
-    deployment = serve.deployment(
-        serve.ingress(build_api(settings))(Generation),
+    replicas = serve.deployment(
         name="generation",
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
         max_queued_requests=settings.max_queued_requests,
@@ -97,14 +99,14 @@ def build_app(config: Config | Mapping[str, str]) -> serve.Application:
             "target_ongoing_requests": settings.target_ongoing_requests,
         },
     )
-    return deployment.bind(config)
+    return replicas(serve.ingress(build_api(settings))(Generation)).bind(config)
 
 
 def build_api(settings: ServeConfig) -> FastAPI:
     """Routes, error answers and the limit on bodies."""
     api = FastAPI(title="oral_ray", version=__version__, description="LoRA adapters from prompts.")
     api.add_middleware(LimitBody, max_bytes=settings.max_body_bytes)
-    failures = {code: {"model": Problem} for code in (404, 413, 422, 500)}
+    failures: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (404, 413, 422, 500)}
     api.add_api_route(
         "/v1/adapters", Generation.create, methods=["POST"], status_code=201, response_model=AdapterInfo,
         responses=failures,

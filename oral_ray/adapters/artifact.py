@@ -57,7 +57,7 @@ class AdapterArtifact:
         for name in sorted(self.tensors):
             tensor = self.tensors[name].detach().contiguous()
             digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @property
@@ -131,7 +131,7 @@ def parse_artifact(files: dict[str, bytes], name: str) -> AdapterArtifact:
         tensors = load(files[WEIGHTS])
     except KeyError as error:
         raise ArtifactError(f"adapter {name} has no {error.args[0]}; it is incomplete, publish it again") from None
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise ArtifactError(f"adapter {name} is damaged: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(config, dict):
         raise ArtifactError(f"adapter {name}: adapter_config.json holds no object")

@@ -50,7 +50,8 @@ def train_adapter(
     num_steps = training.steps * len(bases)
     artifacts = []
     for step in range(1, num_steps + 1):
-        base, model, head = (items[step % len(bases)] for items in (bases, models, heads))
+        turn = step % len(bases)
+        base, model, head = bases[turn], models[turn], heads[turn]
         examples = next(batches)
         logits = head.logits(model, encode(base.tokenizer, [example.text for example in examples], head.suffix))
         loss = nn.functional.cross_entropy(logits, torch.tensor([task.labels.index(e.label) for e in examples]))

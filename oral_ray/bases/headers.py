@@ -41,7 +41,7 @@ def read_header(objects: Objects, key: str) -> dict[str, TensorEntry]:
             f"(at most {MAX_HEADER_BYTES}); the file is truncated or no safetensors file, upload it again"
         )
     try:
-        header: dict[str, Any] = json.loads(objects.range(key, 8, length))
+        header: dict[str, Any] = json.loads(objects.range(key, 8, length), object_pairs_hook=_no_name_twice)
         header.pop("__metadata__", None)
         entries = {name: _entry(key, name, item, 8 + length) for name, item in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -56,6 +56,15 @@ def read_header(objects: Objects, key: str) -> dict[str, TensorEntry]:
             f"{objects.uri}/{key}: truncated or padded, {num_bytes} bytes where its header needs {end}; upload it again"
         )
     return entries
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} stands twice")
+        found[name] = value
+    return found
 
 
 def _entry(key: str, name: str, item: dict[str, Any], data_start: int) -> TensorEntry:

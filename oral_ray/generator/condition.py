@@ -38,7 +38,9 @@ class Condition:
 
 
 def check_prompt(prompt: str) -> str:
-    """The prompt itself; ConditionError when it is empty or too long."""
+    """The prompt itself; ConditionError when it is no text, empty or too long."""
+    if not isinstance(prompt, str) or any("\ud800" <= char <= "\udfff" for char in prompt[: MAX_PROMPT_CHARS + 1]):
+        raise ConditionError(f"prompt {ascii(prompt)[:80]} is no Unicode text; describe the task in a sentence")
     if not prompt.strip():
         raise ConditionError(
             "prompt is empty; describe the task in a sentence, such as 'classify mails as spam or not'"
@@ -71,8 +73,9 @@ def fit_probe_stats(seen: Sequence[tuple[str, Mapping[str, Tensor]]], num_compon
     for architecture in sorted({digest for digest, _ in seen}):
         flat_SF = torch.stack([_flat(probes) for digest, probes in seen if digest == architecture]).double()
         mean_F = flat_SF.mean(0)
-        _, _, vh = torch.linalg.svd(flat_SF - mean_F, full_matrices=False)
-        rank = min(num_components, len(flat_SF) - 1)
+        _, s, vh = torch.linalg.svd(flat_SF - mean_F, full_matrices=False)
+        # equal versions span no axis: what little is left there is rounding, and must not be scaled up
+        rank = min(num_components, int((s > 1e-6 * flat_SF.norm()).sum()))
         axes_FC = vh[:rank].T
         # the sign of a principal axis is arbitrary: make its largest entry positive
         peak = axes_FC.gather(0, axes_FC.abs().argmax(0, keepdim=True)).squeeze(0) if rank else axes_FC.new_zeros(0)

@@ -59,7 +59,8 @@ class Mamba2(nn.Module):
         if self.inner % head_dim:
             raise GeneratorError(f"generator.head_dim={head_dim} does not divide {self.inner} (2 x width)")
         self.num_heads, self.head_dim, self.state_dim = self.inner // head_dim, head_dim, state_dim
-        self.chunk_size, self.kernel = chunk_size, kernel
+        self.chunk_size = chunk_size
+        self.kernel: Kernel = kernel
         conv_dim = self.inner + 2 * state_dim
         self.in_proj = nn.Linear(width, 2 * self.inner + 2 * state_dim + self.num_heads, bias=False)
         self.conv1d = nn.Conv1d(conv_dim, conv_dim, CONV_WIDTH, groups=conv_dim)

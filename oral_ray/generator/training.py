@@ -111,7 +111,8 @@ def train(
         losses.append(engine.step(batch.tensors(engine.device), item, learning_rate))
         age = step if phase_step < 0 else phase_step
         decay = min(training.ema_decay, (1 + age) / (10 + age))
-        torch._foreach_lerp_(ema, [tensor.detach().float() for tensor in engine.local], 1 - decay)
+        for average, tensor in zip(ema, engine.local, strict=True):
+            average.lerp_(tensor.detach().float(), 1 - decay)
         last = step + 1 == num_steps
         if last or (step + 1) % training.validate_every == 0 or (step + 1) % training.checkpoint_every == 0:
             loss = _mean_over_workers(float(torch.stack(losses).mean()))
@@ -229,9 +230,10 @@ class _DeepSpeed:
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+        self._engine, wrapped, _, _ = deepspeed.initialize(
             model=network, optimizer=optimizer, config=config, dist_init_required=False
         )
+        self._optimizer: Any = wrapped
         self._deepspeed = deepspeed
         self._parameters = list(network.parameters())
 

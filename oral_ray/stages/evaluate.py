@@ -114,7 +114,7 @@ def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[s
     sources: list[tuple[Arm, list[str] | None]] = [
         ("trained", None), ("reuse_old", [seen[0]]), ("reuse_new", [seen[-1]]), ("joint", seen),
     ]  # fmt: skip
-    plan = [
+    plan: list[tuple[str, str, Arm, int, corpus.CorpusRun]] = [
         (base_id, task_id, arm, seed, corpus.plan_run(config, task_id, [found[b] for b in source or [base_id]], seed))
         for arm, source in sources
         if arm in arms
@@ -137,8 +137,10 @@ def _made_arms(
     arms = set(config.evaluation.arms)
     tasks = {task_id: load_task(task_id) for task_id in config.tasks.ids}
     ids = list(config.tasks.ids)
-    requests, keys = [], []
-    for arm in ("generated", "wrong_prompt", "regression"):
+    requests: list[Request] = []
+    keys: list[tuple[str, str, Arm, int]] = []
+    made: tuple[Arm, ...] = ("generated", "wrong_prompt", "regression")
+    for arm in made:
         for task_id in ids if arm in arms else ():
             other = ids[(ids.index(task_id) + 1) % len(ids)] if arm == "wrong_prompt" else task_id
             for base_id in base_ids:

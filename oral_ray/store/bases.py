@@ -4,7 +4,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from oral_ray.bases.catalog import BaseRecord, describe_base
-from oral_ray.bases.fingerprint import weight_probes
+from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, fingerprint
 from oral_ray.errors import BaseModelError, MissingObjectError
 from oral_ray.objects import Objects, open_objects

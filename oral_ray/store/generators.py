@@ -16,6 +16,7 @@ from oral_ray.objects import Objects
 
 METRICS = "metrics.parquet"
 _MANIFEST = "manifest.json"
+_AGAIN = "delete its folder and train it again"
 
 
 def put_generator(objects: Objects, recipe: str, folder: Path) -> None:
@@ -43,10 +44,14 @@ def current_generator(objects: Objects, name: str) -> str | None:
 
 def generator_manifest(objects: Objects, recipe: str) -> dict[str, Any] | None:
     """The manifest of a generator, or None when it is not (wholly) there."""
+    key = f"generators/{recipe}/{_MANIFEST}"
     try:
-        return dict(json.loads(objects.get(f"generators/{recipe}/{_MANIFEST}")))
+        manifest = json.loads(objects.get(key))
+        return {"files": dict(manifest["files"])}
     except MissingObjectError:
         return None
+    except (ValueError, KeyError, TypeError):
+        raise GeneratorError(f"{key} in {objects.uri} is damaged; {_AGAIN}") from None
 
 
 def read_metrics(objects: Objects, recipe: str) -> list[dict[str, Any]]:
@@ -62,7 +67,11 @@ def get_generator(objects: Objects, recipe: str) -> Generator:
         raise GeneratorError(f"no generator {recipe} in {objects.uri}; run jobs/train.py with the same configuration")
     with tempfile.TemporaryDirectory(prefix="oral-generator-") as name:
         for file, digest in manifest["files"].items():
-            objects.download(f"generators/{recipe}/{file}", Path(name) / file)
+            key = f"generators/{recipe}/{file}"
+            try:
+                objects.download(key, Path(name) / file)
+            except MissingObjectError:
+                raise GeneratorError(f"{key} in {objects.uri} is lost; {_AGAIN}") from None
             if hashlib.sha256((Path(name) / file).read_bytes()).hexdigest() != digest:
-                raise GeneratorError(f"generators/{recipe}/{file} in {objects.uri} is damaged; train it again")
+                raise GeneratorError(f"{key} in {objects.uri} is damaged; {_AGAIN}")
         return load_generator(Path(name))

@@ -29,8 +29,10 @@ class Records:
         try:
             record = json.loads(data)
         except ValueError:
-            raise StoreError(f"record {_key(kind, fingerprint)!r} is no JSON; delete it to do the work again") from None
-        return dict(record)
+            record = None
+        if not isinstance(record, dict):
+            raise StoreError(f"record {_key(kind, fingerprint)!r} is damaged; delete it to do the work again")
+        return record
 
     def commit(self, kind: str, fingerprint: str, record: dict[str, Any]) -> dict[str, Any]:
         """Create the record; when another worker was first, its record is returned instead."""
