@@ -15,7 +15,7 @@ from typing import Any
 
 from oral_ray import __version__
 from oral_ray.config import Config, load_config
-from oral_ray.errors import OralError
+from oral_ray.errors import ConfigError, OralError, StoreError
 
 DEFAULT_CONFIG = "infra/configs/quickstart.toml"
 _JOBS = Path(__file__).parents[1] / "jobs"
@@ -114,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     command = add("report", _report, "Rebuild report.html and report.md from the tables of an output folder.")
     command.add_argument("folder", type=Path, help="output folder, such as out/quickstart")
 
+    command = add("spread", _spread, "Print the arms of several runs (seeds) as one table: mean, lowest, highest.")
+    command.add_argument("folders", type=Path, nargs="+", help="output folders of the runs")
+
     command = add("bench", _bench, "Time what was measured before it was optimised; ratios within one run.")
     command.add_argument("name", help="benchmark, or all")
     return parser
@@ -135,7 +138,7 @@ def _store_argument(parser: argparse.ArgumentParser) -> None:
 def _config(args: argparse.Namespace) -> Config:
     from oral_ray.cluster import store_uri
 
-    overrides = [*([f"store.uri={json.dumps(args.store)}"] if args.store else ()), *args.overrides]
+    overrides = [*([f"store.uri={json.dumps(args.store, ensure_ascii=False)}"] if args.store else ()), *args.overrides]
     config = load_config(args.config, overrides)
     return config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
 
@@ -161,12 +164,13 @@ def _inspect(args: argparse.Namespace) -> None:
     from oral_ray.adapters.layout import AdapterLayout
     from oral_ray.bases.sources import open_source
     from oral_ray.bases.spec import read_spec
-    from oral_ray.config import LoraSettings
+    from oral_ray.config import build_config
 
+    lora = {"r": args.r, "lora_alpha": args.alpha, "target_modules": args.targets.split(",")}
+    config = build_config({"lora": lora, "tokens": {"token_dim": args.token_dim}})
     with open_source(args.base) as (objects, prefix):
         spec = read_spec(objects, prefix)
-    lora = LoraSettings(r=args.r, lora_alpha=args.alpha, target_modules=tuple(args.targets.split(",")))
-    layout = AdapterLayout.of(spec, lora, args.token_dim)
+    layout = AdapterLayout.of(spec, config.lora, config.tokens.token_dim)
     if args.json:
         slots = [slot.model_dump() for slot in layout.slots]
         about = {
@@ -197,6 +201,8 @@ def _verify(args: argparse.Namespace) -> None:
 def _score(args: argparse.Namespace) -> None:
     from oral_ray.verify import score_adapter
 
+    if args.limit < 1:
+        raise ConfigError(f"--limit is {args.limit}, at least 1 example must be scored")
     correct = score_adapter(args.adapter, args.base, args.task, args.split, args.limit)
     print(json.dumps({"task": args.task, "split": args.split, "value": sum(correct) / len(correct), "n": len(correct)}))
 
@@ -235,6 +241,12 @@ def _report(args: argparse.Namespace) -> None:
     print(write_report(args.folder, command=f"oral-ray report {args.folder}"))
 
 
+def _spread(args: argparse.Namespace) -> None:
+    from oral_ray.report import spread_text
+
+    print(spread_text(args.folders))
+
+
 def _bench(args: argparse.Namespace) -> None:
     from oral_ray.bench import run_benchmark
 
@@ -243,9 +255,12 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _write_folder(artifact: Any, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in artifact.files().items():
-        (folder / name).write_bytes(data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in artifact.files().items():
+            (folder / name).write_bytes(data)
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
     return folder
 
 

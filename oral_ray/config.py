@@ -134,7 +134,6 @@ class DiffusionObjective(Section):
     kind: Literal["diffusion"] = "diffusion"
     prediction: Literal["v", "eps", "x0"] = "v"
     schedule: Literal["cosine", "linear"] = "cosine"
-    num_noise_levels: PositiveInt = 1000
 
 
 class RegressionObjective(Section):

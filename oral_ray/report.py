@@ -54,7 +54,7 @@ def arm_table(folder: Path, num_draws: int) -> pd.DataFrame:
             }  # fmt: skip
             row |= mean_over_tasks(correct, num_draws).model_dump()
             for other in ("trained", "reuse_new"):
-                if other in arms and arm != other:
+                if arms.get(other) and arm != other:
                     difference: Interval = paired_difference(correct, arms[other], num_draws)
                     row |= {
                         f"vs_{other}{'' if k == 'mean' else '_' + k}": v for k, v in difference.model_dump().items()
@@ -65,22 +65,43 @@ def arm_table(folder: Path, num_draws: int) -> pd.DataFrame:
 
 def arms_text(table: pd.DataFrame) -> str:
     """The table of arms as aligned text: a row an arm, a column a base, accuracy in percent with its interval."""
-    bases = list(dict.fromkeys(table["base"]))
-    seen = {row.base: row.base_seen for row in table.itertuples()}
-    header = ["arm", *(f"{base} ({'seen' if seen[base] else 'UNSEEN'})" for base in bases)]
-    lines = [header]
+    bases = _bases(table)
+    lines = [["arm", *(f"{base} ({'seen' if seen else 'UNSEEN'})" for base, seen in bases.items())]]
     for arm in dict.fromkeys(table["arm"]):
         cells = [arm]
         for base in bases:
             part = table[(table["arm"] == arm) & (table["base"] == base)]
             cells.append("-" if part.empty else _percent(part.iloc[0]))
         lines.append(cells)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return _aligned(lines)
+
+
+def _bases(table: pd.DataFrame) -> dict[str, bool]:
+    """Base version -> whether the generator has seen it, in the order of the table."""
+    return dict(zip(table["base"], table["base_seen"].astype(bool), strict=True))
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
+def spread_text(folders: Sequence[Path]) -> str:
+    """Runs with other seeds as one table: mean over runs of the mean accuracy over tasks, and (lowest, highest) run."""
+    runs = pd.concat([_read(folder, "scores").assign(run=i) for i, folder in enumerate(folders)])
+    means = runs.groupby(["base", "base_seen", "arm", "run"], sort=False)["value"].mean().reset_index()
+    lines = [["arm", *(f"{base} ({'seen' if seen else 'UNSEEN'})" for base, seen in _bases(means).items())]]
+    for arm in (arm for arm in ALL_ARMS if arm in set(means["arm"])):
+        cells = [arm]
+        for base in _bases(means):
+            values = 100 * means[(means["arm"] == arm) & (means["base"] == base)]["value"]
+            cells.append(f"{values.mean():5.1f} ({values.min():.1f}, {values.max():.1f})")
+        lines.append(cells)
+    return _aligned(lines)
+
+
 def write_report(folder: Path, command: str) -> Path:
-    """Write report.html and report.md beside the tables of a folder; EvaluationError when a table is missing."""
+    """Write report.html, report.md and arms.png beside the tables of a folder; EvaluationError when one is missing."""
     summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
     table = arm_table(folder, num_draws=summary.get("num_bootstrap", 2000))
     table.to_parquet(folder / "arms.parquet")
@@ -103,6 +124,7 @@ def write_report(folder: Path, command: str) -> Path:
         ),
         ("Sampling steps", _figure(_plot_curve, curve), "Accuracy against sampling steps, a line a task."),
     ]
+    (folder / "arms.png").write_bytes(base64.b64decode(sections[0][1]))
     markdown = _markdown(table, sections, summary, command)
     (folder / "report.md").write_text(markdown, encoding="utf-8")
     page = _page(table, sections, summary, command)
@@ -147,8 +169,7 @@ def _plot_arms(axes: Any, table: pd.DataFrame) -> None:
         x = np.arange(len(bases)) + (i - len(arms) / 2) * 0.8 / len(arms)
         error = [part["mean"] - part["low"], part["high"] - part["mean"]]
         axes.bar(x, part["mean"], 0.8 / len(arms), yerr=error, color=PALETTE[arm], label=arm, error_kw={"lw": 0.8})
-    seen = {row.base: row.base_seen for row in table.itertuples()}
-    axes.set_xticks(range(len(bases)), [f"{base}\n{'seen' if seen[base] else 'unseen'}" for base in bases])
+    axes.set_xticks(range(len(bases)), [f"{b}\n{'seen' if seen else 'unseen'}" for b, seen in _bases(table).items()])
     axes.set_ylabel("accuracy")
     axes.legend(ncols=6, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.18), frameon=False)
 

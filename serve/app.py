@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oral_ray import __version__
 from oral_ray.cluster import limit_threads, store_uri
-from oral_ray.config import Config, ServeConfig, load_config
+from oral_ray.config import Config, load_config
 from oral_ray.errors import ArtifactError, BaseModelError, ConditionError, LayoutError, OralError
 from oral_ray.generator.condition import Condition
 from oral_ray.service import GenerationService, open_service
@@ -99,20 +99,21 @@ def build_app(config: Config | Mapping[str, str]) -> serve.Application:
             "target_ongoing_requests": settings.target_ongoing_requests,
         },
     )
-    return replicas(serve.ingress(build_api(settings))(Generation)).bind(config)
+    return replicas(serve.ingress(lambda: build_api(config))()).bind()
 
 
-def build_api(settings: ServeConfig) -> FastAPI:
-    """Routes, error answers and the limit on bodies."""
+def build_api(config: Config) -> FastAPI:
+    """The HTTP interface of one replica, with its generator loaded: routes, error answers, the limit on bodies."""
+    replica = Generation(config)
     api = FastAPI(title="oral_ray", version=__version__, description="LoRA adapters from prompts.")
-    api.add_middleware(LimitBody, max_bytes=settings.max_body_bytes)
+    api.add_middleware(LimitBody, max_bytes=config.serve.max_body_bytes)
     failures: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (404, 413, 422, 500)}
     api.add_api_route(
-        "/v1/adapters", Generation.create, methods=["POST"], status_code=201, response_model=AdapterInfo,
+        "/v1/adapters", replica.create, methods=["POST"], status_code=201, response_model=AdapterInfo,
         responses=failures,
     )  # fmt: skip
-    api.add_api_route("/v1/adapters/{adapter_id}", Generation.read, response_model=AdapterInfo, responses=failures)
-    api.add_api_route("/healthz", Generation.health, response_model=Health)
+    api.add_api_route("/v1/adapters/{adapter_id}", replica.read, response_model=AdapterInfo, responses=failures)
+    api.add_api_route("/healthz", replica.health, response_model=Health)
     handlers: dict[type[Exception], Callable[..., Awaitable[JSONResponse]]] = {
         OralError: _on_oral_error, RequestValidationError: _on_invalid, Exception: _on_unexpected,
     }  # fmt: skip

@@ -79,6 +79,7 @@ def train_adapter(
 @contextlib.contextmanager
 def attached(base: LoadedBase, artifact: AdapterArtifact) -> Iterator[nn.Module]:
     """The base with the artifact attached by peft, strictly; the base is as before afterwards."""
+    _check_fit(base, artifact)
     config = {key: value for key, value in artifact.config.items() if key != "peft_type"}
     model = PeftModel(base.model, LoraConfig(**{**config, "init_lora_weights": False}), adapter_name=_ADAPTER)
     try:
@@ -104,6 +105,7 @@ def load_strictly(base: LoadedBase, folder: Path) -> AdapterArtifact:
     Returns the artifact that was read. The base is as before afterwards.
     """
     artifact = read_folder(folder)
+    _check_fit(base, artifact)
     model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=_ADAPTER)
     try:
         loaded = {f"{name}.weight": parameter for name, parameter in _factors(model)}
@@ -116,6 +118,11 @@ def load_strictly(base: LoadedBase, folder: Path) -> AdapterArtifact:
     finally:
         model.unload()
     return artifact
+
+
+def _check_fit(base: LoadedBase, artifact: AdapterArtifact) -> None:
+    """Before peft touches the base: where it fails half-way, its layers would stay in the model."""
+    artifact.check(AdapterLayout.of(base.record.spec, artifact.lora, token_dim=base.record.spec.hidden_size))
 
 
 def _with_adapter(base: LoadedBase, layout: AdapterLayout, init_seed: int) -> Any:

@@ -96,11 +96,12 @@ def read_tensors(objects: Objects, prefix: str = "") -> dict[str, TensorEntry]:
         for shard in sorted(set(weight_map.values())):
             if "/" in shard or not objects.exists(prefix + shard):
                 raise BaseModelError(f"shard {shard!r} of {objects.uri}/{prefix} is missing; wait for it or upload it")
-            tensors |= read_header(objects, prefix + shard)
+            header = read_header(objects, prefix + shard)
+            tensors |= {name: entry for name, entry in header.items() if weight_map.get(name) == shard}
         lost = sorted(set(weight_map) - set(tensors))
         if lost:
             raise BaseModelError(
-                f"{objects.uri}/{prefix}: {len(lost)} tensors of the index are in no shard: {lost[0]!r}"
+                f"{objects.uri}/{prefix}: {len(lost)} tensors of the index are not in their shard: {lost[0]!r}"
             )
         return tensors
     return read_header(objects, prefix + SINGLE) if objects.exists(prefix + SINGLE) else {}

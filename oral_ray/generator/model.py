@@ -250,8 +250,7 @@ def load_generator(folder: Path) -> Generator:
         raise GeneratorError(f"generator at {folder} does not fit its own description: {error}") from None
     stats = ProbeStats(part("probe.mean."), part("probe.axes."), part("probe.spread."))
     odd = [name for name in tensors if not name.startswith(("network.", "mean.", "probe."))]
-    odd += sorted((stats.mean.keys() | stats.axes.keys() | stats.spread.keys()) - stats.mean.keys())
-    odd += sorted(stats.mean.keys() - (stats.axes.keys() & stats.spread.keys()))
+    odd += sorted((stats.mean.keys() ^ stats.axes.keys()) | (stats.mean.keys() ^ stats.spread.keys()))
     if odd:
         raise GeneratorError(f"generator at {folder} does not fit its own description: {odd[0]!r} is lost or unknown")
     return Generator(spec, network.eval(), TokenStats(scales, part("mean.")), stats)

@@ -82,7 +82,7 @@ def train(
         engine.load(resume)
         first = int(json.loads((resume / STATE).read_text())["step"])
         ema = torch.load(resume / f"ema-{rank}.pt", weights_only=True, map_location=device)
-        logger.info("resumed at step %d of %d", first, training.steps)
+        logger.info("resumed at step %d", first)
     worker_batch = training.batch_size // num_workers
     source = RowSource(read, training)
     rows = source.batches(worker_batch, derive_seed(seed, "rows", rank), first)

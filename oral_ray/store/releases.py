@@ -1,6 +1,7 @@
 """Releases: which adapters are current for a base. Append-only: `releases/<base>/<seq>.json`, latest = highest seq."""
 
 import json
+import re
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -43,8 +44,8 @@ class ReleaseStore:
 
     def sequence(self, base_id: str) -> list[int]:
         """The numbers of a base's releases, ascending."""
-        infos = self._objects.list(f"releases/{base_id}/")
-        return sorted(int(info.key.rpartition("/")[2].removesuffix(".json")) for info in infos)
+        names = [info.key.rpartition("/")[2] for info in self._objects.list(f"releases/{base_id}/")]
+        return sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d{8}\.json", name))
 
     def bases(self) -> list[str]:
         """The ids of all bases with a release."""

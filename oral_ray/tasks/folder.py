@@ -12,7 +12,7 @@ import json
 import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oral_ray.errors import TaskError
 from oral_ray.tasks.prompts import paraphrases
@@ -22,7 +22,7 @@ from oral_ray.tasks.task import Example, Task
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = Field(min_length=2)
     text: str = "a text"
     prompts: tuple[str, ...] = ()
 
@@ -43,13 +43,14 @@ def load_task_folder(folder: Path) -> Task:
         )
     except FileNotFoundError as error:
         raise TaskError(f"task folder {str(folder)!r} has no {Path(error.filename).name}") from None
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise TaskError(f"task folder {str(folder)!r}: {' '.join(str(error).split())}") from None
 
 
 def _examples(path: Path) -> tuple[Example, ...]:
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may hold other line separators
+    for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
             examples.append(Example.model_validate(json.loads(line)))
         except ValueError as error:

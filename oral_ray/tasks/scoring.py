@@ -71,9 +71,14 @@ def build_head(kind: ModelKind, model: nn.Module, tokenizer: Any, labels: Sequen
 def encode(tokenizer: Any, texts: Sequence[str], suffix: str = "", max_tokens: int = MAX_TEXT_TOKENS) -> TextBatch:
     """Tokenise texts, right-padded, cut to `max_tokens` (the suffix is never cut)."""
     if suffix:
-        room = max_tokens - len(tokenizer.encode(suffix, add_special_tokens=False))
-        ids = tokenizer(list(texts), truncation=True, max_length=room, add_special_tokens=True)["input_ids"]
-        texts = [tokenizer.decode(row, skip_special_tokens=True) + suffix for row in ids]
+        tail = tokenizer.encode(suffix, add_special_tokens=False)
+        cut = tokenizer(list(texts), truncation=True, max_length=max_tokens - len(tail))["input_ids"]
+        rows = [torch.tensor(row + tail) for row in cut]
+        masks = [torch.ones_like(row) for row in rows]
+        return {
+            "input_ids": nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id),
+            "attention_mask": nn.utils.rnn.pad_sequence(masks, batch_first=True),
+        }
     batch = tokenizer(
         list(texts), padding=True, truncation=True, max_length=max_tokens, padding_side="right",
         return_tensors="pt",

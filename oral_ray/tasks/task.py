@@ -46,6 +46,8 @@ class Task(BaseModel):
             raise ValueError(f"task {self.id!r} needs at least two different labels, got {self.labels}")
         if not self.prompts:
             raise ValueError(f"task {self.id!r} has no prompt")
+        if both := sorted(set(self.prompts) & set(self.held_out_prompts)):
+            raise ValueError(f"task {self.id!r}: {both[0]!r} is both a training prompt and held out; reword it")
         texts: dict[str, str] = {}
         for split in ("train", "validation", "test"):
             for example in getattr(self, split):

@@ -1,0 +1,164 @@
+"""The rules of the house as functions over a source root, so that a test can plant a violation and see it found.
+
+`violations(root)` reads `oral_ray/`, `jobs/` and `serve/` below a root by `ast` and returns one sentence a violation.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# From the ground up. A room imports from floors below its own and from itself, never sideways.
+FLOORS = (
+    ("errors",),
+    ("tasks", "objects", "config"),
+    ("bases", "cluster"),
+    ("adapters",),
+    ("generator",),
+    ("store", "evaluation", "functional"),
+    ("factory", "release", "report"),
+    ("stages", "service", "verify", "bench"),
+    ("cli",),
+    ("jobs", "serve"),
+)
+SOLE_IMPORTERS = {
+    "ray": ("oral_ray/cluster.py", "jobs/", "serve/"),
+    "mamba_ssm": ("oral_ray/generator/ssm.py",),
+    "triton": ("oral_ray/generator/ssm.py",),
+    "deepspeed": ("oral_ray/generator/training.py",),
+    "boto3": ("oral_ray/objects.py",),
+    "peft": ("oral_ray/adapters/",),
+    "matplotlib": ("oral_ray/report.py",),
+}
+JUNK_DRAWERS = {"utils", "util", "helpers", "common", "manager", "misc"}
+MAX_JOB_LINES = 120
+_FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One module: its path below the root, its dotted name, its syntax tree."""
+
+    path: str
+    name: str
+    tree: ast.Module
+    num_lines: int
+
+    @property
+    def room(self) -> str:
+        """`bases` for oral_ray.bases.spec, `jobs` for jobs.train, empty for oral_ray itself."""
+        parts = self.name.split(".")
+        return parts[0] if parts[0] != "oral_ray" else "".join(parts[1:2])
+
+
+def read_sources(root: Path) -> dict[str, Source]:
+    """All modules below a root by dotted name."""
+    sources = {}
+    for top in ("oral_ray", "jobs", "serve"):
+        for path in sorted((root / top).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            inside = path.relative_to(root)
+            name = ".".join(inside.with_suffix("").parts).removesuffix(".__init__")
+            sources[name] = Source(inside.as_posix(), name, ast.parse(text), len(text.splitlines()))
+    return sources
+
+
+def imported(source: Source) -> Iterator[tuple[str, ...]]:
+    """Every import as the names it may mean, most specific first: `from a import b` is a.b or a."""
+    package = source.name if source.path.endswith("__init__.py") else source.name.rpartition(".")[0]
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name,) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
+            yield from ((f"{base}.{alias.name}", base) for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                yield (str(node.args[0].value),)
+
+
+def edges(sources: Mapping[str, Source]) -> dict[str, set[str]]:
+    """Which of our modules each of our modules imports."""
+    return {
+        name: {next(c for c in names if c in sources) for names in imported(source) if any(c in sources for c in names)}
+        for name, source in sources.items()
+    }
+
+
+def violations(root: Path) -> list[str]:
+    """One sentence for everything below a root that breaks a rule of the house."""
+    sources = read_sources(root)
+    graph = edges(sources)
+    return [
+        *_floors(sources, graph),
+        *(f"the modules {' -> '.join(cycle)} import each other in a cycle" for cycle in _cycles(graph)),
+        *_sole_importers(sources),
+        *_names_and_sizes(sources),
+        *(f"config field {name} is read nowhere" for name in unread_config_fields(sources)),
+    ]
+
+
+def _floors(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for name, source in sources.items():
+        if source.room and source.room not in _FLOOR_OF:
+            yield f"{source.path}: room {source.room!r} stands on no floor"
+            continue
+        for target in sorted(graph[name]):
+            other = sources[target].room
+            if other in ("", source.room) or other not in _FLOOR_OF:
+                continue
+            if not source.room or _FLOOR_OF[other] >= _FLOOR_OF[source.room]:
+                yield f"{source.path}: {source.room or 'oral_ray'} imports {target}, which is not on a floor below"
+
+
+def _cycles(graph: Mapping[str, set[str]]) -> Iterator[tuple[str, ...]]:
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if name in trail:
+            yield (*trail[trail.index(name) :], name)
+        elif name not in done:
+            for target in sorted(graph[name]):
+                yield from visit(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        yield from visit(name, ())
+
+
+def _sole_importers(sources: Mapping[str, Source]) -> Iterator[str]:
+    for source in sources.values():
+        for package in sorted({names[-1].split(".")[0] for names in imported(source)} & SOLE_IMPORTERS.keys()):
+            if not source.path.startswith(SOLE_IMPORTERS[package]):
+                yield f"{source.path}: imports {package}, which only {', '.join(SOLE_IMPORTERS[package])} may"
+
+
+def _names_and_sizes(sources: Mapping[str, Source]) -> Iterator[str]:
+    for source in sources.values():
+        if JUNK_DRAWERS & set(source.name.split(".")):
+            yield f"{source.path}: a junk-drawer name"
+        if source.room == "jobs" and source.num_lines > MAX_JOB_LINES:
+            yield f"{source.path}: {source.num_lines} lines, a job has at most {MAX_JOB_LINES}"
+
+
+def unread_config_fields(sources: Mapping[str, Source]) -> list[str]:
+    """`Section.field` for every field of the configuration that no code reads as an attribute."""
+    read = {
+        node.attr
+        for source in sources.values()
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    config = sources.get("oral_ray.config")
+    classes = [node for node in config.tree.body if isinstance(node, ast.ClassDef)] if config else []
+    fields = [
+        (cls.name, item.target.id)
+        for cls in classes
+        for item in cls.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    ]
+    return [f"{cls}.{field}" for cls, field in fields if field != "kind" and field not in read]

@@ -1,0 +1,70 @@
+"""A tiny store that `oral-ray generate` works on: one base, one untrained generator, one adapter; and broken bases."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from oral_ray.adapters.artifact import Provenance, build_artifact
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.tokens import TokenStats
+from oral_ray.bases.catalog import describe_base
+from oral_ray.config import ConditionConfig, GeneratorConfig, LoraSettings
+from oral_ray.generator.condition import ConditionEncoder, ProbeStats
+from oral_ray.generator.model import Generator, GeneratorSpec, build_network, save_generator
+from oral_ray.objects import FileObjects
+from oral_ray.store.generators import promote_generator, put_generator
+
+CONFIG = 'name = "tiny"\n[lora]\nr = 2\n[sampling]\nnum_steps = 2\n'
+LLAMA_8B = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+}  # fmt: skip
+
+
+def build_place(root: Path, bert: Path) -> Path:
+    """A folder with `store/`, `run.toml`, `adapter/`, a regular file `file`, and bases `cut/`, `long/`, `llama-8b/`."""
+    store = FileObjects(root / "store")
+    shutil.copytree(bert, store.root / "bases/v1")
+    spec = describe_base(store, "bases/v1/", "v1").spec
+    condition = ConditionConfig(text_encoder=str(bert), num_components=2)
+    encoder = ConditionEncoder(condition)
+    sizes = GeneratorConfig(
+        width=16, num_layers=1, state_dim=8, head_dim=8, chunk_size=16, denoiser_width=16, denoiser_blocks=1
+    )
+    about = GeneratorSpec(
+        generator=sizes, condition=condition, token_dim=16, text_dim=encoder.text_dim, model_dim=encoder.model_dim,
+        text_encoder_fingerprint=encoder.fingerprint, architectures=(spec.digest,), recipe="r1",
+    )  # fmt: skip
+    scales = {(role, factor): ((0.0, 1.0), (1.0, 1.0)) for role in "qv" for factor in "AB"}
+    save_generator(
+        Generator(about, build_network(about, 0), TokenStats(scales, {}), ProbeStats({}, {}, {})), root / "g"
+    )
+    put_generator(store, "r1", root / "g")
+    promote_generator(store, "tiny", "r1")
+    (root / "run.toml").write_text(CONFIG)
+    (root / "file").write_text("a file, no folder")
+    (root / "adapter").mkdir()
+    layout = AdapterLayout.of(spec, LoraSettings(r=2), token_dim=16)
+    zeros = {s.module: (torch.zeros(2, s.d_in), torch.zeros(s.d_out, 2)) for s in layout.slots}
+    artifact = build_artifact(zeros, layout, Provenance(origin="trained", base="v1", base_fingerprint="f"))
+    for name, data in artifact.files().items():
+        (root / "adapter" / name).write_bytes(data)
+    break_bases(root, bert)
+    return root
+
+
+def break_bases(root: Path, bert: Path) -> None:
+    """Bases that no command may accept, and a large one without weights."""
+    weights = (bert / "model.safetensors").read_bytes()
+    for name, data in {"cut": weights[:-100], "long": (2**60).to_bytes(8, "little") + weights[8:]}.items():
+        shutil.copytree(bert, root / name)
+        (root / name / "model.safetensors").write_bytes(data)
+    (root / "llama-8b").mkdir()
+    (root / "llama-8b/config.json").write_text(json.dumps(LLAMA_8B))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, byte by byte."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

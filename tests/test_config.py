@@ -1,0 +1,229 @@
+"""One configuration tree: faults are named with what would be valid, overrides reach everywhere, hashes are stable."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from oral_ray.config import (
+    Config,
+    DeepSpeedEngine,
+    EvolveOrigin,
+    RegressionObjective,
+    build_config,
+    canonical_json,
+    derive_seed,
+    fingerprint,
+    load_config,
+)  # fmt: skip
+from oral_ray.errors import ConfigError
+
+QUICKSTART = Path(__file__).parents[1] / "infra/configs/quickstart.toml"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """An empty configuration: everything has its default."""
+    path = tmp_path / "run.toml"
+    path.write_text("")
+    return path
+
+
+def refusal(file: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides)
+    return str(caught.value)
+
+
+def test_an_empty_file_is_the_default_tree(file: Path):
+    assert load_config(file) == Config()
+
+
+def test_an_unknown_key_of_a_file_is_an_error_that_names_the_valid_ones(file: Path):
+    file.write_text("[corpus]\nstep = 3")
+    message = refusal(file)
+    assert "'corpus.step'" in message
+    assert "steps, batch_size, learning_rate" in message
+    assert "store," not in message  # the valid keys of that section, not of the tree
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "valid"),
+    [
+        ("corpus.step=3", "'corpus.step'", "steps"),
+        ("corpora.steps=3", "'corpora'", "corpus"),
+        ("sed=1", "'sed'", "seed"),
+        ("training.engine.zero_stage=1", "'training.engine.zero_stage'", "kind"),
+        ("generator.objective.steps=1", "'generator.objective.steps'", "schedule"),
+        ('bases.versions=[{id="a", origin={kind="landed"}, sen=true}]', "'bases.versions.0.sen'", "seen"),
+        ('bases.versions=[{id="a", origin={kind="import", src="x"}}]', "'bases.versions.0.origin.src'", "source"),
+    ],
+)
+def test_an_unknown_key_of_an_override_is_an_error_that_names_the_valid_ones(
+    file: Path, override: str, key: str, valid: str
+):
+    message = refusal(file, override)
+    assert f"unknown configuration key {key}" in message
+    assert valid in message.partition("valid here: ")[2].partition(";")[0].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("corpus.steps=many", "'corpus.steps'", "'many'"),
+        ("corpus.steps=0", "'corpus.steps'", "0"),
+        ("corpus.learning_rate=nan", "'corpus.learning_rate'", "nan"),
+        ("tokens.gauge=perhaps", "'tokens.gauge'", "'perhaps'"),
+        ("evaluation.arms=['base', 'luck']", "'evaluation.arms.1'", "'luck'"),
+        ("training.engine.kind=jax", "'training.engine'", "deepspeed"),
+        ("name='../x'", "'name'", "'../x'"),
+        ("condition.drop_text_frac=1.5", "'condition.drop_text_frac'", "1.5"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_an_error_that_names_key_and_value(
+    file: Path, override: str, key: str, value: str
+):
+    message = refusal(file, override)
+    assert key in message
+    assert value in message
+
+
+def test_every_fault_of_a_file_is_named_at_once(file: Path):
+    file.write_text("sed = 1\n[corpus]\nsteps = 'x'")
+    message = refusal(file)
+    assert "'sed'" in message
+    assert "'corpus.steps'" in message
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path):
+    assert "nowhere.toml' does not exist" in refusal(tmp_path / "nowhere.toml")
+
+
+def test_a_folder_in_place_of_a_file_is_an_error_that_names_it(tmp_path: Path):
+    assert str(tmp_path) in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"seed = ", b"seed = 1\nseed = 2", b"name = '\xff'"])
+def test_what_is_no_toml_is_an_error_that_names_the_file(file: Path, data: bytes):
+    file.write_bytes(data)
+    assert f"{file}' is not valid TOML" in refusal(file)
+
+
+@pytest.mark.parametrize("override", ["seed", "=1", " =1"])
+def test_an_override_without_a_key_or_a_value_is_an_error_that_shows_the_form(file: Path, override: str):
+    message = refusal(file, override)
+    assert repr(override) in message
+    assert "section.key=value" in message
+
+
+def test_overrides_are_toml_values_or_else_strings_and_the_last_one_wins(file: Path):
+    overrides = [
+        "seed=3",
+        "seed=4",
+        "determinism=true",
+        "corpus.seeds=[1, 2]",
+        "out=some/folder",
+        'store.uri="s3://b/p"',
+    ]
+    config = load_config(file, overrides)
+    assert (config.seed, config.determinism, config.corpus.seeds) == (4, True, (1, 2))
+    assert (config.out, config.store.uri) == ("some/folder", "s3://b/p")
+
+
+def test_an_override_reaches_into_a_list_of_sections_by_index(file: Path):
+    file.write_text(QUICKSTART.read_text())
+    config = load_config(file, ["bases.versions.1.origin.steps=7", "bases.versions.0.seen=false", "tasks.ids.1=x"])
+    origin = config.bases.versions[1].origin
+    assert isinstance(origin, EvolveOrigin)
+    assert (origin.steps, origin.parent) == (7, "minilm-l6-t0")
+    assert not config.bases.versions[0].seen
+    assert config.tasks.ids[:2] == ("wordnet/matter", "x")
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("tasks.ids.4=x", "'4' is no index of a list of 4"),
+        ("tasks.ids.-1=x", "'-1' is no index"),
+        ("bases.versions.first.seen=true", "'first' is no index"),
+        ("seed.more=1", "'seed' is a value, not a section"),
+        ("tasks.ids.0.more=1", "is a value, not a section"),
+        ("corpus=3", "'corpus'"),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_an_error_that_names_it(file: Path, override: str, reason: str):
+    file.write_text(QUICKSTART.read_text())
+    assert reason in refusal(file, override)
+
+
+def test_another_kind_of_an_option_drops_the_settings_of_the_one_before(file: Path):
+    file.write_text("[training]\nengine = { kind = 'deepspeed', zero_stage = 3 }")
+    assert load_config(file).training.engine == DeepSpeedEngine(zero_stage=3)
+    assert load_config(file, ["training.engine.kind=deepspeed"]).training.engine == DeepSpeedEngine(zero_stage=3)
+    assert load_config(file, ["training.engine.kind=torch"]).training.engine.kind == "torch"
+    overrides = ["generator.objective.kind=regression"]
+    assert load_config(file, overrides).generator.objective == RegressionObjective()
+    overrides = ["training.engine.kind=torch", "training.engine.kind=deepspeed", "training.engine.zero_stage=1"]
+    assert load_config(file, overrides).training.engine == DeepSpeedEngine(zero_stage=1)
+
+
+def test_settings_that_are_not_given_keep_their_defaults(file: Path):
+    file.write_text("[training]\nfunctional = { steps = 9 }\n[generator.objective]\nschedule = 'linear'")
+    config = load_config(file, ["training.functional.num_examples=3"])
+    default = Config()
+    wanted = default.training.functional.model_copy(update={"steps": 9, "num_examples": 3})
+    assert config.training == default.training.model_copy(update={"functional": wanted})
+    assert config.generator.objective == default.generator.objective.model_copy(update={"schedule": "linear"})
+
+
+def test_the_quickstart_configuration_loads_and_survives_its_own_json():
+    config = load_config(QUICKSTART)
+    assert [version.seen for version in config.bases.versions] == [True, True, True, False]
+    assert build_config(config.model_dump(mode="json")) == config
+
+
+def test_the_tree_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().corpus.steps = 3  # type: ignore[misc]
+
+
+def test_canonical_json_sorts_keys_and_keeps_unicode():
+    assert (
+        canonical_json({"b": [1, 2.5, None], "a": {"d": True, "c": "é"}}) == '{"a":{"c":"é","d":true},"b":[1,2.5,null]}'
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], {"a": object()}, {1, 2}])
+def test_what_has_no_canonical_json_is_refused(value: object):
+    with pytest.raises(ConfigError, match="no canonical JSON"):
+        canonical_json(value)
+
+
+def test_a_fingerprint_is_the_hash_of_the_canonical_json_of_each_value():
+    text = '{"a":[1.5,"é"],"b":1}\n"x"\n'
+    assert fingerprint({"b": 1, "a": [1.5, "é"]}, "x") == hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def test_a_fingerprint_sees_every_value_its_place_and_its_section():
+    config = Config()
+    seen = {
+        fingerprint(config),
+        fingerprint(config.model_copy(update={"seed": 1})),
+        fingerprint(load_config(QUICKSTART)),
+        fingerprint("a", "b"),
+        fingerprint("b", "a"),
+        fingerprint("ab"),
+        fingerprint(["a", "b"]),
+        fingerprint(1),
+        fingerprint("1"),
+    }
+    assert len(seen) == 9
+    assert fingerprint(Config()) == fingerprint(config)
+
+
+def test_a_derived_seed_is_the_same_for_ever_and_differs_by_seed_and_name():
+    assert derive_seed(0, "sample", 3) == int(hashlib.sha256(b"0/sample/3").hexdigest()[:16], 16) % 2**63
+    seeds = [derive_seed(seed, *names) for seed in (0, 1) for names in ((), ("a",), ("b",), ("a", "b"), ("a", 1))]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)

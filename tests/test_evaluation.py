@@ -1,0 +1,207 @@
+"""Scores, paired intervals, calibrated zero-shot, distances to the corpus."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from factory_fixtures import ALL_ROLES, base_of, layout_of, random_artifact, random_factors, toy_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import oral_ray.evaluation as evaluation
+from oral_ray.adapters.gauge import canonical
+from oral_ray.adapters.lora import train_adapter
+from oral_ray.config import CorpusConfig
+from oral_ray.errors import EvaluationError
+from oral_ray.evaluation import (
+    correct_answers,
+    majority_answers,
+    mean_over_tasks,
+    paired_difference,
+    relative_distances,
+)
+from oral_ray.tasks import Example, Task
+
+Correct = dict[str, np.ndarray]
+
+
+def answers(accuracy: float, seed: int, tasks: int = 4, seeds: int = 1, n: int = 400) -> Correct:
+    rng = np.random.default_rng(seed)
+    return {f"task-{i}": (rng.random((seeds, n)) < accuracy).astype(float) for i in range(tasks)}
+
+
+def test_interval_covers_a_known_difference_about_as_often_as_it_says() -> None:
+    covered, widths = 0, []
+    for seed in range(60):
+        interval = paired_difference(answers(0.8, 2 * seed), answers(0.7, 2 * seed + 1), 300)
+        covered += interval.low <= 0.1 <= interval.high
+        widths.append(interval.high - interval.low)
+        assert interval.low <= interval.mean <= interval.high
+    assert covered >= 52  # 95% of 60 is 57; 51 or fewer has probability below 0.001
+    wanted = 2 * 1.96 * np.sqrt((0.8 * 0.2 + 0.7 * 0.3) / 1600)
+    assert np.mean(widths) == pytest.approx(wanted, rel=0.1)
+
+
+def test_identical_arms_differ_by_exactly_zero() -> None:
+    arm = answers(0.8, 0, seeds=3)
+    interval = paired_difference(arm, {task: values.copy() for task, values in arm.items()}, 500)
+    assert (interval.mean, interval.low, interval.high) == (0.0, 0.0, 0.0)
+
+
+def test_pairing_makes_the_interval_of_arms_that_agree_narrow() -> None:
+    arm = answers(0.7, 0)
+    better = {task: values.copy() for task, values in arm.items()}
+    for values in better.values():
+        values[0, np.flatnonzero(values[0] == 0)[:8]] = 1.0  # eight more right, all others as before
+    paired, alone = paired_difference(better, arm, 1000), mean_over_tasks(arm, 1000)
+    assert paired.mean == pytest.approx(8 / 400)
+    assert 0 < paired.low < paired.mean < paired.high
+    assert paired.high - paired.low < 0.4 * (alone.high - alone.low)
+
+
+def test_swapping_arms_mirrors_the_interval() -> None:
+    left, right = answers(0.8, 0, seeds=2), answers(0.7, 1, seeds=2)
+    one, two = paired_difference(left, right, 500), paired_difference(right, left, 500)
+    assert (one.mean, one.low, one.high) == pytest.approx((-two.mean, -two.high, -two.low))
+
+
+def test_mean_is_over_tasks_and_not_over_examples() -> None:
+    arm = {"large": np.ones((1, 300)), "small": np.zeros((1, 10))}
+    interval = mean_over_tasks(arm, 100)
+    assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
+
+
+def test_more_examples_make_a_narrower_interval() -> None:
+    few, many = (mean_over_tasks(answers(0.7, 0, tasks=1, n=n), 1000) for n in (100, 1600))
+    assert (few.high - few.low) / (many.high - many.low) == pytest.approx(4.0, rel=0.25)
+
+
+def test_spread_over_seeds_is_in_the_interval() -> None:
+    steady = {"t": np.tile((np.arange(400) % 2 == 0).astype(float), (4, 1))}
+    unsteady = {"t": np.repeat([[0.0], [1.0], [0.0], [1.0]], 400, axis=1)}
+    narrow, wide = mean_over_tasks(steady, 1000), mean_over_tasks(unsteady, 1000)
+    assert narrow.mean == wide.mean == 0.5
+    assert narrow.high - narrow.low < 0.15 and wide.high - wide.low > 0.9
+
+
+def test_an_arm_with_more_seeds_can_be_compared_with_one_without() -> None:
+    interval = paired_difference(answers(0.8, 0, seeds=3), answers(0.6, 1), 300)
+    assert interval.low < 0.2 < interval.high
+
+
+def test_intervals_are_the_same_in_every_run_and_for_every_order_of_tasks() -> None:
+    arm = answers(0.7, 0)
+    again = {task: arm[task] for task in reversed(arm)}
+    assert mean_over_tasks(arm, 300).model_dump() == pytest.approx(mean_over_tasks(again, 300).model_dump())
+    assert mean_over_tasks(arm, 300, seed=1) != mean_over_tasks(arm, 300, seed=0)
+
+
+def test_arms_on_other_tasks_or_examples_are_refused_by_name() -> None:
+    arm = answers(0.8, 0, tasks=2)
+    with pytest.raises(EvaluationError, match=r"other tasks: \['task-0', 'task-1'\] and \['task-0'\]"):
+        paired_difference(arm, {"task-0": arm["task-0"]}, 10)
+    with pytest.raises(EvaluationError, match="other examples of 'task-1'"):
+        paired_difference(arm, {**arm, "task-1": arm["task-1"][:, :10]}, 10)
+
+
+@pytest.mark.parametrize("base", ["tiny_bert", "tiny_llama"])
+def test_relative_distances_are_those_of_the_dense_weight_changes(base: str, request: pytest.FixtureRequest) -> None:
+    layout = layout_of(request.getfixturevalue(base), 3, ALL_ROLES)
+    made, corpus = ([random_factors(layout, seed) for seed in seeds] for seeds in ((0, 1, 2), (2, 3, 4, 5)))
+    found = relative_distances(made, corpus)
+    for i, left in enumerate(made):
+        for j, right in enumerate(corpus):
+            squares = [((b @ a - right[m][1] @ right[m][0]) ** 2).sum() for m, (a, b) in left.items()]
+            norm = torch.stack([(b @ a).square().sum() for a, b in right.values()]).sum()
+            assert found[i, j] == pytest.approx(float((torch.stack(squares).sum() / norm).sqrt()), abs=1e-5)
+    assert found.shape == (3, 4) and found[2, 0] < 1e-6 < found[0, 0]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_relative_distances_do_not_depend_on_the_gauge(seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(num: int) -> list[dict]:
+        return [
+            {m: (torch.randn(3, 8, generator=rng), torch.randn(6, 3, generator=rng)) for m in ("a", "b")}
+            for _ in range(num)
+        ]
+
+    made, corpus = draw(2), draw(3)
+    wanted = relative_distances(made, corpus)
+    assert np.allclose(relative_distances([canonical(f) for f in made], corpus), wanted, atol=1e-5)
+    assert np.allclose(relative_distances(made, [canonical(f, corpus[0]) for f in corpus]), wanted, atol=1e-5)
+    rank_two = [{m: (a[:2], b[:, :2]) for m, (a, b) in f.items()} for f in made]
+    padded = [
+        {m: (torch.cat([a, 0 * a[:1]]), torch.cat([b, b[:, :1]], 1)) for m, (a, b) in f.items()} for f in rank_two
+    ]
+    assert np.allclose(relative_distances(rank_two, corpus), relative_distances(padded, corpus), atol=1e-5)
+
+
+def skewed_task() -> Task:
+    """Three of four training examples are plants, and half of the test examples are."""
+    task = toy_task()
+    plants = [e for e in task.train if e.label == "plant"]
+    animals = [e for e in task.train if e.label == "animal"]
+    return task.model_copy(update={"train": (*animals[:8], *plants[:24])})
+
+
+def test_majority_answers_the_most_frequent_training_label() -> None:
+    task = skewed_task()
+    found = majority_answers(task, "test", 10)
+    assert found == [example.label == "plant" for example in task.examples("test")[:10]]
+    even = toy_task()
+    assert Counter(example.label for example in even.train) == {"animal": 32, "plant": 32}
+    assert majority_answers(even, "test", 100) == [e.label == "animal" for e in even.examples("test")]  # the first
+
+
+def test_zero_shot_is_calibrated_by_the_validation_inputs_alone(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base that likes `plant` everywhere, a little less where the text is about an animal, is right everywhere."""
+    task, asked = toy_task(), []
+
+    def log_probs(model, tokenizer, head, texts, batch_size=64):
+        asked.append(list(texts))
+        animal = torch.tensor([any(word in text for word in ("dog", "cat", "bird", "horse")) for text in texts])
+        p = torch.where(animal, 0.2, 0.05)
+        return torch.stack([p, 1 - p], dim=1).log()
+
+    monkeypatch.setattr(evaluation, "log_probs", log_probs)
+    assert all(correct_answers(base_of(tiny_bert), task, None, "test", 100))
+    assert sorted(map(tuple, asked)) == sorted(
+        tuple(example.text for example in task.examples(split)) for split in ("test", "validation")
+    )
+    adapted = correct_answers(base_of(tiny_bert), task, random_artifact(layout_of(tiny_bert)), "test", 100)
+    assert adapted == [example.label == "plant" for example in task.examples("test")]  # no calibration with an adapter
+
+
+@pytest.mark.parametrize("base", ["tiny_bert", "tiny_llama"])
+def test_zero_shot_does_not_read_labels_of_other_splits(base: str, request: pytest.FixtureRequest) -> None:
+    loaded, task = base_of(request.getfixturevalue(base)), toy_task()
+    flipped = {"animal": "plant", "plant": "animal"}
+
+    def turned(split: str) -> tuple[Example, ...]:
+        return tuple(Example(text=e.text, label=flipped[e.label]) for e in getattr(task, split))
+
+    other = task.model_copy(update={"train": turned("train"), "validation": turned("validation")})
+    assert correct_answers(loaded, task, None, "test", 16) == correct_answers(loaded, other, None, "test", 16)
+
+
+@pytest.mark.parametrize("base", ["tiny_bert", "tiny_llama"])
+def test_a_trained_adapter_answers_better_than_the_base(base: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(base)
+    training = CorpusConfig(steps=30, batch_size=16, learning_rate=2e-2, keep_last=1)
+    artifact = train_adapter([base_of(folder)], toy_task(), layout_of(folder, 4, ALL_ROLES), training, 0)[-1]
+    with_adapter = np.mean(correct_answers(base_of(folder), toy_task(), artifact, "test", 100))
+    assert with_adapter > 0.9 > 0.75 > np.mean(correct_answers(base_of(folder), toy_task(), None, "test", 100))
+
+
+def test_limit_takes_the_first_examples(tiny_bert: Path) -> None:
+    base, artifact = base_of(tiny_bert), random_artifact(layout_of(tiny_bert))
+    whole = correct_answers(base, toy_task(), artifact, "test", 100)
+    assert correct_answers(base, toy_task(), artifact, "test", 5) == whole[:5]
+    assert len(whole) == len(toy_task().test)

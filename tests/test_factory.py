@@ -1,0 +1,207 @@
+"""AdapterFactory: the one path from a condition and a seed to an artifact."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from factory_fixtures import base_of, layout_of, shaken_network, small_spec, stats_of
+
+from oral_ray import __version__
+from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.adapters.lora import attached, load_strictly
+from oral_ray.bases.probes import weight_probes
+from oral_ray.config import ConditionConfig, LoraSettings, SamplingConfig
+from oral_ray.errors import ConditionError, GeneratorError, LayoutError
+from oral_ray.factory import AdapterFactory
+from oral_ray.generator.condition import Condition, ConditionEncoder, fit_probe_stats
+from oral_ray.generator.model import Generator
+from oral_ray.objects import FileObjects
+
+PROMPTS = ("Classify a text as animal or plant.", "Which metal is it?", "Is the stone cold or warm?")
+
+
+@pytest.fixture
+def encoder(tiny_bert: Path) -> ConditionEncoder:
+    return ConditionEncoder(ConditionConfig(text_encoder=str(tiny_bert)))
+
+
+@pytest.fixture
+def generator(encoder: ConditionEncoder, tiny_bert: Path, tiny_llama: Path) -> Generator:
+    """A network that answers every condition differently, over two architectures and two ranks."""
+    spec = small_spec(
+        text_dim=encoder.text_dim, model_dim=encoder.model_dim, condition=encoder.config,
+        text_encoder_fingerprint=encoder.fingerprint,
+    )  # fmt: skip
+    seen = [
+        (base_of(folder).record.spec.digest, {name: probe * scale for name, probe in condition(folder).probes.items()})
+        for folder in (tiny_bert, tiny_llama)
+        for scale in (1.0, 0.8, 1.3)
+    ]
+    stats = stats_of(layout_of(tiny_bert, 2), layout_of(tiny_llama, 4, ("q", "v", "up")))
+    return Generator(spec, shaken_network(spec), stats, fit_probe_stats(seen, 4))
+
+
+@pytest.fixture
+def factory(generator: Generator, encoder: ConditionEncoder) -> AdapterFactory:
+    return AdapterFactory(generator, encoder, SamplingConfig(num_steps=3))
+
+
+def condition(folder: Path, prompt: str = PROMPTS[0], r: int = 2, targets: tuple[str, ...] = ("q", "v")) -> Condition:
+    record = base_of(folder).record
+    probes = weight_probes(FileObjects(folder), "", record.spec, ("q", "v"), 4)
+    return Condition(prompt, record, probes, LoraSettings(r=r, target_modules=targets))
+
+
+def mixed(tiny_bert: Path, tiny_llama: Path) -> tuple[list[Condition], list[int]]:
+    conditions = [
+        condition(tiny_bert),
+        condition(tiny_llama, PROMPTS[1], 4, ("q", "v", "up")),
+        condition(tiny_bert, PROMPTS[2], 4),
+        condition(tiny_llama, PROMPTS[0]),
+        condition(tiny_bert, PROMPTS[1]),
+    ]
+    return conditions, [0, 1, 2, 3, 0]
+
+
+def close(left: AdapterArtifact, right: AdapterArtifact) -> bool:
+    return left.tensors.keys() == right.tensors.keys() and all(
+        torch.allclose(left.tensors[name], right.tensors[name], atol=1e-5) for name in left.tensors
+    )
+
+
+def test_same_seed_gives_the_same_digest_twice(
+    factory: AdapterFactory, generator: Generator, encoder: ConditionEncoder, tiny_bert: Path, tiny_llama: Path
+) -> None:
+    conditions, seeds = mixed(tiny_bert, tiny_llama)
+    first = [artifact.digest for artifact in factory.generate(conditions, seeds)]
+    torch.manual_seed(99)  # the global stream must not matter
+    again = AdapterFactory(generator, encoder, SamplingConfig(num_steps=3)).generate(conditions, seeds)
+    assert [artifact.digest for artifact in again] == first and len(set(first)) == len(first)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp"])
+def test_seed_prompt_base_and_rank_each_change_the_adapter(
+    generator: Generator, encoder: ConditionEncoder, tiny_bert: Path, tiny_llama: Path, sampler: str
+) -> None:
+    factory = AdapterFactory(generator, encoder, SamplingConfig(num_steps=2, sampler=sampler))
+    first = factory.generate([condition(tiny_bert)], [0])[0]
+    other_seed = factory.generate([condition(tiny_bert)], [1])[0]
+    other_prompt = factory.generate([condition(tiny_bert, PROMPTS[1])], [0])[0]
+    assert not close(first, other_seed) and not close(first, other_prompt)
+    assert first.tensors.keys() != factory.generate([condition(tiny_llama)], [0])[0].tensors.keys()
+    assert factory.generate([condition(tiny_bert, r=4)], [0])[0].lora.r == 4
+
+
+def test_another_version_of_a_base_gets_another_adapter(factory: AdapterFactory, tiny_bert: Path) -> None:
+    one = condition(tiny_bert)
+    record = one.base.model_copy(update={"fingerprint": "0" * 32})
+    newer = Condition(one.prompt, record, {name: 1.2 * probe for name, probe in one.probes.items()}, one.lora)
+    same_noise = Condition(one.prompt, one.base, newer.probes, one.lora)
+    first, second, third = (factory.generate([c], [0])[0] for c in (one, newer, same_noise))
+    assert not close(first, second)
+    assert not close(first, third)  # the probes alone make a difference, with the noise equal
+
+
+@pytest.mark.parametrize(("batch_size", "max_batch_tokens"), [(1, 65536), (2, 65536), (64, 200), (64, 1)])
+def test_order_and_batch_size_change_no_adapter(
+    generator: Generator, encoder: ConditionEncoder, tiny_bert: Path, tiny_llama: Path,
+    batch_size: int, max_batch_tokens: int,
+) -> None:  # fmt: skip
+    conditions, seeds = mixed(tiny_bert, tiny_llama)
+    wanted = AdapterFactory(generator, encoder, SamplingConfig(num_steps=3)).generate(conditions, seeds)
+    sampling = SamplingConfig(num_steps=3, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
+    found = AdapterFactory(generator, encoder, sampling).generate(conditions[::-1], seeds[::-1])[::-1]
+    for left, right, asked in zip(wanted, found, conditions, strict=True):
+        assert close(left, right) and right.provenance.prompt == asked.prompt
+        assert right.provenance.base_fingerprint == asked.base.fingerprint
+
+
+def test_batches_stay_within_their_limits(
+    generator: Generator, encoder: ConditionEncoder, tiny_bert: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conditions, seeds = mixed(tiny_bert, tiny_llama)
+    sizes: list[tuple[int, int]] = []
+    sample = generator.network.sample
+
+    def spy(position_BLP, *rest):
+        sizes.append(tuple(position_BLP.shape[:2]))
+        return sample(position_BLP, *rest)
+
+    monkeypatch.setattr(generator.network, "sample", spy)
+    AdapterFactory(generator, encoder, SamplingConfig(num_steps=1, max_batch_tokens=150)).generate(conditions, seeds)
+    assert sum(num for num, _ in sizes) == len(conditions) and 1 < len(sizes) < len(conditions)
+    assert all(num * longest <= 150 or num == 1 for num, longest in sizes)
+    sizes.clear()
+    AdapterFactory(generator, encoder, SamplingConfig(num_steps=1, batch_size=2)).generate(conditions, seeds)
+    assert sorted(num for num, _ in sizes) == [1, 2, 2]
+
+
+def test_one_seed_draws_other_noise_for_every_prompt_and_base_version(
+    factory: AdapterFactory, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def spy(position, mask, text, model, draw_noise, sampling):
+        drawn.append(draw_noise())
+        return drawn[-1]
+
+    monkeypatch.setattr(factory.generator.network, "sample", spy)
+    one = condition(tiny_bert)
+    newer = Condition(one.prompt, one.base.model_copy(update={"fingerprint": "0" * 32}), one.probes, one.lora)
+    factory.generate([one, condition(tiny_bert, PROMPTS[1]), newer, one], [0, 0, 0, 1])
+    rows = drawn[0]
+    assert len(rows) == 4 and not any(torch.equal(rows[i], rows[j]) for i in range(4) for j in range(i))
+
+
+def test_provenance_is_complete(factory: AdapterFactory, tiny_bert: Path) -> None:
+    asked = condition(tiny_bert)
+    provenance = factory.generate([asked], [7], origin="wrong_prompt", task="toy")[0].provenance
+    assert provenance.origin == "wrong_prompt" and provenance.task == "toy" and provenance.seed == 7
+    assert provenance.prompt == PROMPTS[0] and provenance.code_version == __version__
+    assert (provenance.base, provenance.base_fingerprint) == (asked.base.id, asked.base.fingerprint)
+    assert provenance.generator == "recipe-of-a-test"
+    assert factory.generate([asked], [7])[0].provenance.origin == "generated"
+
+
+def test_a_generated_adapter_loads_in_peft_and_changes_the_base(
+    factory: AdapterFactory, tiny_llama: Path, tmp_path: Path
+) -> None:
+    artifact = factory.generate([condition(tiny_llama, r=4, targets=("q", "v", "up"))], [0])[0]
+    for name, data in artifact.files().items():
+        (tmp_path / name).write_bytes(data)
+    base = base_of(tiny_llama)
+    assert load_strictly(base, tmp_path).digest == artifact.digest
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad(), attached(base, artifact) as model:
+        changed = model(input_ids=ids).logits
+    with torch.no_grad():
+        assert not torch.allclose(changed, base.model(input_ids=ids).logits, atol=1e-3)
+
+
+def test_a_layout_the_corpus_never_had_is_generated_too(factory: AdapterFactory, tiny_bert: Path) -> None:
+    layout = layout_of(tiny_bert, 3, ("v",))
+    assert layout.digest not in factory.generator.token_stats.means
+    artifact = factory.generate([condition(tiny_bert, r=3, targets=("v",))], [0])[0]
+    artifact.check(layout)
+
+
+def test_a_role_the_corpus_never_had_is_refused_by_name(factory: AdapterFactory, tiny_bert: Path) -> None:
+    with pytest.raises(LayoutError, match=r"'down'.*knows q, up, v"):
+        factory.generate([condition(tiny_bert, targets=("down",))], [0])
+
+
+def test_another_text_encoder_is_refused_with_both_fingerprints(generator: Generator, tiny_bert: Path) -> None:
+    other = ConditionEncoder(ConditionConfig())
+    wanted, given = generator.spec.text_encoder_fingerprint, other.fingerprint
+    assert wanted != given
+    with pytest.raises(GeneratorError, match=f"{wanted}, this one is {given}.*condition.text_encoder"):
+        AdapterFactory(generator, other, SamplingConfig())
+
+
+def test_a_bad_prompt_never_reaches_the_network(tiny_bert: Path) -> None:
+    with pytest.raises(ConditionError, match="prompt is empty"):
+        condition(tiny_bert, "")
+
+
+def test_nothing_asked_is_nothing_made(factory: AdapterFactory) -> None:
+    assert factory.generate([], []) == []

@@ -1,0 +1,239 @@
+"""The functional phase: a generated adapter on a frozen virtual base, with gradients into its tokens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from factory_fixtures import ALL_ROLES, base_of, layout_of, randn, random_artifact, random_factors, stats_of, toy_task
+from torch import Tensor
+
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.lora import attached
+from oral_ray.adapters.tokens import token_mask, tokenize
+from oral_ray.bases.loading import LoadedBase, open_base
+from oral_ray.bases.probes import weight_probes
+from oral_ray.config import FunctionalPhase, LoraSettings
+from oral_ray.errors import GeneratorError
+from oral_ray.functional import FunctionalSource, VirtualBase, applied, draw_mix
+from oral_ray.generator.data import CorpusTables
+from oral_ray.objects import FileObjects
+from oral_ray.tasks.scoring import build_head, encode
+
+TEXTS = ["red dog runs", "big tree", "the cat is an animal of the house"]
+
+
+@pytest.fixture(params=("tiny_bert", "tiny_llama"))
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def outputs(model, base: LoadedBase) -> Tensor:
+    batch = encode(base.tokenizer, TEXTS)
+    result = model(**batch)
+    values = result.logits if base.record.spec.kind == "causal" else result.last_hidden_state
+    return values[batch["attention_mask"].bool()]
+
+
+@torch.no_grad()
+def test_an_applied_adapter_gives_what_peft_gives(folder: Path) -> None:
+    base, layout = base_of(folder), layout_of(folder, 4, ALL_ROLES)
+    bare = outputs(base.model, base)
+    with attached(base, random_artifact(layout)) as model:
+        wanted = outputs(model, base)
+    with applied(base.model, random_factors(layout, 0), layout):
+        found = outputs(base.model, base)
+    assert torch.allclose(found, wanted, atol=1e-4) and (found - bare).abs().max() > 1e-2
+    assert torch.equal(outputs(base.model, base), bare)
+
+
+def test_an_applied_adapter_is_gone_after_an_error(folder: Path) -> None:
+    base, layout = base_of(folder), layout_of(folder)
+    bare = outputs(base.model, base)
+    with pytest.raises(RuntimeError, match="body"), applied(base.model, random_factors(layout, 0), layout):
+        raise RuntimeError("body")
+    assert torch.equal(outputs(base.model, base), bare)
+
+
+@torch.no_grad()
+def test_applied_to_transposed_weights_gives_what_peft_gives() -> None:
+    from peft import LoraConfig, PeftModel
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from oral_ray.bases.spec import build_spec
+
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50, n_positions=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config).eval()
+    settings = LoraSettings(r=2, target_modules=("qkv", "o", "up", "down"))
+    layout = AdapterLayout.of(build_spec(config.to_dict(), {}, "nowhere"), settings, 24)
+    factors, ids = random_factors(layout, 0), torch.arange(10)[None]
+    with applied(model, factors, layout):
+        found = model(ids).logits
+    peft = PeftModel(
+        model, LoraConfig(r=2, lora_alpha=8, target_modules=list(layout.target_modules), fan_in_fan_out=True)
+    ).eval()
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            module = name.removeprefix("base_model.model.").partition(".lora_")[0]
+            parameter.copy_(factors[module]["lora_B" in name])
+    assert torch.allclose(found, peft(ids).logits, atol=1e-4)
+    assert (found - peft.unload()(ids).logits).abs().max() > 1e-2
+
+
+@pytest.fixture
+def versions(folder: Path) -> list[LoadedBase]:
+    """Three versions in memory, loaded anew, since a virtual base takes the place of the last."""
+    bases = [open_base(str(folder)) for _ in range(3)]
+    with torch.no_grad():
+        for i, base in enumerate(bases):
+            for j, (name, parameter) in enumerate(base.model.named_parameters()):
+                if "embed" not in name:
+                    parameter.add_(0.05 * i * randn(*parameter.shape, seed=j + 100 * i))
+    return bases
+
+
+@torch.no_grad()
+def test_a_mix_of_one_version_is_that_version(versions: list[LoadedBase]) -> None:
+    wanted = [outputs(base.model, base) for base in versions]
+    assert (wanted[0] - wanted[1]).abs().max() > 1e-2 and (wanted[1] - wanted[2]).abs().max() > 1e-2
+    virtual = VirtualBase(versions)
+    for i in (0, 1, 2, 0):
+        base = virtual.set([float(i == j) for j in range(3)])
+        assert torch.allclose(outputs(base.model, base), wanted[i], atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_mix_mixes_every_weight_and_leaves_the_older_versions_alone(versions: list[LoadedBase]) -> None:
+    kept = [{name: p.clone() for name, p in base.model.named_parameters()} for base in versions]
+    mixed = dict(VirtualBase(versions).set([0.5, -0.25, 0.75]).model.named_parameters())
+    for name, parameter in mixed.items():
+        wanted = 0.5 * kept[0][name] - 0.25 * kept[1][name] + 0.75 * kept[2][name]
+        assert torch.allclose(parameter, wanted, atol=1e-6), name
+    for base, before in zip(versions[:2], kept[:2], strict=True):
+        assert all(torch.equal(p, before[name]) for name, p in base.model.named_parameters())
+
+
+def source_of(
+    folder: Path, versions: list[LoadedBase], tmp_path: Path, seen: list[dict[str, Tensor]] | None = None
+) -> tuple[FunctionalSource, list[dict[str, Tensor]]]:
+    """A source over saved versions; the probes that it asks to encode are collected in `seen`."""
+    layout, probes = layout_of(folder), []
+    for i, base in enumerate(versions):
+        base.model.save_pretrained(tmp_path / str(i))
+        probes.append(weight_probes(FileObjects(tmp_path / str(i)), "", base.record.spec, ("q", "v"), 4))
+
+    def encode_base(mixed) -> Tensor:
+        if seen is not None:
+            seen.append(dict(mixed))
+        return torch.cat([mixed[name].flatten() for name in sorted(mixed)])
+
+    prompts = {task_id: randn(2, 12, seed=1) for task_id in ("toy", "other")}
+    tables = CorpusTables({layout.digest: layout}, prompts, {}, stats_of(layout))
+    tasks = [toy_task("toy"), toy_task("other")]
+    phase = FunctionalPhase(num_examples=8)
+    return FunctionalSource(versions, probes, tasks, layout, tables, encode_base, phase), probes
+
+
+def test_probes_of_a_virtual_base_are_those_of_its_weights(
+    folder: Path, versions: list[LoadedBase], tmp_path: Path
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+    source, probes = source_of(folder, versions, tmp_path, seen)
+    for seed in range(3):
+        source.item(seed)
+        versions[-1].model.save_pretrained(tmp_path / "mixed")  # the virtual base is in the place of the last
+        wanted = weight_probes(FileObjects(tmp_path / "mixed"), "", versions[-1].record.spec, ("q", "v"), 4)
+        assert wanted.keys() == seen[-1].keys()
+        assert all(torch.allclose(wanted[name], seen[-1][name], atol=1e-4) for name in wanted)
+        assert not any(torch.allclose(wanted[name], version[name], atol=1e-4) for version in probes for name in wanted)
+
+
+def test_gradient_flows_into_every_value_and_no_padding(
+    folder: Path, versions: list[LoadedBase], tmp_path: Path
+) -> None:
+    source, _ = source_of(folder, versions, tmp_path)
+    item, layout = source.item(0), layout_of(folder)
+    tokens = randn(1, layout.num_tokens, 24, seed=3).requires_grad_()
+    loss = item.task_loss(tokens)
+    loss.backward()
+    assert loss.ndim == 0 and torch.isfinite(loss)
+    assert not tokens.grad[0][~token_mask(layout)].any()
+    assert (tokens.grad[0][token_mask(layout)] != 0).float().mean() > 0.95
+    assert all(parameter.grad is None for base in versions for parameter in base.model.parameters())
+
+
+def test_following_the_gradient_lowers_the_task_loss(folder: Path, versions: list[LoadedBase], tmp_path: Path) -> None:
+    source, _ = source_of(folder, versions, tmp_path)
+    item, layout = source.item(1), layout_of(folder)
+    tokens = randn(1, layout.num_tokens, 24, seed=3).requires_grad_()
+    optimizer = torch.optim.Adam([tokens], lr=0.1)
+    losses = []
+    for _ in range(15):
+        loss = item.task_loss(tokens)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@torch.no_grad()
+def test_task_loss_is_that_of_the_adapter_the_tokens_stand_for(
+    folder: Path, versions: list[LoadedBase], tmp_path: Path
+) -> None:
+    source, _ = source_of(folder, versions[:1], tmp_path)
+    layout, base, task = layout_of(folder), versions[0], toy_task()
+    factors = random_factors(layout, 5)
+    tokens = stats_of(layout).normalize(tokenize(factors, layout).tokens_LD, layout)
+    found = float(source.item(4).task_loss(tokens[None]))
+    rng = torch.Generator().manual_seed(4)
+    torch.randint(2, (), generator=rng)  # the task
+    chosen = [task.examples("train")[i] for i in torch.randint(64, (8,), generator=rng).tolist()]
+    head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
+    batch = encode(base.tokenizer, [example.text for example in chosen], head.suffix)
+    wanted = torch.tensor([task.labels.index(example.label) for example in chosen])
+    with attached(base, random_artifact(layout, seed=5)) as model:
+        loss = torch.nn.functional.cross_entropy(head.logits(model, batch), wanted)
+    assert found == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_same_seed_draws_the_same_item_and_seeds_differ(
+    folder: Path, versions: list[LoadedBase], tmp_path: Path
+) -> None:
+    source, _ = source_of(folder, versions, tmp_path)
+    tokens = randn(1, layout_of(folder).num_tokens, 24)
+    draws = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(len(draws))  # the global stream must not matter
+        item = source.item(seed)
+        draws.append((item.model_BG, item.text_BE, item.noise_BLD, item.task_loss(tokens)))
+    assert all(torch.equal(left, right) for left, right in zip(draws[0], draws[2], strict=True))
+    assert not torch.equal(draws[0][0], draws[1][0]) and not torch.equal(draws[0][2], draws[1][2])
+    assert len({float(source.item(seed).text_BE[0, 0]) for seed in range(12)}) == 2
+
+
+def test_versions_of_two_architectures_are_refused(tiny_bert: Path, tiny_llama: Path) -> None:
+    bases = [base_of(tiny_bert), base_of(tiny_llama)]
+    tables = CorpusTables({}, {}, {}, stats_of(layout_of(tiny_bert)))
+    with pytest.raises(GeneratorError, match="one architecture"):
+        FunctionalSource(bases, [{}, {}], [], layout_of(tiny_bert), tables, lambda p: randn(1), FunctionalPhase())
+
+
+@pytest.mark.parametrize("num_versions", [1, 2, 3, 6])
+def test_coefficients_of_a_mix_sum_to_one(num_versions: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    mixes = [draw_mix(num_versions, 1.5, rng) for _ in range(200)]
+    assert all(len(mix) == num_versions and sum(mix) == pytest.approx(1.0, abs=1e-5) for mix in mixes)
+    if num_versions > 1:
+        beyond = [mix for mix in mixes if min(mix) < 0]
+        assert 60 < len(beyond) < 140
+        assert all(1.0 < mix[-1] <= 2.5 and sum(c != 0 for c in mix) == 2 for mix in beyond)
+        assert len({mix.index(min(mix)) for mix in beyond}) == num_versions - 1
+    else:
+        assert mixes[0] == [1.0]
+
+
+def test_no_extrapolation_stays_within_the_versions() -> None:
+    rng = torch.Generator().manual_seed(0)
+    assert all(min(draw_mix(3, 0.0, rng)) >= 0.0 for _ in range(50))

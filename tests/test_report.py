@@ -1,0 +1,142 @@
+"""The report: every arm of the tables, in one self-contained page."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from oral_ray.config import ALL_ARMS
+from oral_ray.errors import EvaluationError
+from oral_ray.report import PALETTE, TABLES, arm_table, arms_text, write_report
+
+BASES = {"base-t0": True, "base-t3": False}
+ACCURACY = {arm: 0.5 + 0.04 * i for i, arm in enumerate(ALL_ARMS)}
+SEEDS = {"generated": 2, "trained": 1}
+
+
+def write_tables(folder: Path, arms: tuple[str, ...] = ALL_ARMS, tasks: tuple[str, ...] = ("toy", "<other>")) -> Path:
+    """The tables of an evaluation whose accuracies are known."""
+    scores, answers = [], []
+    for base, seen in BASES.items():
+        for task in tasks:
+            for arm in arms:
+                for seed in range(SEEDS.get(arm, 1)):
+                    correct = np.arange(50) < round(50 * ACCURACY[arm])
+                    scores.append(
+                        {"base": base, "base_seen": seen, "task": task, "arm": arm, "seed": seed, "metric": "accuracy",
+                         "value": float(correct.mean()), "n": 50, "digest": ""}
+                    )  # fmt: skip
+                    answers += [
+                        {"base": base, "task": task, "arm": arm, "seed": seed, "example": i, "correct": bool(right)}
+                        for i, right in enumerate(correct)
+                    ]
+    tables = {
+        "scores": scores,
+        "answers": answers,
+        "curve": [{"base": "base-t3", "task": tasks[0], "num_steps": n, "value": 0.7} for n in (1, 5, 20)],
+        "distances": [
+            {"base": "base-t3", "task": tasks[0], "arm": arm, "seed": 0, "distance": 0.4, "nearest_task": "toy",
+             "nearest_base": "base-t0"} for arm in ("trained", "generated")
+        ],
+        "metrics": [
+            {"step": step, "loss": 1.0 / step, "validation_loss": None if step < 3 else 0.5} for step in (1, 2, 3)
+        ],
+    }  # fmt: skip
+    for name, rows in tables.items():
+        pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
+    summary = {
+        "num_bootstrap": 200,
+        "wall_s": {"corpus": 12.5, "train": 3.25},
+        "published": [{"base": "base-t3", "task": "<other>", "arm": "generated", "uri": "/store/published/base-t3/a1"}],
+        "config": {"name": "test-run", "seed": 3},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_report_has_a_page_and_a_text_with_every_arm(tmp_path: Path) -> None:
+    path = write_report(write_tables(tmp_path), "make quickstart")
+    assert path == tmp_path / "report.html"
+    page, text = path.read_text(), (tmp_path / "report.md").read_text()
+    for arm in ALL_ARMS:
+        assert arm in page and arm in text
+    for found in (page, text):
+        assert "make quickstart" in found and "base-t3 (UNSEEN)" in found and "base-t0 (seen)" in found
+        assert "test-run" in found and "12.5 s" in found and "/store/published/base-t3/a1" in found
+    assert "2 tasks, 100 test examples" in page and "95% paired bootstrap intervals" in text
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page = write_report(write_tables(tmp_path), "make quickstart").read_text()
+    sources = re.findall(r"(?:src|href)=[\"']([^\"']{0,40})", page)
+    assert len(sources) == 5 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "<script" not in page and "<link" not in page and "@import" not in page and "url(" not in page
+    assert not re.search(r"https?://", page)
+
+
+def test_names_and_commands_are_escaped(tmp_path: Path) -> None:
+    page = write_report(write_tables(tmp_path), "run <b>this</b>").read_text()
+    assert "<other>" not in page and "&lt;other&gt;" in page
+    assert "<b>" not in page and "run &lt;b&gt;this&lt;/b&gt;" in page
+
+
+def test_table_of_arms_has_the_accuracies_differences_and_counts(tmp_path: Path) -> None:
+    table = arm_table(write_tables(tmp_path), 200).set_index(["base", "arm"])
+    assert len(table) == len(BASES) * len(ALL_ARMS)
+    for base, seen in BASES.items():
+        for arm in ALL_ARMS:
+            row = table.loc[base, arm]
+            wanted = {a: round(50 * ACCURACY[a]) / 50 for a in (arm, "trained", "reuse_new")}
+            assert row["mean"] == pytest.approx(wanted[arm]) and row["low"] <= row["mean"] <= row["high"]
+            assert row["base_seen"] == seen and row["num_tasks"] == 2 and row["n"] == 100
+            assert row["seeds"] == SEEDS.get(arm, 1)
+            for other in ("trained", "reuse_new"):
+                if arm == other:
+                    assert np.isnan(row[f"vs_{other}"])
+                else:
+                    assert row[f"vs_{other}"] == pytest.approx(wanted[arm] - wanted[other])
+                    assert row[f"vs_{other}_low"] <= row[f"vs_{other}"] <= row[f"vs_{other}_high"]
+
+
+def test_text_shows_percent_with_its_interval(tmp_path: Path) -> None:
+    table = arm_table(write_tables(tmp_path), 200)
+    line = next(line for line in arms_text(table).splitlines() if line.startswith("generated"))
+    row = table[(table["arm"] == "generated")].iloc[0]
+    assert f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" in line
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_missing_table_is_named(tmp_path: Path, name: str) -> None:
+    write_tables(tmp_path)
+    (tmp_path / f"{name}.parquet").unlink()
+    with pytest.raises(EvaluationError, match=rf"no {name}.parquet in .*run the evaluation first"):
+        write_report(tmp_path, "make quickstart")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_arms_that_were_not_asked_for_are_left_out(tmp_path: Path) -> None:
+    page = write_report(write_tables(tmp_path, ("base", "generated")), "it").read_text()
+    assert "generated" in page and "wrong_prompt" not in page and "regression" not in page
+
+
+def test_an_arm_that_one_base_lacks_is_a_dash_there(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    for name in ("scores", "answers"):
+        rows = pd.read_parquet(tmp_path / f"{name}.parquet")
+        rows[~((rows["base"] == "base-t3") & (rows["arm"] == "trained"))].to_parquet(tmp_path / f"{name}.parquet")
+    text = write_report(tmp_path, "it").with_suffix(".md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("trained"))
+    assert line.rstrip().endswith("-")
+
+
+def test_report_without_a_summary_is_still_written(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    assert "generated" in write_report(tmp_path, "it").read_text()
+
+
+def test_every_arm_has_a_colour_of_its_own() -> None:
+    assert PALETTE.keys() == set(ALL_ARMS) and len(set(PALETTE.values())) == len(ALL_ARMS)

@@ -1,0 +1,118 @@
+"""The service as its users see it: started by `serve run` on a free port, asked over HTTP."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def ask(url: str, body: Any = None, raw: bytes | None = None) -> tuple[int, str, Any]:
+    """(status, content type, parsed body) of a GET, or of a POST when there is a body."""
+    data = raw if raw is not None else json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.headers["content-type"], json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["content-type"], json.loads(error.read())
+
+
+@pytest.fixture(scope="module")
+def url(whole_path: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running service over the trained store."""
+    log = (tmp_path_factory.mktemp("serve") / "log").open("w+")
+    port = free_port()
+    starter = (
+        "import sys, time, ray; from ray import serve; from serve.app import build_app\n"
+        "ray.init(address='local', num_cpus=2, include_dashboard=False)\n"
+        f"serve.start(http_options={{'host': '127.0.0.1', 'port': {port}}})\n"
+        "serve.run(build_app(dict(arg.split('=', 1) for arg in sys.argv[1:])))\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", starter, f"config={ROOT / 'tests' / 'tiny.toml'}", f"store.uri={whole_path[0]}"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=log, stderr=log,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if ask(f"http://127.0.0.1:{port}/healthz")[0] == 200:
+                break
+        except (OSError, ValueError):
+            time.sleep(0.5)
+    else:
+        log.seek(0)
+        process.kill()
+        raise AssertionError(log.read()[-4000:])
+    yield f"http://127.0.0.1:{port}"
+    process.communicate(timeout=60)
+
+
+def test_a_prompt_becomes_a_stored_adapter_and_the_same_seed_the_same_one(url: str) -> None:
+    body = {"prompt": "Which kind of matter is defined here?", "base": "tiny-t2", "seed": 3}
+    status, _, made = ask(f"{url}/v1/adapters", body)
+    assert status == 201
+    assert (made["prompt"], made["base"], made["seed"]) == (body["prompt"], "tiny-t2", 3)
+    assert Path(made["uri"].removeprefix("file://"), "adapter_config.json").is_file()
+    assert ask(f"{url}/v1/adapters", body)[2]["id"] == made["id"]
+    assert ask(f"{url}/v1/adapters", body | {"seed": 4})[2]["id"] != made["id"]
+    assert ask(f"{url}/v1/adapters/{made['id']}")[2] == made
+
+
+def test_the_service_and_the_command_line_make_the_same_adapter(
+    url: str, whole_path: tuple[Path, Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from oral_ray.cli import main
+
+    prompt = "Tell matter apart."
+    made = ask(f"{url}/v1/adapters", {"prompt": prompt, "base": "tiny-t0", "seed": 1})[2]
+    arguments = ["--config", str(ROOT / "tests" / "tiny.toml"), "--store", str(whole_path[0])]
+    assert main(["generate", "--prompt", prompt, "--base", "tiny-t0", "--seed", "1", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["id"] == made["id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "named"),
+    [
+        ({"prompt": " ", "base": "tiny-t0"}, 422, "prompt is empty"),
+        ({"prompt": "x" * 2000, "base": "tiny-t0"}, 422, "2000 characters"),
+        ({"prompt": "x" * 1_000_000, "base": "tiny-t0"}, 413, "65536 bytes"),
+        ({"prompt": "a task", "base": "tiny-t9"}, 404, "tiny-t9"),
+        ({"prompt": "a task", "base": "../../etc"}, 422, "base"),
+        ({"prompt": "a task", "base": "tiny-t0", "seed": -1}, 422, "seed"),
+        ({"prompt": "a task", "base": "tiny-t0", "rank": 8}, 422, "rank"),
+    ],
+)
+def test_bad_requests_are_refused_with_the_value_and_the_remedy(url: str, body: Any, status: int, named: str) -> None:
+    found, kind, problem = ask(f"{url}/v1/adapters", body)
+    assert (found, kind) == (status, "application/problem+json")
+    assert named in problem["detail"]
+
+
+def test_what_is_no_json_and_what_is_no_id_are_refused(url: str) -> None:
+    assert ask(f"{url}/v1/adapters", raw=b"{")[0] == 422
+    assert ask(f"{url}/v1/adapters/{'0' * 64}")[0] == 404
+    assert ask(f"{url}/v1/adapters/not-an-id")[0] == 404
+
+
+def test_the_service_describes_itself(url: str) -> None:
+    schema = ask(f"{url}/openapi.json")[2]
+    assert set(schema["paths"]) == {"/v1/adapters", "/v1/adapters/{adapter_id}", "/healthz"}
+    assert set(schema["components"]["schemas"]["GenerateRequest"]["required"]) == {"prompt", "base"}

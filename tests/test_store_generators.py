@@ -1,0 +1,94 @@
+"""Generators in the store: what is put is what is got, damage is found, and the current one is named append-only."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from oral_ray.adapters.tokens import TokenStats
+from oral_ray.config import ConditionConfig, GeneratorConfig
+from oral_ray.errors import GeneratorError
+from oral_ray.generator.condition import ProbeStats
+from oral_ray.generator.model import Generator, GeneratorSpec, build_network, save_generator
+from oral_ray.objects import FileObjects
+from oral_ray.store.generators import (
+    current_generator,
+    generator_manifest,
+    get_generator,
+    promote_generator,
+    put_generator,
+)
+
+
+def tiny_generator(seed: int = 0) -> Generator:
+    sizes = GeneratorConfig(
+        width=16, num_layers=1, state_dim=8, head_dim=8, chunk_size=4, denoiser_width=16, denoiser_blocks=1
+    )
+    spec = GeneratorSpec(
+        generator=sizes, condition=ConditionConfig(), token_dim=8, text_dim=4, model_dim=6,
+        text_encoder_fingerprint="t", architectures=("arch",), recipe="r",
+    )  # fmt: skip
+    scales = {("q", "A"): ((0.0, 1.0), (1.0, 2.0)), ("q", "B"): ((0.0, 0.5),)}
+    probes = ProbeStats({"arch": torch.ones(3)}, {"arch": torch.eye(3)[:, :2]}, {"arch": torch.ones(2)})
+    return Generator(spec, build_network(spec, seed).eval(), TokenStats(scales, {"layout": torch.ones(2, 8)}), probes)
+
+
+@pytest.fixture
+def stored(objects: FileObjects, tmp_path: Path) -> FileObjects:
+    """A store with one generator under the recipe `r1`."""
+    save_generator(tiny_generator(), tmp_path / "made")
+    put_generator(objects, "r1", tmp_path / "made")
+    return objects
+
+
+def test_a_generator_comes_back_as_it_was_put(stored: FileObjects):
+    made, found = tiny_generator(), get_generator(stored, "r1")
+    assert found.spec == made.spec
+    assert found.token_stats.scales == made.token_stats.scales
+    assert not found.network.training
+    pairs = [(found.network.state_dict(), made.network.state_dict()), (found.token_stats.means, made.token_stats.means)]
+    for field in dataclasses.fields(ProbeStats):
+        pairs.append((getattr(found.probe_stats, field.name), getattr(made.probe_stats, field.name)))
+    for got, put in pairs:
+        assert got.keys() == put.keys()
+        assert all(torch.equal(got[name], put[name]) for name in put)
+
+
+def test_a_generator_without_its_manifest_is_not_there(stored: FileObjects):
+    stored.delete("generators/r1/manifest.json")
+    assert generator_manifest(stored, "r1") is None
+    with pytest.raises(GeneratorError, match=r"no generator r1 in file://.*; run jobs/train.py"):
+        get_generator(stored, "r1")
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "generator.json"])
+def test_a_changed_byte_of_a_generator_is_found(stored: FileObjects, name: str):
+    data = bytearray(stored.get(f"generators/r1/{name}"))
+    data[-3] ^= 1
+    stored.put(f"generators/r1/{name}", bytes(data))
+    with pytest.raises(GeneratorError, match=f"generators/r1/{name} in file://.* is damaged; delete its folder"):
+        get_generator(stored, "r1")
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "generator.json"])
+def test_a_lost_file_of_a_generator_is_named(stored: FileObjects, name: str):
+    stored.delete(f"generators/r1/{name}")
+    with pytest.raises(GeneratorError, match=f"{name} in file:.* is lost; .*train it again"):
+        get_generator(stored, "r1")
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"files": 3}', b"{}"])
+def test_a_damaged_manifest_is_an_error_that_names_it(stored: FileObjects, data: bytes):
+    stored.put("generators/r1/manifest.json", data)
+    with pytest.raises(GeneratorError, match=r"generators/r1/manifest.json in file://.* is damaged"):
+        get_generator(stored, "r1")
+
+
+def test_the_current_generator_of_a_name_is_the_last_promoted_one(objects: FileObjects):
+    assert current_generator(objects, "run") is None
+    for recipe in ("a", "b", "b", "a"):
+        promote_generator(objects, "run", recipe)
+        assert current_generator(objects, "run") == recipe
+    assert current_generator(objects, "other") is None
+    assert len(list(objects.list("current/run/"))) == 3  # nothing is overwritten, a repeated promotion adds nothing

@@ -1,0 +1,242 @@
+"""Tasks: splits fixed by a hash and disjoint, prompts held out, own folders checked line by line, scores batch-free."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from oral_ray.bases.loading import LoadedBase, open_base
+from oral_ray.errors import TaskError
+from oral_ray.tasks import Example, Task, list_tasks, load_task
+from oral_ray.tasks.prompts import NUM_HELD_OUT, TEMPLATES, paraphrases
+from oral_ray.tasks.scoring import ANSWER, build_head, encode, log_probs
+from oral_ray.tasks.task import balanced_order, split_of
+from oral_ray.tasks.wordnet import lemma_gloss_pairs
+
+SPLITS = ("train", "validation", "test")
+TEXTS = ["a dog", "the big cat eats bread", "is it gold or iron?", "b" * 40, "", "a dog runs to the big red tree " * 4]
+
+
+@pytest.fixture(scope="module", params=["tiny_bert", "tiny_llama"])
+def base(request: pytest.FixtureRequest) -> LoadedBase:
+    return open_base(str(request.getfixturevalue(request.param)))
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_llama: Path) -> LoadedBase:
+    return open_base(str(tiny_llama))
+
+
+@pytest.mark.parametrize("task_id", list_tasks())
+def test_a_shipped_task_has_disjoint_splits_with_all_its_labels(task_id: str):
+    task = load_task(task_id)
+    texts = {split: {example.text for example in task.examples(split)} for split in SPLITS}
+    assert not texts["train"] & texts["validation"]
+    assert not (texts["train"] | texts["validation"]) & texts["test"]
+    for split in SPLITS:
+        assert {example.label for example in task.examples(split)} == set(task.labels)
+        assert all(split_of(text) == split for text in texts[split])
+        counts = Counter(example.label for example in task.examples(split)[:100])
+        assert min(counts.values()) >= 5, "a prefix is a sample of all labels"
+
+
+@pytest.mark.parametrize("task_id", list_tasks())
+def test_held_out_prompts_are_never_training_prompts_and_every_prompt_names_the_labels(task_id: str):
+    task = load_task(task_id)
+    assert len(task.held_out_prompts) == NUM_HELD_OUT
+    assert len(task.prompts) == len(set(task.prompts)) == len(TEMPLATES) - NUM_HELD_OUT == 32
+    assert not set(task.prompts) & set(task.held_out_prompts)
+    assert task.prompt == task.prompts[0]
+    for prompt in (*task.prompts, *task.held_out_prompts):
+        assert all(label in prompt.lower() for label in task.labels)
+
+
+def test_two_tasks_never_share_a_prompt_or_a_fingerprint():
+    tasks = [load_task(task_id) for task_id in list_tasks()]
+    prompts = [prompt for task in tasks for prompt in (*task.prompts, *task.held_out_prompts)]
+    assert len(set(prompts)) == len(prompts)
+    assert len({task.fingerprint for task in tasks}) == len(tasks)
+
+
+def test_the_text_that_evolves_a_base_is_in_no_task():
+    glosses = {gloss for _, gloss in lemma_gloss_pairs()}
+    used = {e.text for task_id in list_tasks() for split in SPLITS for e in load_task(task_id).examples(split)}
+    assert len(lemma_gloss_pairs()) == 8000
+    assert not glosses & used
+
+
+def test_the_split_of_a_text_is_the_same_for_ever_and_about_60_15_25():
+    pinned = {"a": "validation", "b": "train", "d": "test"}
+    assert {text: split_of(text) for text in pinned} == pinned
+    counts = Counter(split_of(f"text {number}") for number in range(4000))
+    assert abs(counts["train"] / 4000 - 0.60) < 0.03
+    assert abs(counts["validation"] / 4000 - 0.15) < 0.03
+
+
+def test_a_balanced_order_does_not_depend_on_the_order_given():
+    examples = [Example(text=str(number), label="a") for number in range(50)]
+    assert balanced_order(examples) == balanced_order(examples[::-1])
+    assert balanced_order(examples) != tuple(examples)
+
+
+def test_paraphrases_start_with_a_capital_and_list_the_labels():
+    prompts, held_out = paraphrases("a {brace}", ("x", "y", "z"))
+    assert all("x, y or z" in prompt.replace("X, y", "x, y") and "a {brace}" in prompt.lower() for prompt in prompts)
+    assert all(prompt[0].isupper() for prompt in (*prompts, *held_out))
+
+
+def task_of(**changed: Any) -> Task:
+    examples = {split: (Example(text=f"{split} text", label="a"),) for split in SPLITS}
+    return Task(**{"id": "t", "labels": ("a", "b"), "prompts": ("p",), "held_out_prompts": ("h",)} | examples | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"labels": ("a",)}, "at least two different labels"),
+        ({"labels": ("a", "a")}, "at least two different labels"),
+        ({"prompts": ()}, "has no prompt"),
+        ({"held_out_prompts": ("p",)}, "'p' is both a training prompt and held out"),
+        ({"test": (Example(text="x", label="c"),)}, "label 'c' is none of"),
+        ({"test": (Example(text="train text", label="a"),)}, "'train text' is in the splits train and test"),
+        ({"validation": (Example(text="test text", label="b"),)}, "in the splits validation and test"),
+    ],
+)
+def test_a_task_that_would_make_scores_worthless_is_refused(changed: dict[str, Any], reason: str):
+    with pytest.raises(ValidationError) as caught:
+        task_of(**changed)
+    assert reason in str(caught.value)
+
+
+def test_an_empty_split_is_an_error_when_it_is_asked_for():
+    task = task_of(test=())
+    assert [example.text for example in task.examples("train")] == ["train text"]
+    with pytest.raises(TaskError, match="task 't' has no test examples"):
+        task.examples("test")
+
+
+def test_another_example_or_prompt_is_another_fingerprint():
+    tasks = [task_of(), task_of(prompts=("q",)), task_of(test=()), task_of(labels=("b", "a"))]
+    assert len({task.fingerprint for task in tasks}) == 4
+    assert task_of().fingerprint == task_of().fingerprint
+
+
+def write_folder(folder: Path, header: str = 'labels = ["cat", "dog"]', **lines: bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "task.toml").write_text(header)
+    for split in SPLITS:
+        default = json.dumps({"text": f"{split} text", "label": "cat"}).encode() + b"\n"
+        (folder / f"{split}.jsonl").write_bytes(lines.get(split, default))
+    return folder
+
+
+def test_a_folder_of_ones_own_is_a_task(tmp_path: Path):
+    header = 'labels = ["cat", "dog"]\ntext = "a mail"\nprompts = ["Cat or dog?"]'
+    lines = '{"text": "a\u2028b", "label": "dog"}\r\n{"text": "é", "label": "cat"}'.encode()
+    task = load_task(str(write_folder(tmp_path / "mine", header, train=lines)))
+    assert (task.id, task.labels, task.prompt) == ("mine", ("cat", "dog"), "Cat or dog?")
+    assert [(example.text, example.label) for example in task.train] == [("a\u2028b", "dog"), ("é", "cat")]
+    assert "a mail" in task.prompts[1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"",
+        b"3",
+        b"[]",
+        b'{"text": "x"}',
+        b'{"text": 3, "label": "cat"}',
+        b'{"text": "x", "label": "cat", "n": 1}',
+    ],
+)
+def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path, line: bytes):
+    lines = b'{"text": "x", "label": "cat"}\n' + line + b'\n{"text": "y", "label": "cat"}\n'
+    with pytest.raises(TaskError, match=r"mine/validation.jsonl:2: .*'text': ..., 'label'"):
+        load_task(str(write_folder(tmp_path / "mine", validation=lines)))
+
+
+@pytest.mark.parametrize(
+    ("header", "lines", "reason"),
+    [
+        ("labels = ", b"", "Invalid value"),
+        ("", b"", "labels"),
+        ("labels = []", b"", "labels"),
+        ('labels = ["cat"]', b"", "labels"),
+        ('labels = ["cat", "dog"]\nlabel = 3', b"", "label"),
+        ('labels = ["cat", "dog"]', b'{"text": "x", "label": "cow"}', "label 'cow' is none of"),
+        ('labels = ["cat", "dog"]', b'{"text": "\xff", "label": "cat"}', "utf-8"),
+    ],
+)
+def test_a_folder_that_is_no_task_is_an_error_that_names_it(tmp_path: Path, header: str, lines: bytes, reason: str):
+    with pytest.raises(TaskError) as caught:
+        load_task(str(write_folder(tmp_path / "mine", header, test=lines)))
+    assert str(tmp_path / "mine") in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_a_missing_file_of_a_folder_is_named(tmp_path: Path):
+    folder = write_folder(tmp_path / "mine")
+    (folder / "validation.jsonl").unlink()
+    with pytest.raises(TaskError, match=r"mine' has no validation.jsonl"):
+        load_task(str(folder))
+
+
+@pytest.mark.parametrize("task_id", ["", "wordnet", "wordnet/", "wordnet/none", "nowhere/none", "/etc"])
+def test_an_unknown_task_is_an_error_that_lists_what_there_is(task_id: str):
+    with pytest.raises(TaskError) as caught:
+        load_task(task_id)
+    assert "unknown" in str(caught.value)
+    assert "society" in str(caught.value)
+
+
+def test_texts_are_padded_on_the_right_and_cut_to_the_limit(base: LoadedBase):
+    batch = encode(base.tokenizer, TEXTS, max_tokens=12)
+    lengths = batch["attention_mask"].sum(1)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(TEXTS), 12)
+    assert lengths.max() == 12
+    assert all(mask[:length].all() for mask, length in zip(batch["attention_mask"], lengths, strict=True))
+
+
+@given(
+    text=st.text(max_size=40) | st.sampled_from(["€" * 30, "🦊" * 30, "a dog " * 30, "x\n" * 30]),
+    room=st.integers(6, 20),
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_suffix_is_never_cut(llama: LoadedBase, text: str, room: int):
+    suffix = llama.tokenizer.encode(ANSWER, add_special_tokens=False)
+    batch = encode(llama.tokenizer, [text, "a dog"], ANSWER, max_tokens=len(suffix) + room)
+    for row, mask, source in zip(batch["input_ids"], batch["attention_mask"], (text, "a dog"), strict=True):
+        assert row[mask.bool()].tolist() == llama.tokenizer(source)["input_ids"][:room] + suffix
+
+
+def test_labels_that_start_with_one_token_are_refused_by_a_causal_head(llama: LoadedBase):
+    with pytest.raises(TaskError, match=r"\('dog', 'dog house', 'cat'\) share a first token"):
+        build_head("causal", llama.model, llama.tokenizer, ("dog", "dog house", "cat"))
+
+
+def test_log_probabilities_do_not_depend_on_order_or_batch(base: LoadedBase):
+    head = build_head(base.record.spec.kind, base.model, base.tokenizer, ("animal", "plant", "gold"))
+    together = log_probs(base.model, base.tokenizer, head, TEXTS)
+    assert together.shape == (len(TEXTS), 3)
+    torch.testing.assert_close(together.exp().sum(1), torch.ones(len(TEXTS)))
+    assert together.std(0).min() > 1e-4, "texts are told apart"
+    order = [3, 0, 5, 1, 4, 2]
+    shuffled = log_probs(base.model, base.tokenizer, head, [TEXTS[i] for i in order], batch_size=4)
+    torch.testing.assert_close(shuffled, together[order], atol=1e-5, rtol=1e-5)
+    alone = torch.cat([log_probs(base.model, base.tokenizer, head, [text]) for text in TEXTS])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+
+
+def test_a_label_is_its_own_best_answer_for_an_encoder(tiny_bert: Path):
+    base = open_base(str(tiny_bert))
+    labels = ("animal", "plant", "gold", "iron")
+    head = build_head("encoder", base.model, base.tokenizer, labels)
+    assert log_probs(base.model, base.tokenizer, head, labels).argmax(1).tolist() == [0, 1, 2, 3]
