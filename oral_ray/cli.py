@@ -15,7 +15,7 @@ from typing import Any
 
 from oral_ray import __version__
 from oral_ray.config import Config, load_config
-from oral_ray.errors import ConfigError, OralError, StoreError
+from oral_ray.errors import ConfigError, OralError
 
 DEFAULT_CONFIG = "infra/configs/quickstart.toml"
 _JOBS = Path(__file__).parents[1] / "jobs"
@@ -156,7 +156,7 @@ def _generate(args: argparse.Namespace) -> None:
     service = open_service(_config(args))
     [digest] = service.generate([service.condition(args.prompt, args.base)], [args.seed])
     if args.out:
-        _write_folder(service.get(digest), args.out)
+        service.pull(digest, args.out)
     print(json.dumps({"id": digest, "uri": service.uri(digest), "folder": str(args.out) if args.out else None}))
 
 
@@ -215,7 +215,7 @@ def _pull(args: argparse.Namespace) -> None:
     objects = open_objects(args.store)
     store = AdapterStore(objects)
     digest = ReleaseStore(objects).digest_of(args.adapter) if "/" in args.adapter else args.adapter
-    print(_write_folder(store.get(digest), args.folder))
+    print(store.pull(digest, args.folder))
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -252,16 +252,6 @@ def _bench(args: argparse.Namespace) -> None:
 
     for row in run_benchmark(args.name):
         print(f"{row['what']:48} {row['seconds']:9.4f} s  x{row['ratio']:.2f}")
-
-
-def _write_folder(artifact: Any, folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in artifact.files().items():
-            (folder / name).write_bytes(data)
-    except OSError as error:
-        raise StoreError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
-    return folder
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Only base ids of the store are accepted, never paths.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.config import Config
@@ -43,6 +44,10 @@ class GenerationService:
     def get(self, digest: str) -> AdapterArtifact:
         """A stored artifact; ArtifactError when there is none."""
         return AdapterStore(self.objects).get(digest)
+
+    def pull(self, digest: str, folder: Path) -> Path:
+        """Write a stored artifact into a folder."""
+        return AdapterStore(self.objects).pull(digest, folder)
 
     def uri(self, digest: str) -> str:
         """Where a stored artifact lies."""

@@ -53,7 +53,9 @@ def discover(objects: Objects, prefix: str, quiet_period_s: float) -> tuple[list
     newest: dict[str, float] = {}
     ready: set[str] = set()
     for info in objects.list(f"{prefix}/"):
-        base_id, _, name = info.key.removeprefix(f"{prefix}/").partition("/")
+        base_id, slash, name = info.key.removeprefix(f"{prefix}/").partition("/")
+        if not slash:
+            continue  # a file beside the checkpoints
         newest[base_id] = max(newest.get(base_id, 0.0), info.modified_s)
         if name == READY:
             ready.add(base_id)

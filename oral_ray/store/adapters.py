@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from oral_ray.adapters.artifact import CARD, CONFIG, PROVENANCE, WEIGHTS, AdapterArtifact, parse_artifact
-from oral_ray.errors import ArtifactError, MissingObjectError
+from oral_ray.errors import ArtifactError, MissingObjectError, StoreError
 from oral_ray.objects import Objects
 
 logger = logging.getLogger(__name__)
@@ -50,17 +50,26 @@ class AdapterStore:
         files = artifact.files()
         files = {CARD: _card(artifact, adapter_id).encode(), **files}
         for name, data in files.items():
-            self._objects.put_if_absent(where + name, data)
+            if not self._objects.put_if_absent(where + name, data) and name == WEIGHTS:
+                self._refuse_other(where, data)
         self._read(where, digest)
         return f"{self._objects.uri}/{where}".rstrip("/")
 
-    def pull(self, prefix: str, digest: str, folder: Path) -> Path:
-        """Write the artifact under a key prefix into a folder, digest checked, adapter_config.json last."""
-        artifact = self._read(prefix, digest)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in artifact.files().items():
-            (folder / name).write_bytes(data)
+    def pull(self, digest: str, folder: Path) -> Path:
+        """Write an artifact into a folder, digest checked, adapter_config.json last."""
+        artifact = self.get(digest)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, data in artifact.files().items():
+                (folder / name).write_bytes(data)
+        except OSError as error:
+            raise StoreError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
         return folder
+
+    def _refuse_other(self, where: str, weights: bytes) -> None:
+        """Before the marker is written: weights that lie there already must be the same."""
+        if self._objects.get(where + WEIGHTS) != weights:
+            raise ArtifactError(f"{self._objects.uri}/{where} holds another adapter's weights; ids are never reused")
 
     @staticmethod
     def prefix(digest: str) -> str:
