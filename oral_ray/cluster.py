@@ -45,6 +45,8 @@ def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or config.address
     if address == "local":
+        # Ray keeps a gigabyte of idle workers a CPU for the next stage; on one machine that memory is better free.
+        os.environ.setdefault("RAY_num_workers_soft_limit", "0")
         # Ray turns token authentication on by itself (where RAY_AUTH_MODE does not say no) and would write the token to
         # the home folder; a token of this process's own is neither shared nor left behind.
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
@@ -246,6 +248,8 @@ def run_workers(
         causes = getattr(error, "worker_failures", {}).values()
         known = next((found for cause in causes if (found := _users_error(cause))), None)
         raise known or OralError(f"training {name} failed more than {training.max_failures} times: {error}") from error
+    finally:
+        ray.kill(board)
     if result.checkpoint is None:
         raise OralError(f"training {name} ended without a checkpoint; see its log under {storage_uri}/{name}")
     with result.checkpoint.as_directory() as folder:

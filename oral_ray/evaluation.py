@@ -16,6 +16,7 @@ from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.loading import LoadedBase
+from oral_ray.config import derive_seed
 from oral_ray.errors import EvaluationError
 from oral_ray.tasks import Example, Split, Task
 from oral_ray.tasks.scoring import build_head, log_probs
@@ -101,9 +102,8 @@ def _draws(correct: Mapping[str, np.ndarray], num_draws: int, seed: int) -> np.n
     total = np.zeros(num_draws)
     for task in sorted(correct):
         values = correct[task]
-        examples = np.random.default_rng([seed, len(task), values.shape[1]]).integers(
-            0, values.shape[1], (num_draws, values.shape[1])
-        )
+        rng = np.random.default_rng(derive_seed(seed, "bootstrap", task))
+        examples = rng.integers(0, values.shape[1], (num_draws, values.shape[1]))
         seeds = np.random.default_rng([seed, 1, values.shape[0]]).integers(0, len(values), (num_draws, len(values)))
         per_seed_SR = np.stack([row[examples].mean(1) for row in values.astype(np.float32)])
         total += np.take_along_axis(per_seed_SR, seeds.T, axis=0).mean(0)

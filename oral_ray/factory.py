@@ -15,7 +15,7 @@ from oral_ray import __version__
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import detokenize, positions, token_mask
-from oral_ray.config import SamplingConfig, derive_seed
+from oral_ray.config import SamplingConfig, canonical_json, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.condition import Condition, ConditionEncoder
 from oral_ray.generator.model import Generator
@@ -45,6 +45,8 @@ class AdapterFactory:
         self, conditions: Sequence[Condition], seeds: Sequence[int], origin: str = "generated", task: str = ""
     ) -> list[AdapterArtifact]:
         """One artifact a condition, each from its own seed, in the order asked for."""
+        if len(seeds) != len(conditions):
+            raise GeneratorError(f"{len(conditions)} conditions need as many seeds, got {len(seeds)}")
         layouts = [self.layout(condition) for condition in conditions]
         artifacts: list[AdapterArtifact | None] = [None] * len(conditions)
         for chosen in self._batches(layouts):
@@ -61,6 +63,7 @@ class AdapterFactory:
                     prompt=conditions[i].prompt,
                     seed=seeds[i],
                     generator=self.generator.spec.recipe,
+                    sampling=canonical_json(self.sampling),
                     code_version=__version__,
                 )
                 artifacts[i] = build_artifact(factors, layouts[i], provenance)

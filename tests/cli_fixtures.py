@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from oral_ray.adapters.artifact import Provenance, build_artifact
+from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenStats
 from oral_ray.bases.catalog import describe_base
@@ -24,7 +24,8 @@ LLAMA_8B = {
 
 
 def build_place(root: Path, bert: Path) -> Path:
-    """A folder with `store/`, `run.toml`, `adapter/`, a regular file `file`, and bases `cut/`, `long/`, `llama-8b/`."""
+    """A folder with `store/`, `run.toml`, a regular file `file`, adapters `adapter/`, `rank1/`, `nan/`, and bases `cut/`,
+    `long/`, `llama-8b/`."""
     store = FileObjects(root / "store")
     shutil.copytree(bert, store.root / "bases/v1")
     spec = describe_base(store, "bases/v1/", "v1").spec
@@ -52,7 +53,18 @@ def build_place(root: Path, bert: Path) -> Path:
     for name, data in artifact.files().items():
         (root / "adapter" / name).write_bytes(data)
     break_bases(root, bert)
+    break_adapters(root, artifact)
     return root
+
+
+def break_adapters(root: Path, artifact: AdapterArtifact) -> None:
+    """Adapters that no command may accept: tensors of rank 1 under a configuration of rank 2, and one not finite."""
+    rank1 = {key: t[:1] if ".lora_A." in key else t[:, :1] for key, t in artifact.tensors.items()}
+    not_finite = {key: torch.full_like(t, torch.nan) for key, t in artifact.tensors.items()}
+    for name, tensors in {"rank1": rank1, "nan": not_finite}.items():
+        (root / name).mkdir()
+        for file, data in AdapterArtifact(artifact.config, tensors, artifact.provenance).files().items():
+            (root / name / file).write_bytes(data)
 
 
 def break_bases(root: Path, bert: Path) -> None:

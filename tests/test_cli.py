@@ -55,6 +55,8 @@ REFUSED = {
     "no adapter": (["verify", "none", "--base=store/bases/v1"], ["no adapter at none", "check the path"]),
     "cut base": (["verify", "adapter", "--base=cut"], ["cut/model.safetensors: truncated"]),
     "long base": (["verify", "adapter", "--base=long"], [f"header length {2**60}"]),
+    "other rank": (["verify", "rank1", "--base=store/bases/v1"], ["lora_A.weight", "generate it again with r=2"]),
+    "nan adapter": (["verify", "nan", "--base=store/bases/v1"], ["not finite", "train it again"]),
     "other digest": (["verify", "adapter", "--base=store/bases/v1", "--digest=ab"], ["expected ab", "pull it again"]),
     "unknown task": (["score", "adapter", "--base=store/bases/v1", "--task=no/task"], ["'no/task'", "wordnet/matter"]),
     "no examples": (["score", "adapter", "--base=store/bases/v1", "--task=wordnet/mind", "--limit=0"], ["limit", "0"]),

@@ -160,6 +160,9 @@ def test_provenance_is_complete(factory: AdapterFactory, tiny_bert: Path) -> Non
     assert provenance.prompt == PROMPTS[0] and provenance.code_version == __version__
     assert (provenance.base, provenance.base_fingerprint) == (asked.base.id, asked.base.fingerprint)
     assert provenance.generator == "recipe-of-a-test"
+    assert SamplingConfig.model_validate_json(provenance.sampling) == factory.sampling
+    with pytest.raises(GeneratorError, match="1 conditions need as many seeds, got 2"):
+        factory.generate([asked], [7, 8])
     assert factory.generate([asked], [7])[0].provenance.origin == "generated"
 
 

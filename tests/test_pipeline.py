@@ -1,6 +1,7 @@
 """The jobs on a real Ray: whole path on a folder and on S3, a worker killed on the way, the published adapter used."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 from pipeline import finished, job
 
+from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.cli import main
 from oral_ray.config import ALL_ARMS
 from oral_ray.objects import open_objects
@@ -106,3 +108,27 @@ def test_a_lost_generator_manifest_means_training_again(whole_path: tuple[Path, 
     recipe = str(current_generator(objects, "tiny"))
     assert generator_manifest(objects, recipe) is not None
     assert generator_manifest(objects, "0" * 32) is None
+
+
+def test_a_corpus_adapter_that_is_not_finite_stops_the_shards_and_leaves_the_store_as_it_was(
+    whole_path: tuple[Path, Path, str], tiny_bert: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole_path[0], tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "shards")
+    objects = open_objects(str(tmp_path / "store"))
+    records = list((tmp_path / "store" / "records" / "corpus").glob("*.json"))
+    entries = [json.loads(record.read_text()) for record in records]
+    digest = next(entry["digests"][0] for entry in entries if entry["run"]["bases"] == ["tiny-t0"])
+    good = AdapterStore(objects).get(digest)
+    bad = AdapterArtifact(good.config, {k: t * torch.nan for k, t in good.tensors.items()}, good.provenance)
+    AdapterStore(objects).put(bad)
+    for record in records:
+        record.write_text(record.read_text().replace(good.digest, bad.digest))
+    before = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    process = job("shards", tiny_bert, str(tmp_path / "store"), tmp_path / "out")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 2
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"error: adapter {bad.digest[:12]}")
+    assert "not finite" in last
+    assert before == {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}

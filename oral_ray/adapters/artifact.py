@@ -26,7 +26,11 @@ WEIGHTS, CONFIG, PROVENANCE, CARD = "adapter_model.safetensors", "adapter_config
 
 
 class Provenance(BaseModel):
-    """Where an adapter came from. `origin` is the arm (`trained`, `generated`, ...); empty strings where none applies."""
+    """Where an adapter came from. `origin` is the arm (`trained`, `generated`, ...); empty strings where none applies.
+
+    `recipe` names the training run of a trained adapter; `generator` and `sampling` (settings as JSON) what a generated
+    one came from.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,6 +42,7 @@ class Provenance(BaseModel):
     seed: int = 0
     step: int = 0
     generator: str = ""
+    sampling: str = ""
     recipe: str = ""
     code_version: str = ""
 

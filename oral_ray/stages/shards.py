@@ -3,6 +3,7 @@
 Writes `shards/<fingerprint>/`, manifest last.
 """
 
+import contextlib
 import hashlib
 import pickle
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from oral_ray.adapters.tokens import TokenMoments, tokenize
 from oral_ray.cluster import fold_parquet, write_parquet
 from oral_ray.config import Config, fingerprint
 from oral_ray.errors import ArtifactError, StoreError
-from oral_ray.objects import open_objects
+from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import corpus
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.shards import ShardManifest, commit_shards, corpus_rows, read_manifest, shard_prefix
@@ -51,7 +52,10 @@ def run(config: Config) -> ShardManifest:
     by_digest = {layout.digest: layout for layout in layouts.values()}
     uri = f"{objects.uri}/{shard_prefix(recipe)}".rstrip("/")
     transform = tokenizer(config.store.uri, by_digest, references if config.tokens.gauge else {})
-    write_parquet(items, transform, uri, config.tokens.rows_per_file)
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(_discard, objects, recipe)
+        write_parquet(items, transform, uri, config.tokens.rows_per_file)
+        on_failure.pop_all()
     names = [info.key.rpartition("/")[2] for info in objects.list(f"{shard_prefix(recipe)}part-")]
     moments = TokenMoments()
     for data in fold_parquet([f"{uri}/{name}" for name in names], measurer(by_digest)):
@@ -68,6 +72,12 @@ def run(config: Config) -> ShardManifest:
     )
     commit_shards(objects, manifest, stats)
     return manifest
+
+
+def _discard(objects: Objects, recipe: str) -> None:
+    """Nothing is kept of a tokenisation that failed."""
+    for info in list(objects.list(shard_prefix(recipe))):
+        objects.delete(info.key)
 
 
 def tokenizer(
