@@ -228,11 +228,15 @@ ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
 
 
 class EvaluationConfig(Section):
-    """What is scored: arms x bases x tasks x seeds. Empty `bases` means every configured version."""
+    """What is scored: arms x bases x tasks x seeds. Empty `bases` means every configured version.
+
+    Settings are chosen with `split = "validation"`; what is reported is `test`.
+    """
 
     arms: tuple[Arm, ...] = ALL_ARMS
     bases: tuple[Identifier, ...] = ()
     seeds: tuple[int, ...] = (0,)
+    split: Literal["validation", "test"] = "test"
     max_test: PositiveInt = 1000
     max_validation: PositiveInt = 1000
     num_bootstrap: PositiveInt = 2000

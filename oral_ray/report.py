@@ -107,10 +107,11 @@ def write_report(folder: Path, command: str) -> Path:
     table.to_parquet(folder / "arms.parquet")
     scores, curve, distances, metrics = (_read(folder, name) for name in ("scores", "curve", "distances", "metrics"))
     num_tasks, n = int(table["num_tasks"].max()), int(table["n"].max())
-    caption = f"Mean over {num_tasks} tasks, {n} test examples a base, 95% paired bootstrap intervals."
+    split = summary.get("config", {}).get("evaluation", {}).get("split", "test")
+    caption = f"Mean over {num_tasks} tasks, {n} {split} examples a base, 95% paired bootstrap intervals."
     sections: list[tuple[str, str, str]] = [
         ("Arms by base version", _figure(_plot_arms, table), caption),
-        ("Accuracy by task", _figure(_plot_tasks, scores), "Test accuracy on the last evaluated base, a bar an arm."),
+        ("Accuracy by task", _figure(_plot_tasks, scores), "Accuracy on the last evaluated base, a bar an arm."),
         (
             "Training of the generator",
             _figure(_plot_loss, metrics),

@@ -60,8 +60,8 @@ def run(config: Config) -> pd.DataFrame:
                     | {d for r, d in zip(curve, curve_digests, strict=True) if (r.base, r.task) == (base_id, task_id)}
                 )
             ),
-            split="test",
-            limit=config.evaluation.max_test,
+            split=config.evaluation.split,
+            limit=config.evaluation.max_test if config.evaluation.split == "test" else config.evaluation.max_validation,
         )
         for base_id in base_ids
         for task_id in config.tasks.ids
