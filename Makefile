@@ -29,6 +29,7 @@ $(VENV)/quickstart.ok: EXTRAS = quickstart
 $(VENV)/test.ok: EXTRAS = quickstart,test
 $(VENV)/dev.ok: EXTRAS = quickstart,test,dev
 $(VENV)/%.ok: pyproject.toml infra/constraints.txt | $(VENV)/bin/python
+	@echo "installing oral-ray[$(EXTRAS)] into $(VENV) (about 1.5 GB, a few minutes)"
 	$(BIN)/pip install -q --disable-pip-version-check -e ".[$(EXTRAS)]" -c infra/constraints.txt
 	touch $@
 

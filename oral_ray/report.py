@@ -115,7 +115,8 @@ def write_report(folder: Path, command: str) -> Path:
         (
             "Training of the generator",
             _figure(_plot_loss, metrics),
-            "Loss over steps; validation on held-out adapters.",
+            "Training: mean loss, noise levels biased by training.high_noise_bias, plus task loss in the second phase. "
+            "Validation: held-out adapters, uniform noise levels, averaged weights; not comparable.",
         ),
         (
             "Distance to the nearest corpus adapter",
