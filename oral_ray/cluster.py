@@ -45,8 +45,9 @@ def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or config.address
     if address == "local":
-        # Ray keeps a gigabyte of idle workers a CPU for the next stage; on one machine that memory is better free.
+        # Ray keeps idle workers, a gigabyte each, for ever; here they go when the next stage has not taken them in 15 s.
         os.environ.setdefault("RAY_num_workers_soft_limit", "0")
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "15000")
         # Ray turns token authentication on by itself (where RAY_AUTH_MODE does not say no) and would write the token to
         # the home folder; a token of this process's own is neither shared nor left behind.
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
@@ -220,7 +221,7 @@ def run_workers(
             f"{training.num_workers} training workers need at least as many shard files, there are {len(uris)}; "
             "lower tokens.rows_per_file or training.num_workers"
         )
-    board = ray.remote(_Board).options(num_cpus=0).remote()
+    board: Any = ray.remote(_Board).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         loop,
         train_loop_config=loop_config | {"board": board},

@@ -174,11 +174,13 @@ class DeepSpeedEngine(Section):
 class FunctionalPhase(Section):
     """The second phase of training: task loss of generated adapters on virtual base versions, after `training.steps`.
 
-    Each worker takes `num_examples` of one task a step; the diffusion loss stays with `diffusion_weight`.
+    Each worker takes `num_examples` of one task a step; the diffusion loss stays with `diffusion_weight`, on at most
+    `batch_size` adapters a worker.
     """
 
     steps: int = 0
     num_examples: PositiveInt = 16
+    batch_size: PositiveInt = 4
     learning_rate: PositiveFloat = 3e-4
     diffusion_weight: float = 0.3
     extrapolation: float = 1.0

@@ -92,20 +92,18 @@ def train(
     num_steps = training.steps + (training.functional.steps if functional_item else 0)
     for step in range(first, num_steps):
         before = time.perf_counter()
+        phase_step = step - training.steps
+        functional = functional_item if phase_step >= 0 else None
+        chosen = next(rows)
         batch = make_batch(
-            next(rows),
+            chosen[: training.functional.batch_size] if functional else chosen,
             tables,
             drop_text_frac,
             drop_model_frac,
             training.high_noise_bias,
             derive_seed(seed, "step", step, rank),
         )
-        phase_step = step - training.steps
-        item = (
-            functional_item(derive_seed(seed, "functional", step, rank))
-            if functional_item and phase_step >= 0
-            else None
-        )
+        item = functional(derive_seed(seed, "functional", step, rank)) if functional else None
         wait_s += time.perf_counter() - before
         learning_rate = learning_rate_at(step, training)
         losses.append(engine.step(batch.tensors(engine.device), item, learning_rate))
