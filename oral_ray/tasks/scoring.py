@@ -93,10 +93,19 @@ def embed(model: nn.Module, batch: TextBatch) -> Tensor:
     return nn.functional.normalize((hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1), dim=-1)
 
 
+def num_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """The length of each text as the model reads it, to batch like with like: padding is computed too."""
+    return [len(ids) for ids in tokenizer(list(texts), truncation=True, max_length=MAX_TEXT_TOKENS)["input_ids"]]
+
+
 @torch.no_grad()
-def log_probs(model: nn.Module, tokenizer: Any, head: Head, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-    """Log-probabilities [N, K] of the labels; texts are grouped by length, the order of rows is the order of texts."""
-    order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
+def log_probs(model: nn.Module, tokenizer: Any, head: Head, texts: Sequence[str], batch_size: int = 16) -> Tensor:
+    """Log-probabilities [N, K] of the labels; texts are grouped by length, the order of rows is the order of texts.
+
+    Small batches of equal length beat large ones on a CPU (`oral-ray bench score`).
+    """
+    lengths = num_tokens(tokenizer, texts)
+    order = sorted(range(len(texts)), key=lambda i: (lengths[i], i))
     rows: list[Tensor] = [torch.empty(0)] * len(texts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
