@@ -34,6 +34,14 @@ from oral_ray.errors import ConfigError, OralError
 logger = logging.getLogger(__name__)
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+# A private session is foreground work on one machine. Ray would give its workers the lowest priority but for four, and
+# keep idle ones, a gigabyte each, for ever; here they go when the next stage has not taken them within 15 s.
+_PRIVATE = {
+    "RAY_worker_niceness": "0",
+    "RAY_num_workers_soft_limit": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "15000",
+}
+
 
 @contextlib.contextmanager
 def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
@@ -45,9 +53,8 @@ def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or config.address
     if address == "local":
-        # Ray keeps idle workers, a gigabyte each, for ever; here they go when the next stage has not taken them in 15 s.
-        os.environ.setdefault("RAY_num_workers_soft_limit", "0")
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "15000")
+        for name, value in _PRIVATE.items():
+            os.environ.setdefault(name, value)
         # Ray turns token authentication on by itself (where RAY_AUTH_MODE does not say no) and would write the token to
         # the home folder; a token of this process's own is neither shared nor left behind.
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():

@@ -14,7 +14,6 @@ Letters: S seen versions, L weight tokens, D token dim.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +26,9 @@ from oral_ray.bases.loading import LoadedBase
 from oral_ray.config import FunctionalPhase
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusTables
+from oral_ray.generator.model import FunctionalItem
 from oral_ray.tasks import Task
 from oral_ray.tasks.scoring import build_head, encode
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionalItem:
-    """One functional step: what the generator is asked, and the loss of its answer. All tensors have B = 1."""
-
-    position_BLP: Tensor
-    mask_BLD: Tensor
-    text_BE: Tensor
-    model_BG: Tensor
-    noise_BLD: Tensor
-    task_loss: Callable[[Tensor], Tensor]
 
 
 class FunctionalSource:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from pydantic import ValidationError
@@ -43,8 +42,12 @@ class GeneratorSpec(Section):
     recipe: str
 
 
-class FunctionalTarget(Protocol):
-    """What a functional step asks for, and the loss of the answer (see oral_ray/functional.py)."""
+@dataclass(frozen=True, slots=True)
+class FunctionalItem:
+    """One functional step (see oral_ray/functional.py): what the generator is asked, and the loss of its answer.
+
+    All tensors have B = 1.
+    """
 
     position_BLP: Tensor
     mask_BLD: Tensor
@@ -107,7 +110,7 @@ class Network(nn.Module):
     def forward(
         self, x0_BLD: Tensor, mask_BLD: Tensor, position_BLP: Tensor, text_BE: Tensor, model_BG: Tensor,
         use_text_B: Tensor, use_model_B: Tensor, noise_BLD: Tensor, time_B: Tensor,
-        functional: FunctionalTarget | None = None, diffusion_weight: float = 1.0,
+        functional: FunctionalItem | None = None, diffusion_weight: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """The loss of one step: one call, so that every engine can wrap it.
 
@@ -119,7 +122,7 @@ class Network(nn.Module):
             return loss
         return functional.task_loss(self.one_step(functional)) + diffusion_weight * loss
 
-    def one_step(self, asked: FunctionalTarget) -> Tensor:
+    def one_step(self, asked: FunctionalItem) -> Tensor:
         """The estimate of normalised tokens from pure noise in a single step, with gradients."""
         yes = torch.ones(len(asked.mask_BLD), dtype=torch.bool, device=asked.mask_BLD.device)
         prototypes_BLM, _ = self.prototypes(asked.position_BLP, asked.text_BE, asked.model_BG, yes, yes)
