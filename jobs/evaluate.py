@@ -28,6 +28,7 @@ def main(config: Config) -> str:
     """Evaluate, write the report, and return the table of arms as text."""
     started = time.perf_counter()
     out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
     with session(config.cluster, config.determinism):
         evaluate.run(config)
         recipe = train.run(config)

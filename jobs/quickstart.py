@@ -38,6 +38,8 @@ def main(config: Config) -> str:
         wall_s[stage] = time.perf_counter() - started
         return result
 
+    evaluate.chosen_bases(config)
+    Path(config.out).mkdir(parents=True, exist_ok=True)
     probe(open_objects(config.store.uri))
     started = time.perf_counter()
     with session(config.cluster, config.determinism):

@@ -52,6 +52,11 @@ def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace,
     except OralError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        logging.getLogger(__name__).debug("failed", exc_info=error)
+        reason = " ".join(str(getattr(error, "cause", error)).split())  # Ray wraps what a worker raises
+        print(f"error: {reason}; check paths, space and permissions (--verbose says where)", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130

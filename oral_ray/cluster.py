@@ -96,6 +96,8 @@ def store_uri(uri: str) -> str:
         logger.warning(
             "store %r is relative and this is a submitted job: using %s (set ORAL_HOME to move it)", uri, path
         )
+    if odd := {*"#?%"} & {*str(path.absolute())}:  # a uri would be cut or decoded there, and lead to another folder
+        raise ConfigError(f"store folder {str(path.absolute())!r} holds {min(odd)!r}; choose one without '#', '?', '%'")
     return f"file://{path.absolute()}"
 
 

@@ -15,13 +15,34 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from oral_ray.errors import ConfigError
 
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = [getattr(value, "id", value) for value in values]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice!r} stands twice; name each one once")
+    return values
+
+
+Distinct = AfterValidator(_distinct)
 
 
 class Section(BaseModel):
@@ -74,13 +95,13 @@ class BasesConfig(Section):
     """Base checkpoints live under `<store>/<prefix>/<id>/`."""
 
     prefix: str = "bases"
-    versions: tuple[BaseVersion, ...] = ()
+    versions: Annotated[tuple[BaseVersion, ...], Distinct] = ()
 
 
 class TasksConfig(Section):
     """Tasks by id: `wordnet/<name>`, or the path of a task folder (`task.toml`, `train.jsonl`, ...)."""
 
-    ids: tuple[str, ...] = ()
+    ids: Annotated[tuple[str, ...], Distinct] = ()
     num_prompts: PositiveInt = 32
 
 
@@ -95,13 +116,13 @@ class LoraSettings(Section):
 class CorpusConfig(Section):
     """How one LoRA adapter of the corpus is trained, and how many of its last checkpoints are kept."""
 
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
     steps: PositiveInt = 80
     batch_size: PositiveInt = 16
     learning_rate: PositiveFloat = 2e-3
     keep_last: PositiveInt = 10
     init_seed: int = 0
-    retries: int = 2
+    retries: NonNegativeInt = 2
 
 
 class TokensConfig(Section):
@@ -178,7 +199,7 @@ class FunctionalPhase(Section):
     `batch_size` adapters a worker.
     """
 
-    steps: int = 0
+    steps: NonNegativeInt = 0
     num_examples: PositiveInt = 16
     batch_size: PositiveInt = 4
     learning_rate: PositiveFloat = 3e-4
@@ -192,14 +213,14 @@ class TrainingConfig(Section):
     engine: TorchEngine | DeepSpeedEngine = Field(discriminator="kind", default=TorchEngine())
     num_workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1.0
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: NonNegativeFloat = 0.0
     threads_per_worker: PositiveInt = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 16
     learning_rate: PositiveFloat = 1e-3
-    weight_decay: float = 0.0
-    warmup_steps: int = 20
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 20
     high_noise_bias: PositiveFloat = 4.0
     ema_decay: Fraction = 0.99
     grad_clip: PositiveFloat = 1.0
@@ -208,7 +229,13 @@ class TrainingConfig(Section):
     checkpoint_every: PositiveInt = 200
     cache_bytes: PositiveInt = 2_000_000_000
     functional: FunctionalPhase = FunctionalPhase()
-    max_failures: int = 3
+    max_failures: NonNegativeInt = 3
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainingConfig":
+        if self.batch_size % self.num_workers:
+            raise ValueError(f"batch_size={self.batch_size} is not divisible by num_workers={self.num_workers}")
+        return self
 
 
 class SamplingConfig(Section):
@@ -235,15 +262,15 @@ class EvaluationConfig(Section):
     Settings are chosen with `split = "validation"`; what is reported is `test`.
     """
 
-    arms: tuple[Arm, ...] = ALL_ARMS
+    arms: Annotated[tuple[Arm, ...], Distinct] = Field(default=ALL_ARMS, min_length=1)
     bases: tuple[Identifier, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
     split: Literal["validation", "test"] = "test"
     max_test: PositiveInt = 1000
     max_validation: PositiveInt = 1000
     num_bootstrap: PositiveInt = 2000
     regression_steps: PositiveInt = 400
-    step_curve: tuple[int, ...] = (1, 2, 5, 10, 20)
+    step_curve: tuple[PositiveInt, ...] = (1, 2, 5, 10, 20)
     step_curve_tasks: PositiveInt = 2
 
 
@@ -263,14 +290,14 @@ class ServeConfig(Section):
 
     generator: str = ""
     max_body_bytes: PositiveInt = 65536
-    min_replicas: int = 1
+    min_replicas: NonNegativeInt = 1
     max_replicas: PositiveInt = 2
     target_ongoing_requests: PositiveFloat = 2.0
     cpus_per_replica: PositiveFloat = 1.0
-    gpus_per_replica: float = 0.0
+    gpus_per_replica: NonNegativeFloat = 0.0
     max_queued_requests: int = 64
     batch_size: PositiveInt = 8
-    batch_wait_s: float = 0.01
+    batch_wait_s: NonNegativeFloat = 0.01
 
 
 class ClusterConfig(Section):
@@ -279,7 +306,7 @@ class ClusterConfig(Section):
     address: str = "local"
     num_cpus: PositiveInt | None = None
     cpus_per_task: PositiveFloat = 1.0
-    gpus_per_task: float = 0.0
+    gpus_per_task: NonNegativeFloat = 0.0
     threads_per_task: PositiveInt = 1
     object_store_bytes: PositiveInt = 400_000_000
 
@@ -353,6 +380,8 @@ def _explain(item: dict[str, Any]) -> str:
             node = fields[part].annotation if part in fields else None
         keys.append(str(part))
     where = ".".join(keys)
+    if item["type"] == "value_error":
+        return f"configuration key {where!r}: {item['msg'].removeprefix('Value error, ')}"
     if item["type"] == "extra_forbidden":
         return f"unknown configuration key {where!r}; valid here: {', '.join(parent.model_fields)}"
     return f"configuration key {where!r}: {item['msg']} (got {item.get('input')!r})"

@@ -43,7 +43,7 @@ def plan_releases(
     """One item a (base, task). `released` holds (base fingerprint, task) pairs that are published already."""
     items = []
     for base in bases:
-        refusal = _refusal(base, architectures, lora)
+        refusal = refuse_base(base, architectures, lora)
         for task in tasks:
             if (base.fingerprint, task) in released:
                 items.append(PlanItem(base=base.id, task=task, action="skip", reason="already released"))
@@ -69,7 +69,8 @@ def decide(scores: Mapping[str, float], candidates: Sequence[str], min_gain: flo
     return GateDecision(arm=best, reason=f"best on validation: {shown}")
 
 
-def _refusal(base: BaseRecord, architectures: Collection[str], lora: LoraSettings) -> str:
+def refuse_base(base: BaseRecord, architectures: Collection[str], lora: LoraSettings) -> str:
+    """Why a generator of these architectures cannot make such adapters for a base; empty when it can."""
     if base.spec.digest not in architectures:
         return f"the generator has not seen architecture {base.spec.digest[:12]} ({base.spec.model_type})"
     try:

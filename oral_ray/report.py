@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
@@ -102,7 +103,10 @@ def spread_text(folders: Sequence[Path]) -> str:
 
 def write_report(folder: Path, command: str) -> Path:
     """Write report.html, report.md and arms.png beside the tables of a folder; EvaluationError when one is missing."""
-    summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
+    try:
+        summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
+    except ValueError:
+        raise EvaluationError(f"{folder}/summary.json is damaged; delete it or run the evaluation again") from None
     table = arm_table(folder, num_draws=summary.get("num_bootstrap", 2000))
     table.to_parquet(folder / "arms.parquet")
     scores, curve, distances, metrics = (_read(folder, name) for name in ("scores", "curve", "distances", "metrics"))
@@ -138,7 +142,10 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.parquet"
     if not path.is_file():
         raise EvaluationError(f"no {name}.parquet in {folder}; run the evaluation first, it writes {', '.join(TABLES)}")
-    return pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        raise EvaluationError(f"{path} is damaged: {error}; run the evaluation again") from None
 
 
 def _matrix(answers: pd.DataFrame, base: str, arm: str) -> dict[str, np.ndarray]:
@@ -215,7 +222,8 @@ def _plot_curve(axes: Any, curve: pd.DataFrame) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("sampling steps")
     axes.set_ylabel("accuracy")
-    axes.legend(frameon=False)
+    if len(curve):
+        axes.legend(frameon=False)
 
 
 def _markdown(

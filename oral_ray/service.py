@@ -13,10 +13,11 @@ from pathlib import Path
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.config import Config
-from oral_ray.errors import GeneratorError
+from oral_ray.errors import GeneratorError, LayoutError
 from oral_ray.factory import AdapterFactory
 from oral_ray.generator.condition import Condition, ConditionEncoder, check_prompt
 from oral_ray.objects import Objects, open_objects
+from oral_ray.release import refuse_base
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.bases import BaseShelf, stored_probes
 from oral_ray.store.generators import current_generator, get_generator
@@ -31,10 +32,17 @@ class GenerationService:
     factory: AdapterFactory
 
     def condition(self, prompt: str, base_id: str) -> Condition:
-        """What is asked for; ConditionError for the prompt, BaseModelError for a base that is not (wholly) there."""
+        """What is asked for. What cannot be made is refused here, where it fails no other request of its batch.
+
+        Raises ConditionError for the prompt, BaseModelError for a base that is not (wholly) there, LayoutError for one
+        that the generator has not learnt or that cannot have such an adapter.
+        """
         check_prompt(prompt)
         base = BaseShelf(self.objects, self.config.bases.prefix).record(base_id)
-        return Condition(prompt, base, stored_probes(self.objects, base, self.config.condition), self.config.lora)
+        if refusal := refuse_base(base, self.factory.generator.spec.architectures, self.config.lora):
+            raise LayoutError(f"base {base_id!r}: {refusal}")
+        probes = stored_probes(self.objects, base, self.factory.encoder.config)
+        return Condition(prompt, base, probes, self.config.lora)
 
     def generate(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[str]:
         """Generate and store; the digests, in order."""

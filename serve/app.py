@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oral_ray import __version__
@@ -115,7 +116,8 @@ def build_api(config: Config) -> FastAPI:
     api.add_api_route("/v1/adapters/{adapter_id}", replica.read, response_model=AdapterInfo, responses=failures)
     api.add_api_route("/healthz", replica.health, response_model=Health)
     handlers: dict[type[Exception], Callable[..., Awaitable[JSONResponse]]] = {
-        OralError: _on_oral_error, RequestValidationError: _on_invalid, Exception: _on_unexpected,
+        OralError: _on_oral_error, RequestValidationError: _on_invalid, HTTPException: _on_refused,
+        Exception: _on_unexpected,
     }  # fmt: skip
     for kind, handler in handlers.items():
         api.add_exception_handler(kind, handler)
@@ -129,6 +131,12 @@ async def _on_oral_error(request: Request, error: OralError) -> JSONResponse:
 async def _on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     faults = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
     return _problem(422, "RequestError", "; ".join(faults))
+
+
+async def _on_refused(request: Request, error: HTTPException) -> JSONResponse:
+    answer = _problem(error.status_code, "RequestError", str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:

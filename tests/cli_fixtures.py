@@ -65,6 +65,15 @@ def break_adapters(root: Path, artifact: AdapterArtifact) -> None:
         (root / name).mkdir()
         for file, data in AdapterArtifact(artifact.config, tensors, artifact.provenance).files().items():
             (root / name / file).write_bytes(data)
+    for name, change in {"ia3": {"peft_type": "IA3"}, "odd": {"task_type": "FOO"}}.items():
+        (root / name).mkdir()
+        for file, data in (
+            AdapterArtifact(artifact.config | change, artifact.tensors, artifact.provenance).files().items()
+        ):
+            (root / name / file).write_bytes(data)
+    for name, file in {"tables": "scores.parquet", "summary": "summary.json"}.items():
+        (root / name).mkdir()
+        (root / name / file).write_bytes(b"{")
 
 
 def break_bases(root: Path, bert: Path) -> None:
@@ -73,6 +82,9 @@ def break_bases(root: Path, bert: Path) -> None:
     for name, data in {"cut": weights[:-100], "long": (2**60).to_bytes(8, "little") + weights[8:]}.items():
         shutil.copytree(bert, root / name)
         (root / name / "model.safetensors").write_bytes(data)
+    shutil.copytree(bert, root / "wordless", ignore=shutil.ignore_patterns("tokenizer*"))
+    shutil.copytree(bert, root / "garbled")
+    (root / "garbled" / "tokenizer.json").write_text("{")
     (root / "llama-8b").mkdir()
     (root / "llama-8b/config.json").write_text(json.dumps(LLAMA_8B))
 

@@ -215,3 +215,11 @@ def test_folder_for_another_rank_than_its_config_says_is_refused(tiny_bert: Path
     (tmp_path / CONFIG).write_text(json.dumps({**artifact.config, "r": 3}))
     with pytest.raises(ArtifactError):
         load_strictly(base_of(tiny_bert), tmp_path)
+
+
+def test_a_key_of_another_version_of_peft_does_not_stop_a_score(tiny_bert: Path) -> None:
+    base = base_of(tiny_bert)
+    artifact = random_artifact(layout_of(tiny_bert))
+    newer = AdapterArtifact(artifact.config | {"future_config": None}, artifact.tensors, artifact.provenance)
+    with attached(base, newer) as model:
+        assert sum("lora_A" in name for name, _ in model.named_parameters()) > 0

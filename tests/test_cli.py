@@ -13,6 +13,9 @@ from cli_fixtures import build_place, contents
 
 from oral_ray.adapters.artifact import read_folder
 from oral_ray.cli import _parser, main
+from oral_ray.config import load_config
+from oral_ray.errors import LayoutError
+from oral_ray.service import open_service
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +40,7 @@ REFUSED = {
     "1 MB prompt": (generate(prompt="x" * 2**20), ["1048576 characters, at most 1000", "shorten it"]),
     "unknown base": (generate(base="v9"), ["base 'v9' is not in", "import it"]),
     "base that is a path": (generate(base="../../etc"), ["'bases/../../etc/config.json' is not a plain relative name"]),
+    "store a uri would cut": (generate(store="no#where"), ["no#where' holds '#'", "choose one without"]),
     "no store": (generate(store="nowhere"), ["no generator named 'tiny' in", "nowhere", "jobs/train.py"]),
     "store below a file": (generate(store="file/store"), ["no generator named 'tiny' in", "file/store"]),
     "store of another kind": (generate(store="ftp://x"), ["'ftp://x'", "s3://bucket/prefix"]),
@@ -58,12 +62,19 @@ REFUSED = {
     "other rank": (["verify", "rank1", "--base=store/bases/v1"], ["lora_A.weight", "generate it again with r=2"]),
     "nan adapter": (["verify", "nan", "--base=store/bases/v1"], ["not finite", "train it again"]),
     "other digest": (["verify", "adapter", "--base=store/bases/v1", "--digest=ab"], ["expected ab", "pull it again"]),
+    "base without tokenizer": (["verify", "adapter", "--base=wordless"], ["wordless has no tokenizer", "add its files"]),
+    "base of a garbled tokenizer": (["verify", "adapter", "--base=garbled"], ["transformers cannot load", "garbled"]),
+    "package without a name": (["inspect", "pypi:"], ["package '' is not installed"]),
+    "adapter of another method": (["score", "ia3", "--base=store/bases/v1", "--task=wordnet/mind"], ["no plain LoRA"]),
+    "adapter that peft refuses": (["verify", "odd", "--base=store/bases/v1"], ["peft refuses odd", "'FOO'"]),
     "unknown task": (["score", "adapter", "--base=store/bases/v1", "--task=no/task"], ["'no/task'", "wordnet/matter"]),
     "no examples": (["score", "adapter", "--base=store/bases/v1", "--task=wordnet/mind", "--limit=0"], ["limit", "0"]),
     "unknown digest": (["pull", "ab" * 32, "out", "--store=store"], ["no adapter 'abab", "oral-ray list"]),
     "digest that is a path": (["pull", "..", "out", "--store=store"], ["plain relative name"]),
     "unknown id": (["pull", "v1/none", "out", "--store=store"], ["no published adapter 'v1/none'", "has none"]),
     "pull without store": (["pull", "ab" * 32, "out", "--store=nowhere"], ["no adapter 'abab", "nowhere"]),
+    "a damaged table": (["report", "tables"], ["tables/scores.parquet is damaged", "run the evaluation again"]),
+    "a damaged summary": (["report", "summary"], ["summary/summary.json is damaged"]),
     "no tables": (["report", "nowhere"], ["nowhere", "run the evaluation"]),
 }  # fmt: skip
 
@@ -148,6 +159,16 @@ def test_a_folder_that_cannot_be_written_is_named(
     assert capsys.readouterr().err.startswith("error: cannot write file/made: ")
 
 
+def test_a_request_is_refused_alone_and_reads_the_probes_that_its_generator_was_trained_on(place: Path):
+    store = f"store.uri={place}/store"
+    service = open_service(load_config(place / "run.toml", [store, "lora.r=80"]))
+    with pytest.raises(LayoutError, match="rank r=80 is larger"):  # before it is in a batch with other requests
+        service.condition("a task", "v1")
+    service = open_service(load_config(place / "run.toml", [store, "condition.num_probes=3"]))
+    assert service.factory.encoder.config.num_probes != 3
+    assert next(iter(service.condition("a task", "v1").probes.values())).shape == (8, 8)
+
+
 def test_list_says_what_is_not_there(place: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["list", f"--store={place}/store"]) == 0
     assert capsys.readouterr().out == f"no releases in {place}/store; run jobs/regenerate.py\n"
@@ -193,6 +214,7 @@ def test_a_process_prints_the_one_line_alone(case: str, place: Path):
     [
         (["jobs/quickstart.py", "--store={place}/file/store"], ["cannot write 'probe/", "check space and permissions"]),
         (["jobs/train.py", "--store={place}/store", "trainig.steps=1"], ["key 'trainig'", "training"]),
+        (["jobs/quickstart.py", "--store={place}/store", 'evaluation.bases=["b"]'], ["['b'], configured are minilm"]),
     ],
 )
 def test_a_job_refuses_before_it_starts_a_cluster(argv: list[str], parts: list[str], place: Path):
@@ -202,6 +224,16 @@ def test_a_job_refuses_before_it_starts_a_cluster(argv: list[str], parts: list[s
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert [part for part in parts if part not in done.stderr] == []
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("job", ["quickstart", "evaluate"])
+def test_an_output_folder_that_cannot_be_made_is_refused_before_anything_is_done(job: str, place: Path):
+    before = contents(place)
+    done = run(f"jobs/{job}.py", f"--store={place}/store", f"out={place}/file/out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert f"{place}/file/out" in done.stderr
     assert contents(place) == before
 
 

@@ -89,6 +89,29 @@ def test_a_value_of_the_wrong_kind_is_an_error_that_names_key_and_value(
     assert value in message
 
 
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ('bases.versions=[{id="a", origin={kind="landed"}}, {id="a", origin={kind="landed"}}]', "'a' stands twice"),
+        ('tasks.ids=["x/y", "x/y"]', "'tasks.ids': 'x/y' stands twice"),
+        ("corpus.seeds=[1, 1]", "'corpus.seeds': 1 stands twice"),
+        ("corpus.seeds=[]", "'corpus.seeds'"),
+        ("evaluation.seeds=[]", "'evaluation.seeds'"),
+        ("evaluation.arms=[]", "'evaluation.arms'"),
+        ("evaluation.step_curve=[1, 0]", "'evaluation.step_curve.1'"),
+        ("training.num_workers=3", "'training': batch_size=16 is not divisible by num_workers=3"),
+        ("training.functional.steps=-1", "'training.functional.steps'"),
+        ("training.warmup_steps=-1", "'training.warmup_steps'"),
+        ("training.max_failures=-2", "'training.max_failures'"),
+        ("corpus.retries=-1", "'corpus.retries'"),
+    ],
+)
+def test_a_configuration_that_could_only_fail_later_is_refused_at_once(file: Path, override: str, reason: str):
+    message = refusal(file, override)
+    assert reason in message
+    assert len(message) < 300
+
+
 def test_every_fault_of_a_file_is_named_at_once(file: Path):
     file.write_text("sed = 1\n[corpus]\nsteps = 'x'")
     message = refusal(file)

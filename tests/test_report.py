@@ -140,3 +140,10 @@ def test_report_without_a_summary_is_still_written(tmp_path: Path) -> None:
 
 def test_every_arm_has_a_colour_of_its_own() -> None:
     assert PALETTE.keys() == set(ALL_ARMS) and len(set(PALETTE.values())) == len(ALL_ARMS)
+
+
+def test_a_run_without_a_curve_or_distances_still_has_a_report(tmp_path: Path) -> None:
+    write_tables(tmp_path, arms=("base", "majority"))
+    for name in ("curve", "distances"):
+        pd.read_parquet(tmp_path / f"{name}.parquet").iloc[:0].to_parquet(tmp_path / f"{name}.parquet")
+    assert write_report(tmp_path, command="x").stat().st_size > 10_000

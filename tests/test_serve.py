@@ -112,6 +112,14 @@ def test_what_is_no_json_and_what_is_no_id_are_refused(url: str) -> None:
     assert ask(f"{url}/v1/adapters/not-an-id")[0] == 404
 
 
+def test_errors_of_routing_and_parsing_are_problems_too(url: str) -> None:
+    answers = [ask(f"{url}/nowhere"), ask(f"{url}/v1/adapters"), ask(f"{url}/v1/adapters", raw=b'{"prompt": "\xff"}')]
+    assert [(status, kind) for status, kind, _ in answers] == [
+        (status, "application/problem+json") for status in (404, 405, 400)
+    ]
+    assert all(problem["detail"] for *_, problem in answers)
+
+
 def test_the_service_describes_itself(url: str) -> None:
     schema = ask(f"{url}/openapi.json")[2]
     assert set(schema["paths"]) == {"/v1/adapters", "/v1/adapters/{adapter_id}", "/healthz"}

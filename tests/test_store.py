@@ -268,5 +268,19 @@ def test_probes_are_computed_once_a_base_and_settings(objects: FileObjects, tiny
         stored_probes(objects, record, ConditionConfig(num_probes=4))
 
 
+@pytest.mark.parametrize("data", [b"", b"{}", bytes(100)])
+def test_damaged_probes_are_computed_again(objects: FileObjects, tiny_bert: Path, data: bytes):
+    for name in ("model.safetensors", "config.json"):
+        objects.upload(tiny_bert / name, f"bases/v1/{name}")
+    record = BaseShelf(objects, "bases").record("v1")
+    first = stored_probes(objects, record, ConditionConfig(num_probes=3))
+    [info] = objects.list("probes/")
+    whole = objects.get(info.key)
+    objects.put(info.key, data)
+    again = stored_probes(objects, record, ConditionConfig(num_probes=3))
+    assert all((first[name] == again[name]).all() for name in first)
+    assert objects.get(info.key) == whole
+
+
 def snapshot(objects: FileObjects) -> dict[str, bytes]:
     return {info.key: objects.get(info.key) for info in objects.list()}

@@ -18,6 +18,7 @@ from oral_ray.store.generators import (
     get_generator,
     promote_generator,
     put_generator,
+    read_metrics,
 )
 
 
@@ -92,3 +93,26 @@ def test_the_current_generator_of_a_name_is_the_last_promoted_one(objects: FileO
         assert current_generator(objects, "run") == recipe
     assert current_generator(objects, "other") is None
     assert len(list(objects.list("current/run/"))) == 3  # nothing is overwritten, a repeated promotion adds nothing
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]"])
+def test_a_damaged_promotion_is_an_error_that_names_it(objects: FileObjects, data: bytes):
+    promote_generator(objects, "run", "a")
+    objects.put("current/run/00000001.json", data)
+    with pytest.raises(GeneratorError, match=r"current/run/00000001.json in file://.* is damaged; delete it"):
+        current_generator(objects, "run")
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + bytes(100)])
+def test_a_damaged_training_log_is_an_error_that_names_it(objects: FileObjects, data: bytes):
+    objects.put("generators/r1/metrics.parquet", data)
+    with pytest.raises(GeneratorError, match=r"generators/r1/metrics.parquet in file://.* is damaged"):
+        read_metrics(objects, "r1")
+
+
+def test_a_promotion_after_a_deleted_one_ends(objects: FileObjects):
+    for recipe in ("a", "b", "c"):
+        promote_generator(objects, "run", recipe)
+    objects.delete("current/run/00000002.json")
+    promote_generator(objects, "run", "d")
+    assert current_generator(objects, "run") == "d"

@@ -24,6 +24,8 @@ from oral_ray.errors import ArtifactError, LayoutError
 
 WEIGHTS, CONFIG, PROVENANCE, CARD = "adapter_model.safetensors", "adapter_config.json", "provenance.json", "README.md"
 
+_NOT_PLAIN = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform")
+
 
 class Provenance(BaseModel):
     """Where an adapter came from. `origin` is the arm (`trained`, `generated`, ...); empty strings where none applies.
@@ -67,7 +69,9 @@ class AdapterArtifact:
 
     @property
     def lora(self) -> LoraSettings:
-        """Rank, alpha and target modules as peft names them."""
+        """Rank, alpha and target modules as peft names them; ArtifactError for what is more than a plain LoRA."""
+        if self.config.get("peft_type") != "LORA" or any(self.config.get(key) for key in _NOT_PLAIN):
+            raise ArtifactError(f"adapter_config.json is of no plain LoRA: peft_type or one of {', '.join(_NOT_PLAIN)}")
         try:
             return LoraSettings(
                 r=self.config["r"],

@@ -9,6 +9,7 @@ Training reads the train split only.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def train_adapter(
 def attached(base: LoadedBase, artifact: AdapterArtifact) -> Iterator[nn.Module]:
     """The base with the artifact attached by peft, strictly; the base is as before afterwards."""
     _check_fit(base, artifact)
-    config = {key: value for key, value in artifact.config.items() if key != "peft_type"}
+    known = {field.name for field in dataclasses.fields(LoraConfig)} - {"peft_type"}  # other versions of peft have more
+    config = {key: value for key, value in artifact.config.items() if key in known}
     model = PeftModel(base.model, LoraConfig(**{**config, "init_lora_weights": False}), adapter_name=_ADAPTER)
     try:
         parameters = {f"{name}.weight": parameter for name, parameter in _factors(model)}
@@ -106,7 +108,13 @@ def load_strictly(base: LoadedBase, folder: Path) -> AdapterArtifact:
     """
     artifact = read_folder(folder)
     _check_fit(base, artifact)
-    model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=_ADAPTER)
+    try:
+        model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=_ADAPTER)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(
+            f"peft refuses {folder} on {base.record.id!r}: {reason}; check its adapter_config.json"
+        ) from None
     try:
         loaded = {f"{name}.weight": parameter for name, parameter in _factors(model)}
         odd = sorted(loaded.keys() ^ artifact.tensors.keys())

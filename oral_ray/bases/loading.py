@@ -19,6 +19,8 @@ from oral_ray.bases.spec import read_spec
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import FileObjects, Objects
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedBase:
@@ -51,15 +53,26 @@ def load_base(record: BaseRecord, device: str = "cpu") -> LoadedBase:
 
 
 def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
-    """Model and tokenizer of a transformers folder with safetensors weights, float32, evaluation mode."""
+    """Model and tokenizer of a transformers folder with safetensors weights, float32, evaluation mode.
+
+    Raises BaseModelError where there is no tokenizer (transformers would make one up) or transformers refuses the files.
+    """
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+    if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+        raise BaseModelError(f"base model at {folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); add its files")
     auto = AutoModelForCausalLM if kind == "causal" else AutoModel
-    with _quiet_transformers():
-        model = auto.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        with _quiet_transformers():
+            model = auto.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BaseModelError(
+            f"transformers cannot load the base model at {folder}: {reason}; check its files"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval().requires_grad_(False), tokenizer

@@ -71,7 +71,7 @@ def _package_path(rest: str) -> Path:
     name, _, inside = rest.partition("/")
     try:
         return Path(str(importlib.metadata.distribution(name).locate_file(inside)))
-    except importlib.metadata.PackageNotFoundError:
+    except (importlib.metadata.PackageNotFoundError, ValueError):
         raise BaseModelError(f"package {name!r} is not installed; run pip install {name}") from None
 
 

@@ -29,19 +29,17 @@ from oral_ray.store.shards import ShardManifest, read_stats
 from oral_ray.tasks import load_task
 
 logger = logging.getLogger(__name__)
+DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest_base"]
 Digests = dict[tuple[str, str, Arm, int], str]  # (base, task, arm, seed) -> digest
 
 
 def run(config: Config) -> pd.DataFrame:
     """Score all configured arms and write the tables; returns the scores, one row a (base, task, arm, seed)."""
+    base_ids = chosen_bases(config)
     objects = open_objects(config.store.uri)
     manifest = shards.run(config)
     recipe = train.run(config)
     found = corpus.run(config)
-    base_ids = list(config.evaluation.bases or found)
-    unknown = [base_id for base_id in base_ids if base_id not in found]
-    if unknown:
-        raise EvaluationError(f"evaluation.bases names {unknown}, configured are {', '.join(found)}")
     control = train.regression_config(config)
     beside = [(train.train_in_task, (control, manifest.fingerprint))] if "regression" in config.evaluation.arms else []
     digests = _trained_arms(config, found, base_ids, beside)
@@ -96,9 +94,18 @@ def run(config: Config) -> pd.DataFrame:
     scores = pd.DataFrame(table)
     scores.to_parquet(out / "scores.parquet")
     pd.DataFrame(rows).to_parquet(out / "answers.parquet")
-    pd.DataFrame(curve_rows).to_parquet(out / "curve.parquet")
-    pd.DataFrame(_distances(config, objects, manifest, digests, found)).to_parquet(out / "distances.parquet")
+    pd.DataFrame(curve_rows, columns=["base", "task", "num_steps", "value"]).to_parquet(out / "curve.parquet")
+    distances = list(_distances(config, objects, manifest, digests, found))
+    pd.DataFrame(distances, columns=DISTANCES).to_parquet(out / "distances.parquet")
     return scores
+
+
+def chosen_bases(config: Config) -> list[str]:
+    """The ids of the versions to score on; EvaluationError for one that is not configured, before hours of work."""
+    known = [version.id for version in config.bases.versions]
+    if unknown := [base_id for base_id in config.evaluation.bases if base_id not in known]:
+        raise EvaluationError(f"evaluation.bases names {unknown}, configured are {', '.join(known) or 'none'}")
+    return list(config.evaluation.bases or known)
 
 
 def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[str], beside: Sequence[Call]) -> Digests:
@@ -141,6 +148,8 @@ def _made_arms(
     keys: list[tuple[str, str, Arm, int]] = []
     made: tuple[Arm, ...] = ("generated", "wrong_prompt", "regression")
     for arm in made:
+        if arm == "wrong_prompt" and len(ids) < 2:
+            continue  # there is no other task whose prompt would be wrong
         for task_id in ids if arm in arms else ():
             other = ids[(ids.index(task_id) + 1) % len(ids)] if arm == "wrong_prompt" else task_id
             for base_id in base_ids:

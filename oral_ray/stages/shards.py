@@ -75,9 +75,10 @@ def run(config: Config) -> ShardManifest:
 
 
 def _discard(objects: Objects, recipe: str) -> None:
-    """Nothing is kept of a tokenisation that failed."""
-    for info in list(objects.list(shard_prefix(recipe))):
-        objects.delete(info.key)
+    """Nothing is kept of a tokenisation that failed, unless another run has finished it meanwhile."""
+    if read_manifest(objects, recipe) is None:
+        for info in list(objects.list(shard_prefix(recipe))):
+            objects.delete(info.key)
 
 
 def tokenizer(

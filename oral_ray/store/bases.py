@@ -1,5 +1,6 @@
 """Base versions in the store: records by id, and their weight probes, computed once a content fingerprint."""
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def stored_probes(objects: Objects, record: BaseRecord, config: ConditionConfig)
     key = f"probes/{record.fingerprint}-{settings}.safetensors"
     try:
         return load(objects.get(key))
-    except MissingObjectError:
+    except (MissingObjectError, SafetensorError):  # not there, or damaged
         probes = weight_probes(open_objects(record.uri), "", record.spec, config.probe_modules, config.num_probes)
-        objects.put_if_absent(key, save({name: probe.contiguous() for name, probe in probes.items()}))
+        objects.put(key, save({name: probe.contiguous() for name, probe in probes.items()}))
         return probes

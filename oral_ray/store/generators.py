@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,18 @@ def put_generator(objects: Objects, recipe: str, folder: Path) -> None:
 def promote_generator(objects: Objects, name: str, recipe: str) -> None:
     """Make a generator the current one of a name; append-only, a no-op when it is current already."""
     while current_generator(objects, name) != recipe:
-        number = len(list(objects.list(f"current/{name}/"))) + 1
+        names = [info.key.rpartition("/")[2] for info in objects.list(f"current/{name}/")]
+        number = max((int(n[:8]) for n in names if re.fullmatch(r"\d{8}\.json", n)), default=0) + 1  # gaps do no harm
         objects.put_if_absent(f"current/{name}/{number:08d}.json", canonical_json({"recipe": recipe}).encode())
 
 
 def current_generator(objects: Objects, name: str) -> str | None:
     """The recipe of the current generator of a name, or None."""
     keys = [info.key for info in objects.list(f"current/{name}/")]
-    return str(json.loads(objects.get(keys[-1]))["recipe"]) if keys else None
+    try:
+        return str(json.loads(objects.get(keys[-1]))["recipe"]) if keys else None
+    except (ValueError, KeyError, TypeError):
+        raise GeneratorError(f"{keys[-1]} in {objects.uri} is damaged; delete it and run jobs/train.py again") from None
 
 
 def generator_manifest(objects: Objects, recipe: str) -> dict[str, Any] | None:
@@ -56,8 +61,11 @@ def generator_manifest(objects: Objects, recipe: str) -> dict[str, Any] | None:
 
 def read_metrics(objects: Objects, recipe: str) -> list[dict[str, Any]]:
     """The training log of a generator, one row a report."""
-    table = pq.read_table(pa.BufferReader(objects.get(f"generators/{recipe}/{METRICS}")))
-    return list(table.to_pylist())
+    key = f"generators/{recipe}/{METRICS}"
+    try:
+        return list(pq.read_table(pa.BufferReader(objects.get(key))).to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise GeneratorError(f"{key} in {objects.uri} is damaged: {error}; {_AGAIN}") from None
 
 
 def get_generator(objects: Objects, recipe: str) -> Generator:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from oral_ray.adapters.layout import AdapterLayout
@@ -61,7 +62,11 @@ def read_manifest(objects: Objects, fingerprint: str) -> ShardManifest | None:
 
 def read_stats(objects: Objects, manifest: ShardManifest) -> TokenStats:
     """Token statistics of a tokenised corpus."""
-    means = load(objects.get(f"{shard_prefix(manifest.fingerprint)}stats.safetensors"))
+    key = f"{shard_prefix(manifest.fingerprint)}stats.safetensors"
+    try:
+        means = load(objects.get(key))
+    except SafetensorError as error:
+        raise StoreError(f"{key} in {objects.uri} is damaged: {error}; delete the folder") from None
     return TokenStats({(role, factor): rows for role, factor, rows in manifest.scales}, means)
 
 
