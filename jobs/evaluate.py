@@ -9,6 +9,7 @@ An ablation is a list of overrides:
 """
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -34,13 +35,14 @@ def main(config: Config) -> str:
         recipe = train.run(config)
     pd.DataFrame(read_metrics(open_objects(config.store.uri), recipe)).to_parquet(out / "metrics.parquet")
     summary = {
+        "command": shlex.join(sys.argv),
         "config": config.model_dump(mode="json"),
         "generator": recipe,
         "num_bootstrap": config.evaluation.num_bootstrap,
         "wall_s": {"evaluate": time.perf_counter() - started},
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
-    report = write_report(out, command=f"python jobs/evaluate.py (out={config.out})")
+    report = write_report(out)
     return f"{arms_text(arm_table(out, config.evaluation.num_bootstrap))}\n\nreport: {report}"
 
 

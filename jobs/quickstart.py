@@ -8,6 +8,7 @@ report.html and the tables of `jobs/evaluate.py`.
 
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -54,6 +55,7 @@ def main(config: Config) -> str:
     out = Path(config.out)
     pd.DataFrame(read_metrics(open_objects(config.store.uri), recipe)).to_parquet(out / "metrics.parquet")
     summary = {
+        "command": shlex.join(sys.argv),
         "published": list(regenerated.published),
         "wall_s": wall_s,
         "peak_rss_bytes": memory.stop(),
@@ -62,7 +64,7 @@ def main(config: Config) -> str:
         "config": config.model_dump(mode="json"),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
-    report = write_report(out, command="make quickstart")
+    report = write_report(out)
     lines = [arms_text(arm_table(out, config.evaluation.num_bootstrap)), ""]
     lines += [
         f"published {item['base']} / {item['task']} ({item['arm']}): {item['uri']}" for item in summary["published"]

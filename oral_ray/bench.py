@@ -5,7 +5,7 @@ Each benchmark returns rows {what, seconds, ratio}; `ratio` is to the first row,
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -20,12 +20,13 @@ from oral_ray.tasks.scoring import build_head, log_probs
 Row = dict[str, str | float]
 
 
-def run_benchmark(name: str, repetitions: int = 5) -> list[Row]:
-    """Run one benchmark by name, or all of them with `all`; ConfigError lists the names."""
+def run_benchmark(name: str, repetitions: int = 5) -> Iterator[Row]:
+    """Run one benchmark by name, or all of them with `all`, a row as soon as it is known; ConfigError lists the names."""
     if name != "all" and name not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)} and all")
     chosen = BENCHMARKS if name == "all" else {name: BENCHMARKS[name]}
-    return [row for build in chosen.values() for row in _compare(build(), repetitions)]
+    for build in chosen.values():
+        yield from _compare(build(), repetitions)
 
 
 def _compare(candidates: Mapping[str, Callable[[], object]], repetitions: int) -> list[Row]:

@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, help="target folder")
     _store_argument(command)
 
-    command = add("list", _list, "List releases, published adapters and base versions of a store.")
+    command = add("list", _list, "List the latest release of every base and its published adapters.")
     _store_argument(command)
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -243,7 +243,7 @@ def _list(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from oral_ray.report import write_report
 
-    print(write_report(args.folder, command=f"oral-ray report {args.folder}"))
+    print(write_report(args.folder))
 
 
 def _spread(args: argparse.Namespace) -> None:
@@ -256,7 +256,7 @@ def _bench(args: argparse.Namespace) -> None:
     from oral_ray.bench import run_benchmark
 
     for row in run_benchmark(args.name):
-        print(f"{row['what']:48} {row['seconds']:9.4f} s  x{row['ratio']:.2f}")
+        print(f"{row['what']:48} {row['seconds']:9.4f} s  x{row['ratio']:.2f}", flush=True)
 
 
 if __name__ == "__main__":

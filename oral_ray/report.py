@@ -1,6 +1,6 @@
 """The report of a run: tables of an output folder -> report.html (self-contained) and report.md. Reads tables only.
 
-write_report(Path("out/quickstart"), command="make quickstart")
+write_report(Path("out/quickstart"))
 """
 
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
@@ -9,6 +9,7 @@ write_report(Path("out/quickstart"), command="make quickstart")
 import base64
 import html
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,12 +102,16 @@ def spread_text(folders: Sequence[Path]) -> str:
     return _aligned(lines)
 
 
-def write_report(folder: Path, command: str) -> Path:
-    """Write report.html, report.md and arms.png beside the tables of a folder; EvaluationError when one is missing."""
+def write_report(folder: Path) -> Path:
+    """Write report.html, report.md and arms.png beside the tables of a folder; EvaluationError when one is missing.
+
+    `command` of summary.json, what made the tables, stands below every figure.
+    """
     try:
         summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
     except ValueError:
         raise EvaluationError(f"{folder}/summary.json is damaged; delete it or run the evaluation again") from None
+    command = summary.get("command", f"oral-ray report {folder}")
     table = arm_table(folder, num_draws=summary.get("num_bootstrap", 2000))
     table.to_parquet(folder / "arms.parquet")
     scores, curve, distances, metrics = (_read(folder, name) for name in ("scores", "curve", "distances", "metrics"))
@@ -175,7 +180,7 @@ def _plot_arms(axes: Any, table: pd.DataFrame) -> None:
     arms = [arm for arm in ALL_ARMS if arm in set(table["arm"])]
     for i, arm in enumerate(arms):
         part = table[table["arm"] == arm].set_index("base").reindex(bases)
-        x = np.arange(len(bases)) + (i - len(arms) / 2) * 0.8 / len(arms)
+        x = np.arange(len(bases)) + (i - (len(arms) - 1) / 2) * 0.8 / len(arms)
         error = [part["mean"] - part["low"], part["high"] - part["mean"]]
         axes.bar(x, part["mean"], 0.8 / len(arms), yerr=error, color=PALETTE[arm], label=arm, error_kw={"lw": 0.8})
     axes.set_xticks(range(len(bases)), [f"{b}\n{'seen' if seen else 'unseen'}" for b, seen in _bases(table).items()])
@@ -188,7 +193,7 @@ def _plot_tasks(axes: Any, scores: pd.DataFrame) -> None:
     pivot = part.pivot_table(index="task", columns="arm", values="value")
     arms = [arm for arm in ALL_ARMS if arm in pivot]
     for i, arm in enumerate(arms):
-        x = np.arange(len(pivot)) + (i - len(arms) / 2) * 0.8 / len(arms)
+        x = np.arange(len(pivot)) + (i - (len(arms) - 1) / 2) * 0.8 / len(arms)
         axes.bar(x, pivot[arm], 0.8 / len(arms), color=PALETTE[arm], label=arm)
     axes.set_xticks(range(len(pivot)), pivot.index)
     axes.set_ylabel("accuracy")
@@ -200,8 +205,8 @@ def _plot_loss(axes: Any, metrics: pd.DataFrame) -> None:
     if metrics["validation_loss"].notna().any():
         axes.plot(metrics["step"], metrics["validation_loss"], label="validation (EMA)", color=PALETTE["reuse_new"])
     axes.set_xlabel("step")
-    axes.set_ylabel("masked loss")
-    axes.set_yscale("log")
+    axes.set_ylabel("loss")
+    axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
 
 
@@ -209,17 +214,20 @@ def _plot_distances(axes: Any, distances: pd.DataFrame) -> None:
     arms = [arm for arm in ALL_ARMS if arm in set(distances["arm"])]
     for i, arm in enumerate(arms):
         values = distances[distances["arm"] == arm]["distance"].to_numpy()
-        spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
-        axes.scatter(np.full(len(values), i) + spread, values, color=PALETTE[arm], s=18)
+        axes.scatter(np.full(len(values), i), values, color=PALETTE[arm], s=24, alpha=0.6)
     axes.set_xticks(range(len(arms)), arms)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(distances["distance"], default=1))
     axes.set_ylabel("relative distance")
 
 
 def _plot_curve(axes: Any, curve: pd.DataFrame) -> None:
-    for shade, (task, part) in zip(np.linspace(0.35, 1, curve["task"].nunique()), curve.groupby("task"), strict=True):
-        axes.plot(part["num_steps"], part["value"], marker="o", label=task, color=PALETTE["generated"], alpha=shade)
+    for marker, (task, part) in zip(itertools.cycle("osD^v*"), curve.groupby("task"), strict=False):
+        axes.plot(part["num_steps"], part["value"], marker=marker, label=task, color=PALETTE["generated"])
+    steps = sorted(set(curve["num_steps"]))
     axes.set_xscale("log")
+    axes.set_xticks(steps, steps)
+    axes.minorticks_off()
+    axes.set_ylim(0, 1)  # differences of a few examples must not look like a trend
     axes.set_xlabel("sampling steps")
     axes.set_ylabel("accuracy")
     if len(curve):

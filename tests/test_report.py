@@ -17,7 +17,12 @@ ACCURACY = {arm: 0.5 + 0.04 * i for i, arm in enumerate(ALL_ARMS)}
 SEEDS = {"generated": 2, "trained": 1}
 
 
-def write_tables(folder: Path, arms: tuple[str, ...] = ALL_ARMS, tasks: tuple[str, ...] = ("toy", "<other>")) -> Path:
+def write_tables(
+    folder: Path,
+    arms: tuple[str, ...] = ALL_ARMS,
+    tasks: tuple[str, ...] = ("toy", "<other>"),
+    command: str = "make quickstart",
+) -> Path:
     """The tables of an evaluation whose accuracies are known."""
     scores, answers = [], []
     for base, seen in BASES.items():
@@ -48,6 +53,7 @@ def write_tables(folder: Path, arms: tuple[str, ...] = ALL_ARMS, tasks: tuple[st
     for name, rows in tables.items():
         pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
     summary = {
+        "command": command,
         "num_bootstrap": 200,
         "wall_s": {"corpus": 12.5, "train": 3.25},
         "published": [{"base": "base-t3", "task": "<other>", "arm": "generated", "uri": "/store/published/base-t3/a1"}],
@@ -58,7 +64,7 @@ def write_tables(folder: Path, arms: tuple[str, ...] = ALL_ARMS, tasks: tuple[st
 
 
 def test_report_has_a_page_and_a_text_with_every_arm(tmp_path: Path) -> None:
-    path = write_report(write_tables(tmp_path), "make quickstart")
+    path = write_report(write_tables(tmp_path))
     assert path == tmp_path / "report.html"
     page, text = path.read_text(), (tmp_path / "report.md").read_text()
     for arm in ALL_ARMS:
@@ -70,7 +76,7 @@ def test_report_has_a_page_and_a_text_with_every_arm(tmp_path: Path) -> None:
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    page = write_report(write_tables(tmp_path), "make quickstart").read_text()
+    page = write_report(write_tables(tmp_path)).read_text()
     sources = re.findall(r"(?:src|href)=[\"']([^\"']{0,40})", page)
     assert len(sources) == 5 and all(source.startswith("data:image/png;base64,") for source in sources)
     assert "<script" not in page and "<link" not in page and "@import" not in page and "url(" not in page
@@ -78,7 +84,7 @@ def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_names_and_commands_are_escaped(tmp_path: Path) -> None:
-    page = write_report(write_tables(tmp_path), "run <b>this</b>").read_text()
+    page = write_report(write_tables(tmp_path, command="run <b>this</b>")).read_text()
     assert "<other>" not in page and "&lt;other&gt;" in page
     assert "<b>" not in page and "run &lt;b&gt;this&lt;/b&gt;" in page
 
@@ -113,12 +119,12 @@ def test_a_missing_table_is_named(tmp_path: Path, name: str) -> None:
     write_tables(tmp_path)
     (tmp_path / f"{name}.parquet").unlink()
     with pytest.raises(EvaluationError, match=rf"no {name}.parquet in .*run the evaluation first"):
-        write_report(tmp_path, "make quickstart")
+        write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
 def test_arms_that_were_not_asked_for_are_left_out(tmp_path: Path) -> None:
-    page = write_report(write_tables(tmp_path, ("base", "generated")), "it").read_text()
+    page = write_report(write_tables(tmp_path, ("base", "generated"))).read_text()
     assert "generated" in page and "wrong_prompt" not in page and "regression" not in page
 
 
@@ -127,7 +133,7 @@ def test_an_arm_that_one_base_lacks_is_a_dash_there(tmp_path: Path) -> None:
     for name in ("scores", "answers"):
         rows = pd.read_parquet(tmp_path / f"{name}.parquet")
         rows[~((rows["base"] == "base-t3") & (rows["arm"] == "trained"))].to_parquet(tmp_path / f"{name}.parquet")
-    text = write_report(tmp_path, "it").with_suffix(".md").read_text()
+    text = write_report(tmp_path).with_suffix(".md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("trained"))
     assert line.rstrip().endswith("-")
 
@@ -135,7 +141,7 @@ def test_an_arm_that_one_base_lacks_is_a_dash_there(tmp_path: Path) -> None:
 def test_report_without_a_summary_is_still_written(tmp_path: Path) -> None:
     write_tables(tmp_path)
     (tmp_path / "summary.json").unlink()
-    assert "generated" in write_report(tmp_path, "it").read_text()
+    assert "generated" in write_report(tmp_path).read_text()
 
 
 def test_every_arm_has_a_colour_of_its_own() -> None:
@@ -146,4 +152,4 @@ def test_a_run_without_a_curve_or_distances_still_has_a_report(tmp_path: Path) -
     write_tables(tmp_path, arms=("base", "majority"))
     for name in ("curve", "distances"):
         pd.read_parquet(tmp_path / f"{name}.parquet").iloc[:0].to_parquet(tmp_path / f"{name}.parquet")
-    assert write_report(tmp_path, command="x").stat().st_size > 10_000
+    assert write_report(tmp_path).stat().st_size > 10_000

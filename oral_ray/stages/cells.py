@@ -54,11 +54,22 @@ def sampling_of(config: Config, num_steps: int | None = None) -> SamplingConfig:
 
 
 def generate_all(config: Config, requests: Sequence[Request], found: dict[str, BaseRecord]) -> list[str]:
-    """Generate and store every request on the cluster; digests in the order of requests."""
-    if not requests:
-        return []
-    call = (generate, (config, requests, {request.base: found[request.base] for request in requests}))
-    return run_tasks([call], config.cluster, determinism=config.determinism, retries=1, label="generate")[0]
+    """Generate and store on the cluster what is not made yet; digests in the order of requests."""
+    records = Records(open_objects(config.store.uri))
+    settings = sampling_of(config).model_dump(mode="json", exclude={"num_steps", "max_batch_tokens"})
+    recipes = [
+        fingerprint("generated", RECIPE_VERSION, request, found[request.base].fingerprint, config.lora, settings)
+        for request in requests
+    ]
+    kept = {recipe: records.get("generated", recipe) for recipe in recipes}
+    left = {recipe: request for recipe, request in zip(recipes, requests, strict=True) if kept[recipe] is None}
+    if left:
+        call = (generate, (config, list(left.values()), {r.base: found[r.base] for r in left.values()}))
+        [made] = run_tasks([call], config.cluster, determinism=config.determinism, retries=1, label="generate")
+        for (recipe, request), digest in zip(left.items(), made, strict=True):
+            about = request.model_dump(mode="json") | {"digest": digest}
+            kept[recipe] = records.commit("generated", recipe, about)
+    return [str((kept[recipe] or {})["digest"]) for recipe in recipes]
 
 
 def score_all(

@@ -41,7 +41,9 @@ def run(config: Config) -> pd.DataFrame:
     recipe = train.run(config)
     found = corpus.run(config)
     control = train.regression_config(config)
-    beside = [(train.train_in_task, (control, manifest.fingerprint))] if "regression" in config.evaluation.arms else []
+    beside: list[Call] = []
+    if "regression" in config.evaluation.arms and not train.is_done(control, manifest.fingerprint):
+        beside = [(train.train_in_task, (control, manifest.fingerprint))]
     digests = _trained_arms(config, found, base_ids, beside)
     recipes: dict[Arm, str] = {"generated": recipe, "wrong_prompt": recipe}
     recipes["regression"] = train.recipe_of(control, manifest.fingerprint)

@@ -67,6 +67,11 @@ def run(config: Config) -> str:
     return recipe
 
 
+def is_done(config: Config, shards_fingerprint: str) -> bool:
+    """Whether the generator of this configuration is in the store."""
+    return generator_manifest(open_objects(config.store.uri), recipe_of(config, shards_fingerprint)) is not None
+
+
 def regression_config(config: Config) -> Config:
     """The control of the `regression` arm: same network and data, one deterministic step, one plain torch worker."""
     generator = config.generator.model_copy(update={"objective": RegressionObjective()})
@@ -85,7 +90,7 @@ def train_in_task(config: Config, shards_fingerprint: str) -> str:
     """Worker: train a generator in one process, without Ray Train (controls and small studies); returns its recipe."""
     objects = open_objects(config.store.uri)
     recipe = recipe_of(config, shards_fingerprint)
-    if generator_manifest(objects, recipe) is not None:
+    if is_done(config, shards_fingerprint):
         return recipe
     manifest = _require(objects, shards_fingerprint)
     prefix = shard_prefix(manifest.fingerprint)
