@@ -79,6 +79,7 @@ def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
             ) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # so that an OralError arrives as one
     context.execution_options.preserve_order = determinism
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
@@ -184,10 +185,10 @@ def fold_parquet(uris: Sequence[str], fold: Callable[[pa.Table], bytes]) -> list
 
 
 def _users_error(error: BaseException | None) -> OralError | None:
-    """The OralError that a worker raised, dug out of what Ray wraps around it."""
-    while error is not None and not isinstance(error, OralError):
+    """The OralError that a worker raised, dug out of what Ray wraps around it and puts below its message."""
+    while isinstance(error, ray.exceptions.RayError) or (error is not None and not isinstance(error, OralError)):
         error = getattr(error, "cause", None) or error.__cause__
-    return error
+    return type(error)(str(error).partition("\n")[0]) if isinstance(error, OralError) else None
 
 
 @contextlib.contextmanager
