@@ -21,6 +21,11 @@ from oral_ray.generator.condition import Condition, ConditionEncoder
 from oral_ray.generator.model import Generator
 
 
+def settled(sampling: SamplingConfig, determinism: bool) -> SamplingConfig:
+    """The sampling to use: under determinism one adapter at a time, so that a batch cannot change a bit."""
+    return sampling.model_copy(update={"batch_size": 1}) if determinism else sampling
+
+
 class AdapterFactory:
     """A generator with its condition encoder, ready to sample.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.config import Config
 from oral_ray.errors import GeneratorError, LayoutError
-from oral_ray.factory import AdapterFactory
+from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder, check_prompt
 from oral_ray.objects import Objects, open_objects
 from oral_ray.release import refuse_base
@@ -70,5 +70,5 @@ def open_service(config: Config, device: str = "cpu") -> GenerationService:
         raise GeneratorError(f"no generator named {config.name!r} in {objects.uri}; run jobs/train.py first")
     generator = get_generator(objects, recipe)
     encoder = ConditionEncoder(generator.spec.condition)
-    sampling = config.sampling.model_copy(update={"batch_size": 1}) if config.determinism else config.sampling
+    sampling = settled(config.sampling, config.determinism)
     return GenerationService(config, objects, AdapterFactory(generator, encoder, sampling, device))

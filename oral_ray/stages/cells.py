@@ -10,9 +10,9 @@ from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import run_tasks
-from oral_ray.config import Config, SamplingConfig, Section, fingerprint
+from oral_ray.config import Config, Section, fingerprint
 from oral_ray.evaluation import correct_answers, majority_answers
-from oral_ray.factory import AdapterFactory
+from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder
 from oral_ray.objects import Objects, open_objects
 from oral_ray.store.adapters import AdapterStore
@@ -47,16 +47,12 @@ class Cell(Section):
     limit: int
 
 
-def sampling_of(config: Config, num_steps: int | None = None) -> SamplingConfig:
-    """The configured sampling; under `determinism` one adapter at a time, so that a batch cannot change a bit."""
-    changes: dict[str, int] = {"batch_size": 1} if config.determinism else {}
-    return config.sampling.model_copy(update=changes | ({"num_steps": num_steps} if num_steps else {}))
-
-
 def generate_all(config: Config, requests: Sequence[Request], found: dict[str, BaseRecord]) -> list[str]:
     """Generate and store on the cluster what is not made yet; digests in the order of requests."""
     records = Records(open_objects(config.store.uri))
-    settings = sampling_of(config).model_dump(mode="json", exclude={"num_steps", "max_batch_tokens"})
+    settings = settled(config.sampling, config.determinism).model_dump(
+        mode="json", exclude={"num_steps", "max_batch_tokens"}
+    )
     recipes = [
         fingerprint("generated", RECIPE_VERSION, request, found[request.base].fingerprint, config.lora, settings)
         for request in requests
@@ -89,7 +85,8 @@ def generate(config: Config, requests: Sequence[Request], bases: dict[str, BaseR
     probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in bases.items()}
     digests = [""] * len(requests)
     for recipe, num_steps in sorted({(request.recipe, request.num_steps) for request in requests}):
-        factory = AdapterFactory(get_generator(objects, recipe), encoder, sampling_of(config, num_steps))
+        sampling = settled(config.sampling.model_copy(update={"num_steps": num_steps}), config.determinism)
+        factory = AdapterFactory(get_generator(objects, recipe), encoder, sampling)
         for i, artifact in _generated(factory, requests, (recipe, num_steps), bases, probes, config):
             digests[i] = store.put(artifact)
     return digests
