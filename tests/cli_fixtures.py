@@ -65,7 +65,7 @@ def break_adapters(root: Path, artifact: AdapterArtifact) -> None:
         (root / name).mkdir()
         for file, data in AdapterArtifact(artifact.config, tensors, artifact.provenance).files().items():
             (root / name / file).write_bytes(data)
-    for name, change in {"ia3": {"peft_type": "IA3"}, "odd": {"task_type": "FOO"}}.items():
+    for name, change in {"ia3": {"peft_type": "IA3"}, "odd": {"task_type": "FOO"}, "biased": {"bias": "zz"}}.items():
         (root / name).mkdir()
         for file, data in (
             AdapterArtifact(artifact.config | change, artifact.tensors, artifact.provenance).files().items()

@@ -43,6 +43,11 @@ def stored(objects: FileObjects, tmp_path: Path) -> FileObjects:
     return objects
 
 
+def key_of(objects: FileObjects, name: str) -> str:
+    (key,) = (info.key for info in objects.list("generators/r1/") if info.key.endswith(f"/{name}"))
+    return key
+
+
 def test_a_generator_comes_back_as_it_was_put(stored: FileObjects):
     made, found = tiny_generator(), get_generator(stored, "r1")
     assert found.spec == made.spec
@@ -65,16 +70,16 @@ def test_a_generator_without_its_manifest_is_not_there(stored: FileObjects):
 
 @pytest.mark.parametrize("name", ["generator.safetensors", "generator.json"])
 def test_a_changed_byte_of_a_generator_is_found(stored: FileObjects, name: str):
-    data = bytearray(stored.get(f"generators/r1/{name}"))
+    data = bytearray(stored.get(key_of(stored, name)))
     data[-3] ^= 1
-    stored.put(f"generators/r1/{name}", bytes(data))
-    with pytest.raises(GeneratorError, match=f"generators/r1/{name} in file://.* is damaged; delete its folder"):
+    stored.put(key_of(stored, name), bytes(data))
+    with pytest.raises(GeneratorError, match=f"generators/r1/.*/{name} in file://.* is damaged; delete its folder"):
         get_generator(stored, "r1")
 
 
 @pytest.mark.parametrize("name", ["generator.safetensors", "generator.json"])
 def test_a_lost_file_of_a_generator_is_named(stored: FileObjects, name: str):
-    stored.delete(f"generators/r1/{name}")
+    stored.delete(key_of(stored, name))
     with pytest.raises(GeneratorError, match=f"{name} in file:.* is lost; .*train it again"):
         get_generator(stored, "r1")
 
@@ -104,10 +109,23 @@ def test_a_damaged_promotion_is_an_error_that_names_it(objects: FileObjects, dat
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + bytes(100)])
-def test_a_damaged_training_log_is_an_error_that_names_it(objects: FileObjects, data: bytes):
-    objects.put("generators/r1/metrics.parquet", data)
-    with pytest.raises(GeneratorError, match=r"generators/r1/metrics.parquet in file://.* is damaged"):
+def test_a_damaged_training_log_is_an_error_that_names_it(objects: FileObjects, tmp_path: Path, data: bytes):
+    save_generator(tiny_generator(), tmp_path / "made")
+    (tmp_path / "made" / "metrics.parquet").write_bytes(data)
+    put_generator(objects, "r1", tmp_path / "made")
+    with pytest.raises(GeneratorError, match=r"generators/r1/.*/metrics.parquet in file://.* is damaged"):
         read_metrics(objects, "r1")
+
+
+def test_a_generator_without_a_training_log_has_an_empty_one(stored: FileObjects):
+    assert read_metrics(stored, "r1") == []
+
+
+def test_a_second_run_of_a_recipe_that_ends_later_changes_nothing(stored: FileObjects, tmp_path: Path):
+    save_generator(tiny_generator(seed=1), tmp_path / "other")
+    put_generator(stored, "r1", tmp_path / "other")
+    found, first = get_generator(stored, "r1").network.state_dict(), tiny_generator().network.state_dict()
+    assert all(torch.equal(found[name], first[name]) for name in first)
 
 
 def test_a_promotion_after_a_deleted_one_ends(objects: FileObjects):

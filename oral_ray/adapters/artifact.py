@@ -70,8 +70,11 @@ class AdapterArtifact:
     @property
     def lora(self) -> LoraSettings:
         """Rank, alpha and target modules as peft names them; ArtifactError for what is more than a plain LoRA."""
-        if self.config.get("peft_type") != "LORA" or any(self.config.get(key) for key in _NOT_PLAIN):
-            raise ArtifactError(f"adapter_config.json is of no plain LoRA: peft_type or one of {', '.join(_NOT_PLAIN)}")
+        known = self.config.get("peft_type") == "LORA" and self.config.get("bias", "none") == "none"
+        if not known or any(self.config.get(key) for key in _NOT_PLAIN):
+            raise ArtifactError(
+                f"adapter_config.json is of no plain LoRA: peft_type, bias or one of {', '.join(_NOT_PLAIN)}"
+            )
         try:
             return LoraSettings(
                 r=self.config["r"],

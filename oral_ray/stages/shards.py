@@ -1,11 +1,12 @@
 """Stage 2: tokenise the corpus with Ray Data: artifacts -> gauge-fixed weight tokens -> Parquet shards + statistics.
 
-Writes `shards/<fingerprint>/`, manifest last.
+Writes `shards/<fingerprint>/<attempt>/`, then the manifest that names the attempt.
 """
 
 import contextlib
 import hashlib
 import pickle
+import uuid
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -50,35 +51,37 @@ def run(config: Config) -> ShardManifest:
         raise StoreError("the corpus is empty: configure at least one seen base version and one task")
     items.sort(key=lambda item: hashlib.sha256(f"{item['digest']}/{item['step']}".encode()).digest())
     by_digest = {layout.digest: layout for layout in layouts.values()}
-    uri = f"{objects.uri}/{shard_prefix(recipe)}".rstrip("/")
-    transform = tokenizer(config.store.uri, by_digest, references if config.tokens.gauge else {})
+    attempt = uuid.uuid4().hex[:12]
+    prefix = shard_prefix(recipe, attempt)
     with contextlib.ExitStack() as on_failure:
-        on_failure.callback(_discard, objects, recipe)
-        write_parquet(items, transform, uri, config.tokens.rows_per_file)
-        on_failure.pop_all()
-    names = [info.key.rpartition("/")[2] for info in objects.list(f"{shard_prefix(recipe)}part-")]
-    moments = TokenMoments()
-    for data in fold_parquet([f"{uri}/{name}" for name in names], measurer(by_digest)):
-        moments.merge(pickle.loads(data))
-    stats = moments.finish()
-    manifest = ShardManifest(
-        fingerprint=recipe,
-        files=tuple(names),
-        num_rows=len(items),
-        layouts=by_digest,
-        bases=tuple(seen),
-        prompts={task_id: load_task(task_id).prompts[: config.tasks.num_prompts] for task_id in config.tasks.ids},
-        scales=tuple((role, factor, rows) for (role, factor), rows in stats.scales.items()),
-    )
-    commit_shards(objects, manifest, stats)
-    return manifest
+        on_failure.callback(_discard, objects, prefix)
+        transform = tokenizer(config.store.uri, by_digest, references if config.tokens.gauge else {})
+        write_parquet(items, transform, f"{objects.uri}/{prefix}".rstrip("/"), config.tokens.rows_per_file)
+        keys = [info.key for info in objects.list(prefix)]
+        moments = TokenMoments()
+        for data in fold_parquet([f"{objects.uri}/{key}" for key in keys], measurer(by_digest)):
+            moments.merge(pickle.loads(data))
+        stats = moments.finish()
+        manifest = ShardManifest(
+            fingerprint=recipe,
+            attempt=attempt,
+            files=tuple(key.removeprefix(prefix) for key in keys),
+            num_rows=len(items),
+            layouts=by_digest,
+            bases=tuple(seen),
+            prompts={task_id: load_task(task_id).prompts[: config.tasks.num_prompts] for task_id in config.tasks.ids},
+            scales=tuple((role, factor, rows) for (role, factor), rows in stats.scales.items()),
+        )
+        if commit_shards(objects, manifest, stats):
+            on_failure.pop_all()
+            return manifest
+    return run(config)  # another run was first
 
 
-def _discard(objects: Objects, recipe: str) -> None:
-    """Nothing is kept of a tokenisation that failed, unless another run has finished it meanwhile."""
-    if read_manifest(objects, recipe) is None:
-        for info in list(objects.list(shard_prefix(recipe))):
-            objects.delete(info.key)
+def _discard(objects: Objects, prefix: str) -> None:
+    """Nothing is kept of an attempt that failed or came second."""
+    for info in list(objects.list(prefix)):
+        objects.delete(info.key)
 
 
 def tokenizer(

@@ -29,7 +29,7 @@ from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import shards
 from oral_ray.store.bases import BaseShelf, stored_probes
 from oral_ray.store.generators import METRICS, generator_manifest, promote_generator, put_generator
-from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest, read_stats, shard_prefix
+from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest, read_stats
 from oral_ray.tasks import load_task
 
 logger = logging.getLogger(__name__)
@@ -52,13 +52,12 @@ def run(config: Config) -> str:
     manifest = shards.run(config)
     recipe, objects = recipe_of(config, manifest.fingerprint), open_objects(config.store.uri)
     if generator_manifest(objects, recipe) is None:
-        prefix = f"{objects.uri}/{shard_prefix(manifest.fingerprint)}"
         cluster.run_workers(
             train_worker,
             {"config": config.model_dump(mode="json"), "shards": manifest.fingerprint},
             config.training,
             num_steps=config.training.steps + config.training.functional.steps,
-            uris=[prefix + name for name in manifest.files],
+            uris=[f"{objects.uri}/{key}" for key in manifest.keys],
             storage_uri=f"{objects.uri}/training",
             name=recipe,
             collect=lambda folder: _collect(objects, recipe, folder),
@@ -93,11 +92,10 @@ def train_in_task(config: Config, shards_fingerprint: str) -> str:
     if is_done(config, shards_fingerprint):
         return recipe
     manifest = _require(objects, shards_fingerprint)
-    prefix = shard_prefix(manifest.fingerprint)
 
     def read() -> Iterable[dict[str, Any]]:
-        for name in manifest.files:
-            yield from pq.read_table(pa.BufferReader(objects.get(prefix + name))).to_pylist()
+        for key in manifest.keys:
+            yield from pq.read_table(pa.BufferReader(objects.get(key))).to_pylist()
 
     _train(
         config, manifest, read, 0, 1, None, lambda row, folder: None, lambda folder: _collect(objects, recipe, folder)

@@ -1,8 +1,10 @@
-"""Generators in the store: `generators/<recipe>/`, files first, manifest.json (their hashes) last."""
+"""Generators in the store: `generators/<recipe>/<hash>/<file>`, then manifest.json, which names files and hashes.
+
+Two runs of one recipe at once cannot mix their files; the first manifest counts.
+"""
 
 import hashlib
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from oral_ray.config import canonical_json
 from oral_ray.errors import GeneratorError, MissingObjectError
 from oral_ray.generator.model import DESCRIPTION, WEIGHTS, Generator, load_generator
 from oral_ray.objects import Objects
+from oral_ray.store.records import Journal
 
 METRICS = "metrics.parquet"
 _MANIFEST = "manifest.json"
@@ -26,25 +29,29 @@ def put_generator(objects: Objects, recipe: str, folder: Path) -> None:
     for name in (WEIGHTS, DESCRIPTION, METRICS):
         if (folder / name).is_file():
             hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            objects.upload(folder / name, f"generators/{recipe}/{name}")
+            objects.upload(folder / name, _key(recipe, name, hashes[name]))
     objects.put_if_absent(f"generators/{recipe}/{_MANIFEST}", canonical_json({"files": hashes}).encode())
 
 
 def promote_generator(objects: Objects, name: str, recipe: str) -> None:
     """Make a generator the current one of a name; append-only, a no-op when it is current already."""
-    while current_generator(objects, name) != recipe:
-        names = [info.key.rpartition("/")[2] for info in objects.list(f"current/{name}/")]
-        number = max((int(n[:8]) for n in names if re.fullmatch(r"\d{8}\.json", n)), default=0) + 1  # gaps do no harm
-        objects.put_if_absent(f"current/{name}/{number:08d}.json", canonical_json({"recipe": recipe}).encode())
+    _journal(objects, name).append({"recipe": recipe}, unless=lambda _: current_generator(objects, name) == recipe)
 
 
 def current_generator(objects: Objects, name: str) -> str | None:
     """The recipe of the current generator of a name, or None."""
-    keys = [info.key for info in objects.list(f"current/{name}/")]
+    journal = _journal(objects, name)
+    numbers = journal.numbers()
     try:
-        return str(json.loads(objects.get(keys[-1]))["recipe"]) if keys else None
+        return str(json.loads(journal.get(numbers[-1]))["recipe"]) if numbers else None
     except (ValueError, KeyError, TypeError):
-        raise GeneratorError(f"{keys[-1]} in {objects.uri} is damaged; delete it and run jobs/train.py again") from None
+        raise GeneratorError(
+            f"{journal.key(numbers[-1])} in {objects.uri} is damaged; delete it and run jobs/train.py again"
+        ) from None
+
+
+def _journal(objects: Objects, name: str) -> Journal:
+    return Journal(objects, f"current/{name}/")
 
 
 def generator_manifest(objects: Objects, recipe: str) -> dict[str, Any] | None:
@@ -60,8 +67,11 @@ def generator_manifest(objects: Objects, recipe: str) -> dict[str, Any] | None:
 
 
 def read_metrics(objects: Objects, recipe: str) -> list[dict[str, Any]]:
-    """The training log of a generator, one row a report."""
-    key = f"generators/{recipe}/{METRICS}"
+    """The training log of a generator, one row a report; empty where none was stored with it."""
+    digest = _require(objects, recipe)["files"].get(METRICS)
+    if digest is None:
+        return []
+    key = _key(recipe, METRICS, digest)
     try:
         return list(pq.read_table(pa.BufferReader(objects.get(key))).to_pylist())
     except (pa.ArrowException, OSError) as error:
@@ -70,12 +80,10 @@ def read_metrics(objects: Objects, recipe: str) -> list[dict[str, Any]]:
 
 def get_generator(objects: Objects, recipe: str) -> Generator:
     """Load a generator by recipe fingerprint; GeneratorError when it is missing or damaged."""
-    manifest = generator_manifest(objects, recipe)
-    if manifest is None:
-        raise GeneratorError(f"no generator {recipe} in {objects.uri}; run jobs/train.py with the same configuration")
+    manifest = _require(objects, recipe)
     with tempfile.TemporaryDirectory(prefix="oral-generator-") as name:
         for file, digest in manifest["files"].items():
-            key = f"generators/{recipe}/{file}"
+            key = _key(recipe, file, digest)
             try:
                 objects.download(key, Path(name) / file)
             except MissingObjectError:
@@ -83,3 +91,14 @@ def get_generator(objects: Objects, recipe: str) -> Generator:
             if hashlib.sha256((Path(name) / file).read_bytes()).hexdigest() != digest:
                 raise GeneratorError(f"{key} in {objects.uri} is damaged; {_AGAIN}")
         return load_generator(Path(name))
+
+
+def _require(objects: Objects, recipe: str) -> dict[str, Any]:
+    manifest = generator_manifest(objects, recipe)
+    if manifest is None:
+        raise GeneratorError(f"no generator {recipe} in {objects.uri}; run jobs/train.py with the same configuration")
+    return manifest
+
+
+def _key(recipe: str, file: str, digest: str) -> str:
+    return f"generators/{recipe}/{digest[:16]}/{file}"

@@ -1,12 +1,17 @@
-"""Records: small JSON objects that say a piece of work is done, one a recipe fingerprint, created once.
+"""Small JSON objects that are created once: records (a piece of work is done, one a recipe fingerprint) and journals.
 
 records = Records(objects)
 if records.get("corpus", fp) is None:
     ...
     records.commit("corpus", fp, {"digests": [...]})
+
+journal = Journal(objects, "releases/my-base/")
+number = journal.append(entry, unless=lambda last: journal.get(last) == same)
 """
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 from oral_ray.config import canonical_json
@@ -39,6 +44,35 @@ class Records:
         if self._objects.put_if_absent(_key(kind, fingerprint), canonical_json(record).encode()):
             return record
         return self.get(kind, fingerprint) or record
+
+
+class Journal:
+    """Numbered entries under a prefix, `00000001.json` and so on: appended, never changed; the highest number counts."""
+
+    def __init__(self, objects: Objects, prefix: str) -> None:
+        self._objects, self._prefix = objects, prefix
+
+    def numbers(self) -> list[int]:
+        """The numbers of the entries, ascending; a deleted one leaves a gap that does no harm."""
+        names = [info.key.removeprefix(self._prefix) for info in self._objects.list(self._prefix)]
+        return sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d{8}\.json", name))
+
+    def key(self, number: int) -> str:
+        """The key of an entry."""
+        return f"{self._prefix}{number:08d}.json"
+
+    def get(self, number: int) -> bytes:
+        """An entry as it was written."""
+        return self._objects.get(self.key(number))
+
+    def append(self, value: Any, unless: Callable[[int], bool]) -> int:
+        """Add an entry and return its number; that of the last one when `unless(last)`. Writers at once take turns."""
+        while True:
+            last = max(self.numbers(), default=0)
+            if last and unless(last):
+                return last
+            if self._objects.put_if_absent(self.key(last + 1), canonical_json(value).encode()):
+                return last + 1
 
 
 def _key(kind: str, fingerprint: str) -> str:

@@ -1,13 +1,12 @@
 """Releases: which adapters are current for a base. Append-only: `releases/<base>/<seq>.json`, latest = highest seq."""
 
 import json
-import re
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from oral_ray.config import canonical_json
 from oral_ray.errors import ReleaseError
 from oral_ray.objects import Objects
+from oral_ray.store.records import Journal
 
 
 class ReleasedAdapter(BaseModel):
@@ -44,8 +43,7 @@ class ReleaseStore:
 
     def sequence(self, base_id: str) -> list[int]:
         """The numbers of a base's releases, ascending."""
-        names = [info.key.rpartition("/")[2] for info in self._objects.list(f"releases/{base_id}/")]
-        return sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d{8}\.json", name))
+        return self._journal(base_id).numbers()
 
     def bases(self) -> list[str]:
         """The ids of all bases with a release."""
@@ -64,7 +62,7 @@ class ReleaseStore:
     def get(self, base_id: str, seq: int) -> Release:
         """One release."""
         try:
-            return Release.model_validate(json.loads(self._objects.get(_key(base_id, seq))))
+            return Release.model_validate(json.loads(self._journal(base_id).get(seq)))
         except (ValueError, ValidationError) as error:
             raise ReleaseError(f"release {seq} of base {base_id!r} is damaged: {error}") from None
 
@@ -75,15 +73,7 @@ class ReleaseStore:
 
     def append(self, release: Release) -> int:
         """Add a release and return its number; an equal latest release is not added again."""
-        data = canonical_json(release).encode()
-        while True:
-            numbers = self.sequence(release.base)
-            if numbers and self.get(release.base, numbers[-1]) == release:
-                return numbers[-1]
-            number = numbers[-1] + 1 if numbers else 1
-            if self._objects.put_if_absent(_key(release.base, number), data):
-                return number
+        return self._journal(release.base).append(release, unless=lambda seq: self.get(release.base, seq) == release)
 
-
-def _key(base_id: str, seq: int) -> str:
-    return f"releases/{base_id}/{seq:08d}.json"
+    def _journal(self, base_id: str) -> Journal:
+        return Journal(self._objects, f"releases/{base_id}/")

@@ -1,7 +1,8 @@
 """The tokenised corpus: Parquet shards, one row an adapter, and a manifest with statistics, written last.
 
-`shards/<fingerprint>/part-*.parquet` (columns below), `stats.safetensors`, `manifest.json`. Tokens are gauge-fixed and
-not normalised: the statistics come from the whole corpus.
+`shards/<fingerprint>/<attempt>/part-*.parquet` (columns below) and `stats.safetensors`, then
+`shards/<fingerprint>/manifest.json`, which names the attempt: two runs at once cannot mix their files, the first one
+that ends counts. Tokens are gauge-fixed and not normalised: the statistics come from the whole corpus.
 """
 
 import json
@@ -30,6 +31,7 @@ class ShardManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str
+    attempt: str
     files: tuple[str, ...]
     num_rows: int
     layouts: dict[str, AdapterLayout]
@@ -37,32 +39,37 @@ class ShardManifest(BaseModel):
     prompts: dict[str, tuple[str, ...]]
     scales: tuple[tuple[str, str, tuple[tuple[float, float], ...]], ...]
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the Parquet files, in order."""
+        return [shard_prefix(self.fingerprint, self.attempt) + name for name in self.files]
 
-def shard_prefix(fingerprint: str) -> str:
-    """The key prefix of a tokenised corpus."""
-    return f"shards/{fingerprint}/"
+
+def shard_prefix(fingerprint: str, attempt: str) -> str:
+    """The key prefix of the files of one attempt to tokenise a corpus."""
+    return f"shards/{fingerprint}/{attempt}/"
 
 
-def commit_shards(objects: Objects, manifest: ShardManifest, stats: TokenStats) -> None:
-    """Write statistics, then the manifest that makes the shards count."""
-    prefix = shard_prefix(manifest.fingerprint)
-    objects.put(f"{prefix}stats.safetensors", save({name: mean.contiguous() for name, mean in stats.means.items()}))
-    objects.put_if_absent(f"{prefix}manifest.json", canonical_json(manifest).encode())
+def commit_shards(objects: Objects, manifest: ShardManifest, stats: TokenStats) -> bool:
+    """Write statistics, then the manifest that makes the shards count; False when another attempt was first."""
+    means = save({name: mean.contiguous() for name, mean in stats.means.items()})
+    objects.put(_stats_key(manifest), means)
+    return objects.put_if_absent(_manifest_key(manifest.fingerprint), canonical_json(manifest).encode())
 
 
 def read_manifest(objects: Objects, fingerprint: str) -> ShardManifest | None:
     """The manifest of a tokenised corpus, or None when it is not (wholly) there."""
     try:
-        return ShardManifest.model_validate(json.loads(objects.get(f"{shard_prefix(fingerprint)}manifest.json")))
+        return ShardManifest.model_validate(json.loads(objects.get(_manifest_key(fingerprint))))
     except MissingObjectError:
         return None
     except (ValueError, ValidationError) as error:
-        raise StoreError(f"{shard_prefix(fingerprint)}manifest.json is damaged: {error}; delete the folder") from None
+        raise StoreError(f"{_manifest_key(fingerprint)} is damaged: {error}; delete the folder") from None
 
 
 def read_stats(objects: Objects, manifest: ShardManifest) -> TokenStats:
     """Token statistics of a tokenised corpus."""
-    key = f"{shard_prefix(manifest.fingerprint)}stats.safetensors"
+    key = _stats_key(manifest)
     try:
         means = load(objects.get(key))
     except SafetensorError as error:
@@ -81,3 +88,11 @@ def corpus_rows(records: Iterable[dict[str, Any]], layouts: dict[str, AdapterLay
             )
         tokens_LD = torch.from_numpy(values).reshape(layout.num_tokens, layout.token_dim)
         yield CorpusRow(record["digest"], record["layout"], record["base"], record["task"], tokens_LD)
+
+
+def _manifest_key(fingerprint: str) -> str:
+    return f"shards/{fingerprint}/manifest.json"
+
+
+def _stats_key(manifest: ShardManifest) -> str:
+    return f"{shard_prefix(manifest.fingerprint, manifest.attempt)}stats.safetensors"
