@@ -286,7 +286,8 @@ class S3Objects:
             for page in pages:
                 for item in page.get("Contents", ()):
                     key = item["Key"][len(self.prefix) :]
-                    yield ObjectInfo(key, int(item["Size"]), item["LastModified"].timestamp())
+                    if not key.endswith("/"):  # a folder marker, which pyarrow and consoles leave, is no object of ours
+                        yield ObjectInfo(key, int(item["Size"]), item["LastModified"].timestamp())
 
     def delete(self, key: str) -> None:
         with self._errors("delete", key):

@@ -50,6 +50,12 @@ def test_a_race_of_creates_has_one_winner_and_keeps_its_bytes(store: Objects):
     assert [info.key for info in store.list()] == ["race"]
 
 
+def test_a_folder_marker_of_another_tool_is_no_object(s3_objects: S3Objects):
+    s3_objects.put("a/b", b"1")
+    s3_objects._client.put_object(Bucket=s3_objects.bucket, Key=f"{s3_objects.prefix}a/", Body=b"")
+    assert [info.key for info in s3_objects.list()] == ["a/b"]
+
+
 def test_a_range_is_cut_at_the_end_of_the_object(store: Objects):
     store.put("a", b"0123456789")
     assert store.range("a", 2, 3) == b"234"
