@@ -15,7 +15,7 @@ from oral_ray.errors import ConfigError
 from oral_ray.generator.model import GeneratorSpec, build_network
 from oral_ray.generator.ssm import ssd
 from oral_ray.tasks import load_task
-from oral_ray.tasks.scoring import build_head, log_probs
+from oral_ray.tasks.scoring import batches, build_head
 
 Row = dict[str, str | float]
 
@@ -91,11 +91,12 @@ def sampling_batches() -> dict[str, Callable[[], object]]:
 def scoring_batches() -> dict[str, Callable[[], object]]:
     """250 definitions through MiniLM-L6 (extra `quickstart`), in batches of several sizes, texts sorted by length."""
     base, task = open_base(ConditionConfig().text_encoder), load_task("wordnet/matter")
-    texts = [example.text for example in task.examples("test")[:250]]
+    examples = task.examples("test")[:250]
     head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
 
     def score(batch_size: int) -> Callable[[], object]:
-        return lambda: log_probs(base.model, base.tokenizer, head, texts, batch_size)
+        read = [batch for _, batch in batches(head, base.tokenizer, examples, batch_size)]
+        return torch.inference_mode()(lambda: [head.logits(base.model, batch) for batch in read])
 
     return {f"score 250 texts, batches of {size}": score(size) for size in (16, 8, 32, 64)}
 

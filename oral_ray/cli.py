@@ -1,6 +1,7 @@
 """The command line, `oral-ray ...`: parse, call one function each, print. The only module of the library that prints.
 
-Exit codes: 0 done, 1 something unexpected (with a traceback), 2 an error that the message explains.
+Exit codes: 0 done, 1 something unexpected (with a traceback), 2 an error that the message explains, 75 out of the time
+it was given, run the same command again.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 from oral_ray import __version__
 from oral_ray.config import Config, load_config
-from oral_ray.errors import ConfigError, OralError
+from oral_ray.errors import ConfigError, OralError, OutOfTimeError
 
 DEFAULT_CONFIG = "infra/configs/quickstart.toml"
 _JOBS = Path(__file__).parents[1] / "jobs"
@@ -51,7 +52,7 @@ def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace,
         call(args)
     except OralError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 75 if isinstance(error, OutOfTimeError) else 2
     except OSError as error:
         logging.getLogger(__name__).debug("failed", exc_info=error)
         reason = " ".join(str(getattr(error, "cause", error)).split())  # Ray wraps what a worker raises
@@ -121,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("spread", _spread, "Print the arms of several runs (seeds) as one table: mean, lowest, highest.")
     command.add_argument("folders", type=Path, nargs="+", help="output folders of the runs")
+
+    command = add("study", _study, "Run one stage of an evidence suite; every stage goes on where it stopped.")
+    command.add_argument("name", help="suite: the name of a file in infra/configs, such as smollm2")
+    command.add_argument("--stage", required=True, help="stage, or all (an unknown one lists them)")
+    command.add_argument("--store", help="store uri, the same as store.uri=...")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the file's")
 
     command = add("bench", _bench, "Time what was measured before it was optimised; ratios within one run.")
     command.add_argument("name", help="benchmark, or all")
@@ -250,6 +257,13 @@ def _spread(args: argparse.Namespace) -> None:
     from oral_ray.report import spread_text
 
     print(spread_text(args.folders))
+
+
+def _study(args: argparse.Namespace) -> None:
+    from oral_ray.stages.study import run_stage
+
+    args.config = f"infra/configs/{args.name}.toml"
+    print(run_stage(_config(args), args.stage))
 
 
 def _bench(args: argparse.Namespace) -> None:

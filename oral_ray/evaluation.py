@@ -6,20 +6,23 @@ the same examples, so differences are paired: a bootstrap draw takes the same ex
 Letters: N examples, S seeds, R bootstrap draws, G generated adapters, K corpus adapters.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.gauge import Factors
+from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.config import derive_seed
 from oral_ray.errors import EvaluationError
 from oral_ray.tasks import Example, Split, Task
-from oral_ray.tasks.scoring import build_head, log_probs
+from oral_ray.tasks.scoring import Batch, Head, batches, build_head, enter, right_answers
 
 
 class Score(BaseModel):
@@ -48,32 +51,53 @@ class Interval(BaseModel):
     high: float
 
 
+@torch.no_grad()
 def correct_answers(
-    base: LoadedBase, task: Task, artifact: AdapterArtifact | None, split: Split, limit: int
-) -> list[bool]:
-    """Which of the first `limit` examples of a split a base answers rightly with an adapter.
+    base: LoadedBase, task: Task, artifacts: Sequence[AdapterArtifact | None], split: Split, limit: int
+) -> list[list[bool]]:
+    """For each adapter, which of the first `limit` examples of a split a base answers rightly with it.
 
-    Without one: zero-shot, each label's log-probability minus the log of its mean probability over the validation
-    inputs (no labels read), so that a label the base always likes gains nothing.
+    Without one (None): zero-shot, each label's log-probability minus the log of its mean probability over the
+    validation inputs (no labels read), so that a label the base always likes gains nothing. Free text is not calibrated.
     """
     examples = task.examples(split)[:limit]
     head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
-    texts = [example.text for example in examples]
-    if artifact is None:
-        inputs = [example.text for example in task.examples("validation")]
-        prior_K = log_probs(base.model, base.tokenizer, head, inputs).exp().mean(0).log()
-        scores_NK = log_probs(base.model, base.tokenizer, head, texts) - prior_K
-    else:
+    entered = {0: list(batches(head, base.tokenizer, examples))}
+    found = []
+    for artifact in artifacts:
+        if artifact is None:
+            prior_K = _prior(base, task, head) if task.labels else torch.zeros(())
+            found.append(_answers(base.model, head, entered[0], len(examples), prior_K))
+            continue
+        first = AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size).first_layer
+        if first not in entered:
+            entered[first] = [(chosen, enter(base.model, batch, first)) for chosen, batch in entered[0]]
         with attached(base, artifact) as model:
-            scores_NK = log_probs(model, base.tokenizer, head, texts)
-    wanted_N = torch.tensor([task.labels.index(example.label) for example in examples])
-    return (scores_NK.argmax(1) == wanted_N).tolist()
+            found.append(_answers(model, head, entered[first], len(examples), torch.zeros(())))
+    return found
+
+
+def _answers(
+    model: nn.Module, head: Head, read: Sequence[tuple[list[int], Batch]], num: int, prior_K: torch.Tensor
+) -> list[bool]:
+    right = [False] * num
+    for chosen, batch in read:
+        scores_PK = head.logits(model, batch).log_softmax(-1) - prior_K
+        for i, correct in zip(chosen, right_answers(scores_PK, batch), strict=True):
+            right[i] = correct
+    return right
+
+
+def _prior(base: LoadedBase, task: Task, head: Head) -> torch.Tensor:
+    """The log of the mean probability of each label over the validation inputs."""
+    read = batches(head, base.tokenizer, task.examples("validation"))
+    return torch.cat([head.logits(base.model, batch).softmax(-1) for _, batch in read]).mean(0).log()
 
 
 def majority_answers(task: Task, split: Split, limit: int) -> list[bool]:
     """The `majority` arm: always the most frequent label of the training examples (ties: the first)."""
-    counts = {label: sum(example.label == label for example in task.examples("train")) for label in task.labels}
-    most = max(counts, key=lambda label: counts[label])
+    counts = Counter(example.label for example in task.examples("train"))
+    most = max(task.labels or counts, key=lambda label: counts[label])
     examples: Sequence[Example] = task.examples(split)[:limit]
     return [example.label == most for example in examples]
 

@@ -28,29 +28,33 @@ from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusTables
 from oral_ray.generator.model import FunctionalItem
 from oral_ray.tasks import Task
-from oral_ray.tasks.scoring import build_head, encode
+from oral_ray.tasks.scoring import build_head
 
 
 class FunctionalSource:
     """Draws tasks and virtual versions of one architecture; every draw comes from the seed of its item."""
 
     def __init__(
-        self, bases: Sequence[LoadedBase], probes: Sequence[Mapping[str, Tensor]], tasks: Sequence[Task],
-        layout: AdapterLayout, tables: CorpusTables, encode_base: Callable[[Mapping[str, Tensor]], Tensor],
-        phase: FunctionalPhase,
+        self, bases: Sequence[LoadedBase], probes: Sequence[Mapping[str, Tensor]], lines: Sequence[Sequence[int]],
+        tasks: Sequence[Task], layout: AdapterLayout, tables: CorpusTables,
+        encode_base: Callable[[Mapping[str, Tensor]], Tensor], phase: FunctionalPhase,
     ) -> None:  # fmt: skip
-        """`bases` and their `probes` are the seen versions, oldest first."""
+        """`bases` and their `probes` are the seen versions; `lines` their lines of descent by index, oldest first."""
         if len({base.record.spec.digest for base in bases}) != 1:
             raise GeneratorError("the functional phase mixes versions of one architecture; give each its own source")
         self._virtual = VirtualBase(bases)
-        self._probes, self._tasks, self._layout = probes, tasks, layout
+        self._probes, self._lines, self._tasks, self._layout = probes, lines, tasks, layout
         self._tables, self._encode_base, self._phase = tables, encode_base, phase
 
-    def item(self, seed: int) -> FunctionalItem:
-        """One task on one virtual version, with a batch of its training examples."""
+    def item(self, seed: int, base_seed: int | None = None) -> FunctionalItem:
+        """One task on one virtual version, with a batch of its training examples.
+
+        Items of one `base_seed` share their version: mixing the weights of a large base costs more than a step on it.
+        """
         rng = torch.Generator().manual_seed(seed)
         task = self._tasks[int(torch.randint(len(self._tasks), (), generator=rng))]
-        mix = draw_mix(len(self._probes), self._phase.extrapolation, rng)
+        mix_rng = rng if base_seed is None else torch.Generator().manual_seed(base_seed)
+        mix = draw_mix(len(self._probes), self._lines, self._phase.extrapolation, mix_rng)
         base = self._virtual.set(mix)
         probes = {
             module: torch.stack([c * version[module] for c, version in zip(mix, self._probes, strict=True)]).sum(0)
@@ -59,15 +63,14 @@ class FunctionalSource:
         examples = task.examples("train")
         chosen = torch.randint(len(examples), (self._phase.num_examples,), generator=rng).tolist()
         head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
-        batch = encode(base.tokenizer, [examples[i].text for i in chosen], head.suffix)
-        wanted = torch.tensor([task.labels.index(examples[i].label) for i in chosen])
+        batch = head.read([examples[i] for i in chosen])
         wordings = self._tables.prompts[task.id]
         layout, stats = self._layout, self._tables.stats
 
         def task_loss(tokens_1LD: Tensor) -> Tensor:
             factors = detokenize(stats.denormalize(tokens_1LD[0], layout), layout)
             with applied(base.model, factors, layout):
-                return F.cross_entropy(head.logits(base.model, batch), wanted)
+                return F.cross_entropy(head.logits(base.model, batch), batch.wanted_P)
 
         return FunctionalItem(
             positions(layout)[None],
@@ -83,7 +86,7 @@ class VirtualBase:
     """A model whose weights are a mix of several versions'; what all versions share is not touched."""
 
     def __init__(self, bases: Sequence[LoadedBase]) -> None:
-        self._base = bases[-1]
+        self._base, self._mix = bases[-1], [0.0] * (len(bases) - 1) + [1.0]
         parameters = [dict(base.model.named_parameters()) for base in bases]
         self._parts: list[tuple[nn.Parameter, Tensor]] = []
         for name, parameter in parameters[-1].items():
@@ -93,24 +96,31 @@ class VirtualBase:
 
     def set(self, mix: Sequence[float]) -> LoadedBase:
         """Give the model the weights sum_i mix[i] W_i; the base is shared, not copied."""
-        weights_S = torch.tensor(mix)
+        if list(mix) == self._mix:
+            return self._base
+        self._mix, weights_S = list(mix), torch.tensor(mix)
         with torch.no_grad():
             for parameter, values in self._parts:
                 torch.tensordot(weights_S, values, dims=1, out=parameter.data)
         return self._base
 
 
-def draw_mix(num_versions: int, extrapolation: float, rng: torch.Generator) -> list[float]:
-    """Coefficients summing to one: half the time a uniform convex mix, else the newest plus a step away from an older."""
+def draw_mix(
+    num_versions: int, lines: Sequence[Sequence[int]], extrapolation: float, rng: torch.Generator
+) -> list[float]:
+    """Coefficients summing to one: half the time a uniform convex mix, else the newest version of a line of descent plus
+    a step away from an older one of that line."""
     if num_versions == 1:
         return [1.0]
-    if float(torch.rand((), generator=rng)) < 0.5:
+    long = [line for line in lines if len(line) > 1]
+    if float(torch.rand((), generator=rng)) < 0.5 or not long:
         exponential = -torch.log(torch.rand(num_versions, generator=rng).clamp(min=1e-12))
         return (exponential / exponential.sum()).tolist()
-    older = int(torch.randint(num_versions - 1, (), generator=rng))
+    *older, newest = long[int(torch.randint(len(long), (), generator=rng)) if len(long) > 1 else 0]
+    away = older[int(torch.randint(len(older), (), generator=rng))]
     step = extrapolation * float(torch.rand((), generator=rng))
     mix = [0.0] * num_versions
-    mix[-1], mix[older] = 1.0 + step, -step
+    mix[newest], mix[away] = 1.0 + step, -step
     return mix
 
 

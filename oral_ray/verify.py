@@ -20,4 +20,4 @@ def verify_adapter(folder: Path, base_source: str, digest: str | None = None) ->
 
 def score_adapter(folder: Path, base_source: str, task_id: str, split: Split, limit: int) -> list[bool]:
     """Which examples a base answers rightly with the adapter of a folder."""
-    return correct_answers(open_base(base_source), load_task(task_id), read_folder(folder), split, limit)
+    return correct_answers(open_base(base_source), load_task(task_id), [read_folder(folder)], split, limit)[0]

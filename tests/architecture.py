@@ -11,6 +11,7 @@ from pathlib import Path
 # From the ground up. A room imports from floors below its own and from itself, never sideways.
 FLOORS = (
     ("errors",),
+    ("packages",),
     ("tasks", "objects", "config"),
     ("bases", "cluster"),
     ("adapters",),

@@ -60,13 +60,11 @@ def written(artifact: AdapterArtifact, folder: Path, tensors: dict[str, Tensor] 
 def train_loss(base: LoadedBase, artifact: AdapterArtifact | None) -> float:
     task = toy_task()
     head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
-    examples = task.examples("train")
-    batch = encode(base.tokenizer, [example.text for example in examples], head.suffix)
-    wanted = torch.tensor([task.labels.index(example.label) for example in examples])
+    batch = head.read(task.examples("train"))
     if artifact is None:
-        return float(F.cross_entropy(head.logits(base.model, batch), wanted))
+        return float(F.cross_entropy(head.logits(base.model, batch), batch.wanted_P))
     with attached(base, artifact) as model:
-        return float(F.cross_entropy(head.logits(model, batch), wanted))
+        return float(F.cross_entropy(head.logits(model, batch), batch.wanted_P))
 
 
 def test_training_lowers_the_loss_and_keeps_the_last_checkpoints(base: LoadedBase, folder: Path) -> None:

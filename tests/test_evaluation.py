@@ -23,6 +23,7 @@ from oral_ray.evaluation import (
     relative_distances,
 )
 from oral_ray.tasks import Example, Task
+from oral_ray.tasks.scoring import Batch
 
 Correct = dict[str, np.ndarray]
 
@@ -164,18 +165,22 @@ def test_zero_shot_is_calibrated_by_the_validation_inputs_alone(
     """A base that likes `plant` everywhere, a little less where the text is about an animal, is right everywhere."""
     task, asked = toy_task(), []
 
-    def log_probs(model, tokenizer, head, texts, batch_size=64):
-        asked.append(list(texts))
-        animal = torch.tensor([any(word in text for word in ("dog", "cat", "bird", "horse")) for text in texts])
-        p = torch.where(animal, 0.2, 0.05)
-        return torch.stack([p, 1 - p], dim=1).log()
+    class Skewed:
+        def read(self, examples):
+            asked.extend(example.text for example in examples)
+            words = ("dog", "cat", "bird", "horse")
+            animal = torch.tensor([any(word in example.text for word in words) for example in examples])
+            wanted = torch.tensor([task.labels.index(example.label) for example in examples])
+            return Batch({"animal": animal}, wanted)
 
-    monkeypatch.setattr(evaluation, "log_probs", log_probs)
-    assert all(correct_answers(base_of(tiny_bert), task, None, "test", 100))
-    assert sorted(map(tuple, asked)) == sorted(
-        tuple(example.text for example in task.examples(split)) for split in ("test", "validation")
-    )
-    adapted = correct_answers(base_of(tiny_bert), task, random_artifact(layout_of(tiny_bert)), "test", 100)
+        def logits(self, model, batch):
+            p = torch.where(batch.tokens["animal"], 0.2, 0.05)
+            return torch.stack([p, 1 - p], dim=1).log()
+
+    monkeypatch.setattr(evaluation, "build_head", lambda *_: Skewed())
+    assert all(correct_answers(base_of(tiny_bert), task, [None], "test", 100)[0])
+    assert sorted(asked) == sorted(e.text for split in ("test", "validation") for e in task.examples(split))
+    [adapted] = correct_answers(base_of(tiny_bert), task, [random_artifact(layout_of(tiny_bert))], "test", 100)
     assert adapted == [example.label == "plant" for example in task.examples("test")]  # no calibration with an adapter
 
 
@@ -188,7 +193,7 @@ def test_zero_shot_does_not_read_labels_of_other_splits(base: str, request: pyte
         return tuple(Example(text=e.text, label=flipped[e.label]) for e in getattr(task, split))
 
     other = task.model_copy(update={"train": turned("train"), "validation": turned("validation")})
-    assert correct_answers(loaded, task, None, "test", 16) == correct_answers(loaded, other, None, "test", 16)
+    assert correct_answers(loaded, task, [None], "test", 16) == correct_answers(loaded, other, [None], "test", 16)
 
 
 @pytest.mark.parametrize("base", ["tiny_bert", "tiny_llama"])
@@ -196,12 +201,12 @@ def test_a_trained_adapter_answers_better_than_the_base(base: str, request: pyte
     folder = request.getfixturevalue(base)
     training = CorpusConfig(steps=30, batch_size=16, learning_rate=2e-2, keep_last=1)
     artifact = train_adapter([base_of(folder)], toy_task(), layout_of(folder, 4, ALL_ROLES), training, 0)[-1]
-    with_adapter = np.mean(correct_answers(base_of(folder), toy_task(), artifact, "test", 100))
-    assert with_adapter > 0.9 > 0.75 > np.mean(correct_answers(base_of(folder), toy_task(), None, "test", 100))
+    adapted, bare = correct_answers(base_of(folder), toy_task(), [artifact, None], "test", 100)
+    assert np.mean(adapted) > 0.9 > 0.75 > np.mean(bare)
 
 
 def test_limit_takes_the_first_examples(tiny_bert: Path) -> None:
     base, artifact = base_of(tiny_bert), random_artifact(layout_of(tiny_bert))
-    whole = correct_answers(base, toy_task(), artifact, "test", 100)
-    assert correct_answers(base, toy_task(), artifact, "test", 5) == whole[:5]
+    [whole] = correct_answers(base, toy_task(), [artifact], "test", 100)
+    assert correct_answers(base, toy_task(), [artifact], "test", 5) == [whole[:5]]
     assert len(whole) == len(toy_task().test)

@@ -132,7 +132,8 @@ def source_of(
     tables = CorpusTables({layout.digest: layout}, prompts, {}, stats_of(layout))
     tasks = [toy_task("toy"), toy_task("other")]
     phase = FunctionalPhase(num_examples=8)
-    return FunctionalSource(versions, probes, tasks, layout, tables, encode_base, phase), probes
+    lines = [list(range(len(versions)))]
+    return FunctionalSource(versions, probes, lines, tasks, layout, tables, encode_base, phase), probes
 
 
 def test_probes_of_a_virtual_base_are_those_of_its_weights(
@@ -191,10 +192,9 @@ def test_task_loss_is_that_of_the_adapter_the_tokens_stand_for(
     torch.randint(2, (), generator=rng)  # the task
     chosen = [task.examples("train")[i] for i in torch.randint(64, (8,), generator=rng).tolist()]
     head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
-    batch = encode(base.tokenizer, [example.text for example in chosen], head.suffix)
-    wanted = torch.tensor([task.labels.index(example.label) for example in chosen])
+    batch = head.read(chosen)
     with attached(base, random_artifact(layout, seed=5)) as model:
-        loss = torch.nn.functional.cross_entropy(head.logits(model, batch), wanted)
+        loss = torch.nn.functional.cross_entropy(head.logits(model, batch), batch.wanted_P)
     assert found == pytest.approx(float(loss), rel=1e-4)
 
 
@@ -217,13 +217,15 @@ def test_versions_of_two_architectures_are_refused(tiny_bert: Path, tiny_llama: 
     bases = [base_of(tiny_bert), base_of(tiny_llama)]
     tables = CorpusTables({}, {}, {}, stats_of(layout_of(tiny_bert)))
     with pytest.raises(GeneratorError, match="one architecture"):
-        FunctionalSource(bases, [{}, {}], [], layout_of(tiny_bert), tables, lambda p: randn(1), FunctionalPhase())
+        FunctionalSource(
+            bases, [{}, {}], [[0, 1]], [], layout_of(tiny_bert), tables, lambda p: randn(1), FunctionalPhase()
+        )
 
 
 @pytest.mark.parametrize("num_versions", [1, 2, 3, 6])
 def test_coefficients_of_a_mix_sum_to_one(num_versions: int) -> None:
     rng = torch.Generator().manual_seed(0)
-    mixes = [draw_mix(num_versions, 1.5, rng) for _ in range(200)]
+    mixes = [draw_mix(num_versions, [range(num_versions)], 1.5, rng) for _ in range(200)]
     assert all(len(mix) == num_versions and sum(mix) == pytest.approx(1.0, abs=1e-5) for mix in mixes)
     if num_versions > 1:
         beyond = [mix for mix in mixes if min(mix) < 0]
@@ -236,4 +238,19 @@ def test_coefficients_of_a_mix_sum_to_one(num_versions: int) -> None:
 
 def test_no_extrapolation_stays_within_the_versions() -> None:
     rng = torch.Generator().manual_seed(0)
-    assert all(min(draw_mix(3, 0.0, rng)) >= 0.0 for _ in range(50))
+    assert all(min(draw_mix(3, [[0, 1, 2]], 0.0, rng)) >= 0.0 for _ in range(50))
+
+
+def test_extrapolation_goes_along_a_line_of_descent() -> None:
+    rng = torch.Generator().manual_seed(0)
+    beyond = [mix for mix in (draw_mix(5, [[0, 1, 2], [0, 3, 4]], 1.0, rng) for _ in range(400)) if min(mix) < 0]
+    steps = {(mix.index(max(mix)), mix.index(min(mix))) for mix in beyond}
+    assert steps == {(2, 0), (2, 1), (4, 0), (4, 3)}
+    assert all(min(draw_mix(2, [[0], [1]], 1.0, rng)) >= 0.0 for _ in range(50))  # two versions of an unseen one
+
+
+def test_items_of_one_base_seed_share_their_version(folder: Path, versions: list[LoadedBase], tmp_path: Path) -> None:
+    source, _ = source_of(folder, versions, tmp_path)
+    items = [source.item(seed, base_seed) for seed, base_seed in ((0, 7), (1, 7), (2, 8))]
+    assert torch.equal(items[0].model_BG, items[1].model_BG) and not torch.equal(items[0].noise_BLD, items[1].noise_BLD)
+    assert not torch.equal(items[1].model_BG, items[2].model_BG)

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ class Run:
 
 def run(
     folder: Path, rows: list[CorpusRow], tables: CorpusTables, training: TrainingConfig, seed: int = 0,
-    resume: Path | None = None, network: Network | None = None, functional_item: Callable[[int], Any] | None = None,
+    resume: Path | None = None, network: Network | None = None, functional_item: Any = None,
 ) -> Run:  # fmt: skip
     made = Run(folder, network or build_network(SPEC, seed))
     train(
@@ -240,10 +239,11 @@ def test_learning_rate_rises_falls_and_does_so_again_in_the_second_phase() -> No
 def test_functional_phase_starts_after_the_corpus_phase_with_a_seed_a_step(
     small: tuple[list[CorpusRow], CorpusTables], tiny_bert: Path, tmp_path: Path
 ) -> None:
-    layout, seeds = layout_of(tiny_bert), []
+    layout, seeds, bases = layout_of(tiny_bert), [], []
 
-    def item(seed: int) -> FunctionalItem:
+    def item(seed: int, base_seed: int | None) -> FunctionalItem:
         seeds.append(seed)
+        bases.append(base_seed)
         rng = torch.Generator().manual_seed(seed)
         return FunctionalItem(
             positions(layout)[None], token_mask(layout)[None], randn(1, SPEC.text_dim), randn(1, SPEC.model_dim),
@@ -261,6 +261,11 @@ def test_functional_phase_starts_after_the_corpus_phase_with_a_seed_a_step(
     first, seeds[:] = list(seeds), []
     resumed = run(tmp_path / "resumed", *small, training, resume=done.at(12), functional_item=item)
     assert seeds == first[4:] and same(resumed.saved(14), done.saved(14))
+    assert set(bases) == {None}
+    bases.clear()
+    shared = training.model_copy(update={"functional": phase.model_copy(update={"steps_per_base": 4})})
+    run(tmp_path / "shared", *small, shared, functional_item=item)
+    assert len(set(bases[:4])) == len(set(bases[4:])) == 1 and bases[0] != bases[4] and len(bases) == 6
 
 
 def test_diffusion_loss_stays_in_the_functional_phase_with_its_weight(

@@ -1,4 +1,4 @@
-"""Tasks: splits fixed by a hash and disjoint, prompts held out, own folders checked line by line, scores batch-free."""
+"""Tasks: splits fixed by a hash and disjoint, prompts held out, own folders checked line by line."""
 
 import json
 from collections import Counter
@@ -6,31 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.errors import TaskError
 from oral_ray.tasks import Example, Task, list_tasks, load_task
 from oral_ray.tasks.prompts import NUM_HELD_OUT, TEMPLATES, paraphrases
-from oral_ray.tasks.scoring import ANSWER, build_head, encode, log_probs
 from oral_ray.tasks.task import balanced_order, split_of
 from oral_ray.tasks.wordnet import lemma_gloss_pairs
 
 SPLITS = ("train", "validation", "test")
-TEXTS = ["a dog", "the big cat eats bread", "is it gold or iron?", "b" * 40, "", "a dog runs to the big red tree " * 4]
-
-
-@pytest.fixture(scope="module", params=["tiny_bert", "tiny_llama"])
-def base(request: pytest.FixtureRequest) -> LoadedBase:
-    return open_base(str(request.getfixturevalue(request.param)))
-
-
-@pytest.fixture(scope="module")
-def llama(tiny_llama: Path) -> LoadedBase:
-    return open_base(str(tiny_llama))
 
 
 @pytest.mark.parametrize("task_id", list_tasks())
@@ -197,46 +181,12 @@ def test_an_unknown_task_is_an_error_that_lists_what_there_is(task_id: str):
     assert "society" in str(caught.value)
 
 
-def test_texts_are_padded_on_the_right_and_cut_to_the_limit(base: LoadedBase):
-    batch = encode(base.tokenizer, TEXTS, max_tokens=12)
-    lengths = batch["attention_mask"].sum(1)
-    assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(TEXTS), 12)
-    assert lengths.max() == 12
-    assert all(mask[:length].all() for mask, length in zip(batch["attention_mask"], lengths, strict=True))
-
-
-@given(
-    text=st.text(max_size=40) | st.sampled_from(["€" * 30, "🦊" * 30, "a dog " * 30, "x\n" * 30]),
-    room=st.integers(6, 20),
-)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_suffix_is_never_cut(llama: LoadedBase, text: str, room: int):
-    suffix = llama.tokenizer.encode(ANSWER, add_special_tokens=False)
-    batch = encode(llama.tokenizer, [text, "a dog"], ANSWER, max_tokens=len(suffix) + room)
-    for row, mask, source in zip(batch["input_ids"], batch["attention_mask"], (text, "a dog"), strict=True):
-        assert row[mask.bool()].tolist() == llama.tokenizer(source)["input_ids"][:room] + suffix
-
-
-def test_labels_that_start_with_one_token_are_refused_by_a_causal_head(llama: LoadedBase):
-    with pytest.raises(TaskError, match=r"\('dog', 'dog house', 'cat'\) share a first token"):
-        build_head("causal", llama.model, llama.tokenizer, ("dog", "dog house", "cat"))
-
-
-def test_log_probabilities_do_not_depend_on_order_or_batch(base: LoadedBase):
-    head = build_head(base.record.spec.kind, base.model, base.tokenizer, ("animal", "plant", "gold"))
-    together = log_probs(base.model, base.tokenizer, head, TEXTS)
-    assert together.shape == (len(TEXTS), 3)
-    torch.testing.assert_close(together.exp().sum(1), torch.ones(len(TEXTS)))
-    assert together.std(0).min() > 1e-4, "texts are told apart"
-    order = [3, 0, 5, 1, 4, 2]
-    shuffled = log_probs(base.model, base.tokenizer, head, [TEXTS[i] for i in order], batch_size=4)
-    torch.testing.assert_close(shuffled, together[order], atol=1e-5, rtol=1e-5)
-    alone = torch.cat([log_probs(base.model, base.tokenizer, head, [text]) for text in TEXTS])
-    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
-
-
-def test_a_label_is_its_own_best_answer_for_an_encoder(tiny_bert: Path):
-    base = open_base(str(tiny_bert))
-    labels = ("animal", "plant", "gold", "iron")
-    head = build_head("encoder", base.model, base.tokenizer, labels)
-    assert log_probs(base.model, base.tokenizer, head, labels).argmax(1).tolist() == [0, 1, 2, 3]
+def test_a_shuffled_task_keeps_everything_but_which_answer_belongs_to_which_text():
+    task, control = load_task("wordnet/matter"), load_task("shuffled/wordnet/matter")
+    assert control.id == "shuffled/wordnet/matter" and control.fingerprint != task.fingerprint
+    assert [e.text for e in control.train] == [e.text for e in task.train]
+    assert Counter(e.label for e in control.train) == Counter(e.label for e in task.train)
+    same = sum(a.label == b.label for a, b in zip(control.train, task.train, strict=True)) / len(task.train)
+    assert same < 0.4, "four labels: a quarter is right by chance"
+    assert (control.validation, control.test) == (task.validation, task.test)
+    assert load_task("shuffled/wordnet/matter") == control

@@ -48,7 +48,10 @@ class AdapterSlot(BaseModel):
 
 
 class AdapterLayout(BaseModel):
-    """All slots of one kind of adapter on one architecture; `depth` of a slot is its layer over the last layer."""
+    """All slots of one kind of adapter on one architecture; `depth` of a slot is its layer over the last layer.
+
+    Nothing below `first_layer` is adapted.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,12 +60,13 @@ class AdapterLayout(BaseModel):
     token_dim: int
     target_modules: tuple[str, ...]
     fan_in_fan_out: bool
+    first_layer: int
     slots: tuple[AdapterSlot, ...]
 
     @classmethod
     def of(cls, spec: BaseModelSpec, lora: LoraSettings, token_dim: int) -> "AdapterLayout":
         """Derive the layout of LoRA settings on a base; LayoutError names what does not fit and what would."""
-        targets = _targets(spec, lora.target_modules)
+        targets = _targets(spec, lora)
         limit = min(min(module.d_in, module.d_out) for module in targets)
         if lora.r > limit:
             raise LayoutError(
@@ -93,6 +97,7 @@ class AdapterLayout(BaseModel):
             token_dim=token_dim,
             target_modules=_peft_names(spec, targets),
             fan_in_fan_out=targets[0].transposed,
+            first_layer=min(module.layer for module in targets),
             slots=tuple(slots),
         )
 
@@ -130,7 +135,10 @@ class AdapterLayout(BaseModel):
                 raise LayoutError(f"{name}: {key} is {tuple(shapes[key])}, the layout (r={self.lora.r}) needs {shape}")
 
 
-def _targets(spec: BaseModelSpec, names: tuple[str, ...]) -> list[LinearModule]:
+def _targets(spec: BaseModelSpec, lora: LoraSettings) -> list[LinearModule]:
+    names, last_layers = lora.target_modules, lora.last_layers or spec.num_layers
+    if last_layers > spec.num_layers:
+        raise LayoutError(f"last_layers={last_layers} of a model with {spec.num_layers} layers; lower lora.last_layers")
     unknown = [n for n in names if not any(_is_target(module, n) for module in spec.modules)]
     if unknown or not names:
         roles = ", ".join(dict.fromkeys(module.role for module in spec.modules))
@@ -139,7 +147,11 @@ def _targets(spec: BaseModelSpec, names: tuple[str, ...]) -> list[LinearModule]:
             f"target_modules {list(names)}: {unknown or 'nothing'} matches no module of {spec.model_type}; "
             f"roles are {roles}, names are {leaves}"
         )
-    return [module for module in spec.modules if any(_is_target(module, n) for n in names)]
+    first = spec.num_layers - last_layers
+    chosen = [m for m in spec.modules if m.layer >= first and any(_is_target(m, n) for n in names)]
+    if not chosen:
+        raise LayoutError(f"target_modules {list(names)} are not in the last {last_layers} layers; raise last_layers")
+    return chosen
 
 
 def _is_target(module: LinearModule, name: str) -> bool:

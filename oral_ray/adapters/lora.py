@@ -26,7 +26,7 @@ from oral_ray.bases.loading import LoadedBase
 from oral_ray.config import CorpusConfig, derive_seed
 from oral_ray.errors import ArtifactError
 from oral_ray.tasks import Example, Task
-from oral_ray.tasks.scoring import build_head, encode
+from oral_ray.tasks.scoring import build_head
 
 _ADAPTER = "default"
 
@@ -52,10 +52,9 @@ def train_adapter(
     artifacts = []
     for step in range(1, num_steps + 1):
         turn = step % len(bases)
-        base, model, head = bases[turn], models[turn], heads[turn]
-        examples = next(batches)
-        logits = head.logits(model, encode(base.tokenizer, [example.text for example in examples], head.suffix))
-        loss = nn.functional.cross_entropy(logits, torch.tensor([task.labels.index(e.label) for e in examples]))
+        model, head = models[turn], heads[turn]
+        batch = head.read(next(batches))
+        loss = nn.functional.cross_entropy(head.logits(model, batch), batch.wanted_P)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

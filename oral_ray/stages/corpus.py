@@ -50,6 +50,33 @@ def seen_ids(config: Config) -> list[str]:
     return [version.id for version in config.bases.versions if version.seen]
 
 
+def parents(config: Config) -> dict[str, str]:
+    """Which configured version each one comes from: the one it was made from, else the one configured before it."""
+    ids = [version.id for version in config.bases.versions]
+    before = dict(zip(ids[1:], ids, strict=False))
+    return before | {v.id: v.origin.parent for v in config.bases.versions if hasattr(v.origin, "parent")}
+
+
+def newest_seen(config: Config, base_id: str) -> str:
+    """The newest seen version that a base comes from, itself if it is seen; the newest of all for an unknown base."""
+    seen, parent = seen_ids(config), parents(config)
+    while base_id not in seen and base_id in parent:
+        base_id = parent[base_id]
+    return base_id if base_id in seen else seen[-1]
+
+
+def lines(config: Config) -> list[list[int]]:
+    """The lines of descent of the seen versions, as indices into `seen_ids`, oldest first: one a newest version."""
+    seen, parent = seen_ids(config), parents(config)
+    found = []
+    for tip in (base_id for base_id in seen if base_id not in {parent.get(other) for other in seen}):
+        line = [tip]
+        while (older := parent.get(line[-1])) in seen:
+            line.append(str(older))
+        found.append([seen.index(base_id) for base_id in reversed(line)])
+    return found
+
+
 def plan_grid(config: Config, found: dict[str, BaseRecord], base_ids: Iterable[str]) -> list[CorpusRun]:
     """The (task x base x seed) runs on these bases."""
     return [

@@ -120,15 +120,17 @@ def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[s
                 digests[base_id, task_id, "base", 0] = ZERO_SHOT
             if "majority" in arms:
                 digests[base_id, task_id, "majority", 0] = MAJORITY
-    sources: list[tuple[Arm, list[str] | None]] = [
-        ("trained", None), ("reuse_old", [seen[0]]), ("reuse_new", [seen[-1]]), ("joint", seen),
-    ]  # fmt: skip
+
+    def sources(base_id: str) -> dict[Arm, list[str]]:
+        newest = corpus.newest_seen(config, base_id)
+        return {"trained": [base_id], "reuse_old": seen[:1], "reuse_new": [newest], "joint": seen}
+
     plan: list[tuple[str, str, Arm, int, corpus.CorpusRun]] = [
-        (base_id, task_id, arm, seed, corpus.plan_run(config, task_id, [found[b] for b in source or [base_id]], seed))
-        for arm, source in sources
+        (base_id, task_id, arm, seed, corpus.plan_run(config, task_id, [found[b] for b in source], seed))
+        for base_id in base_ids
+        for arm, source in sources(base_id).items()
         if arm in arms
         for task_id in config.tasks.ids
-        for base_id in base_ids
         for seed in config.corpus.seeds
     ]
     runs = list({run.recipe: run for *_, run in plan}.values())
@@ -194,18 +196,18 @@ def _mean_arm(
 
 
 def _nearest_arm(config: Config, found: dict[str, BaseRecord], base_ids: list[str]) -> Digests:
-    """The newest seen version's adapter of the training task whose prompt is nearest to a wording never trained on."""
+    """The newest seen version's adapter of the task whose training prompt is nearest to a wording never trained on."""
     encoder = ConditionEncoder(config.condition)
     tasks = {task_id: load_task(task_id) for task_id in config.tasks.ids}
     known = encoder.encode_prompts([task.prompt for task in tasks.values()])
-    newest = [found[corpus.seen_ids(config)[-1]]]
     digests: Digests = {}
     for task_id, task in tasks.items():
         asked = encoder.encode_prompts([(task.held_out_prompts or task.prompts)[0]])
         nearest = list(tasks)[int((known @ asked[0]).argmax())]
         for seed in config.corpus.seeds:
-            entry = corpus.train_runs(config, [corpus.plan_run(config, nearest, newest, seed)], found)[0]
             for base_id in base_ids:
+                newest = [found[corpus.newest_seen(config, base_id)]]
+                entry = corpus.train_runs(config, [corpus.plan_run(config, nearest, newest, seed)], found)[0]
                 digests[base_id, task_id, "nearest", seed] = entry.digests[-1]
     return digests
 

@@ -96,7 +96,8 @@ def _candidates(
     known = corpus.run(config)
     for item in todo:
         same = [b for b in corpus.seen_ids(config) if known[b].spec.digest == found[item.base].spec.digest]
-        for name, base_id in (("reuse_new", same[-1:]), ("reuse_old", same[:1])):
+        newest = [b for b in (corpus.newest_seen(config, item.base),) if b in same] or same[-1:]
+        for name, base_id in (("reuse_new", newest), ("reuse_old", same[:1])):
             if name in config.regenerate.candidates and base_id:
                 run_ = corpus.plan_run(config, item.task, [known[base_id[0]]], config.corpus.seeds[0])
                 digests[item.base, item.task][name] = corpus.train_runs(config, [run_], known)[0].digests[-1]

@@ -26,7 +26,7 @@ from oral_ray.generator.data import CorpusRow, CorpusTables
 from oral_ray.generator.model import Generator, GeneratorSpec, Network, build_network, save_generator
 from oral_ray.generator.training import MetricsRow, train
 from oral_ray.objects import Objects, open_objects
-from oral_ray.stages import shards
+from oral_ray.stages import corpus, shards
 from oral_ray.store.bases import BaseShelf, stored_probes
 from oral_ray.store.generators import METRICS, generator_manifest, promote_generator, put_generator
 from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest, read_stats
@@ -208,6 +208,7 @@ def _functional_source(
     return FunctionalSource(
         [load_base(record) for record in records],
         [stored_probes(objects, record, config.condition) for record in records],
+        corpus.lines(config),
         [load_task(task) for task in manifest.prompts],
         layout,
         tables,

@@ -1,7 +1,8 @@
 """Wordings of one instruction: 40 templates, of which the last eight are held out from every training.
 
 A generator that hears one sentence a task learns the sentence; it has to hear many. `paraphrases` fills the templates
-with what the input is (`text`: "a dictionary definition") and the list of labels.
+with what the input is (`text`: "a dictionary definition") and the list of labels, `answer_paraphrases` with what the
+input is and what to write ("its plural").
 """
 
 from collections.abc import Sequence
@@ -56,5 +57,56 @@ def paraphrases(text: str, labels: Sequence[str]) -> tuple[tuple[str, ...], tupl
     """The training wordings and the held-out wordings for an input called `text` and these labels."""
     listed = ", ".join(labels[:-1]) + " or " + labels[-1]
     filled = [template.format(text=text, labels=listed) for template in TEMPLATES]
+    filled = [sentence[0].upper() + sentence[1:] for sentence in filled]
+    return tuple(filled[:-NUM_HELD_OUT]), tuple(filled[-NUM_HELD_OUT:])
+
+
+ANSWER_TEMPLATES = (
+    "Given {text}, write {answer}.",
+    "You get {text}. Reply with {answer}.",
+    "Turn {text} into {answer}.",
+    "For {text}, give {answer}.",
+    "The input is {text}; the output is {answer}.",
+    "Read {text} and write down {answer}.",
+    "Your task is to produce {answer} from {text}.",
+    "I will show you {text}. Tell me {answer}.",
+    "Return {answer} for {text}.",
+    "What I want for {text} is {answer}, nothing else.",
+    "Take {text} and answer with {answer}.",
+    "Write {answer} when you see {text}.",
+    "Complete the exercise: {text} is given, {answer} is asked for.",
+    "Please convert {text}: the result is {answer}.",
+    "An adapter that reads {text} and writes {answer}.",
+    "From {text}, derive {answer}.",
+    "Each example is {text}. Answer each with {answer}.",
+    "State {answer}; what you are given is {text}.",
+    "Make the model answer {answer} when it is shown {text}.",
+    "Here is {text}. Say {answer}.",
+    "Work out {answer} for {text}.",
+    "Given as input: {text}. Expected: {answer}.",
+    "We need {answer} for {text}.",
+    "Look at {text} and respond with {answer}.",
+    "Find {answer} for {text}.",
+    "Rewrite {text} as {answer}.",
+    "When the user types {text}, output {answer}.",
+    "Generate {answer}, starting from {text}.",
+    "Map {text} to {answer}.",
+    "Answer in one line: for {text}, what is {answer}?",
+    "Supply {answer} in response to {text}.",
+    "Build something that is given {text} and returns {answer}.",
+    "Could you write {answer} whenever I send {text}?",
+    "Transform {text}; the answer is {answer}.",
+    "{text} comes in, {answer} goes out.",
+    "Respond to {text} with {answer} only.",
+    "It is about {text}: provide {answer}.",
+    "Exercise: write {answer}. Material: {text}.",
+    "Take as input {text}, then print {answer}.",
+    "Out of {text}, make {answer}.",
+)
+
+
+def answer_paraphrases(text: str, answer: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The training wordings and the held-out wordings for an input called `text` and an answer called `answer`."""
+    filled = [template.format(text=text, answer=answer) for template in ANSWER_TEMPLATES]
     filled = [sentence[0].upper() + sentence[1:] for sentence in filled]
     return tuple(filled[:-NUM_HELD_OUT]), tuple(filled[-NUM_HELD_OUT:])

@@ -19,7 +19,7 @@ Split = Literal["train", "validation", "test"]
 
 
 class Example(BaseModel):
-    """One input text and its label (one of the task's labels)."""
+    """One input text and its label: one of the task's labels, or the answer of a free-text task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,10 @@ class Example(BaseModel):
 
 
 class Task(BaseModel):
-    """A classification task. `prompts` are used in training, `held_out_prompts` never are; `prompts[0]` is the default."""
+    """Choose one of `labels`, or, where there are none, write the answer (scored by exact match).
+
+    `prompts` are used in training, `held_out_prompts` never are; `prompts[0]` is the default.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,8 +45,8 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Task":
-        if len(set(self.labels)) < 2:
-            raise ValueError(f"task {self.id!r} needs at least two different labels, got {self.labels}")
+        if len(set(self.labels)) == 1:
+            raise ValueError(f"task {self.id!r} needs at least two different labels (or none), got {self.labels}")
         if not self.prompts:
             raise ValueError(f"task {self.id!r} has no prompt")
         if both := sorted(set(self.prompts) & set(self.held_out_prompts)):
@@ -51,8 +54,10 @@ class Task(BaseModel):
         texts: dict[str, str] = {}
         for split in ("train", "validation", "test"):
             for example in getattr(self, split):
-                if example.label not in self.labels:
+                if self.labels and example.label not in self.labels:
                     raise ValueError(f"task {self.id!r}: label {example.label!r} is none of {self.labels}")
+                if not example.label.strip():
+                    raise ValueError(f"task {self.id!r}: the answer of {example.text[:60]!r} is empty; remove it")
                 if texts.setdefault(example.text, split) != split:
                     raise ValueError(
                         f"task {self.id!r}: the text {example.text[:60]!r} is in the splits {texts[example.text]} and "
@@ -88,3 +93,10 @@ def split_of(text: str) -> Split:
 def balanced_order(examples: list[Example]) -> tuple[Example, ...]:
     """Examples in an order fixed by the hash of their texts, so that a prefix is a fair sample."""
     return tuple(sorted(examples, key=lambda example: hashlib.sha256(f"order/{example.text}".encode()).digest()))
+
+
+def shuffled(task: Task) -> Task:
+    """The task with its training answers in an order fixed by a hash: what is learnt from it is form, not content."""
+    answers = [e.label for e in sorted(task.train, key=lambda e: hashlib.sha256(f"deal/{e.text}".encode()).digest())]
+    train = tuple(Example(text=e.text, label=label) for e, label in zip(task.train, answers, strict=True))
+    return task.model_copy(update={"id": f"shuffled/{task.id}", "train": train})

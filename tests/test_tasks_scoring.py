@@ -1,0 +1,185 @@
+"""Scores: texts in any batch and order, only the logits that are asked for, free answers as greedy decoding writes them."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from factory_fixtures import ALL_ROLES, base_of, layout_of, toy_task
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from oral_ray.adapters.lora import attached, train_adapter
+from oral_ray.bases.loading import LoadedBase, open_base
+from oral_ray.config import CorpusConfig
+from oral_ray.errors import TaskError
+from oral_ray.evaluation import correct_answers, majority_answers
+from oral_ray.tasks import Example, Task
+from oral_ray.tasks.scoring import ANSWER, Head, batches, build_head, encode, enter, right_answers
+
+TEXTS = ["a dog", "the big cat eats bread", "is it gold or iron?", "b" * 40, "", "a dog runs to the big red tree " * 4]
+
+
+@pytest.fixture(scope="module", params=["tiny_bert", "tiny_llama"])
+def base(request: pytest.FixtureRequest) -> LoadedBase:
+    return open_base(str(request.getfixturevalue(request.param)))
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_llama: Path) -> LoadedBase:
+    return open_base(str(tiny_llama))
+
+
+def test_texts_are_padded_on_the_right_and_cut_to_the_limit(base: LoadedBase):
+    batch = encode(base.tokenizer, TEXTS, max_tokens=12)
+    lengths = batch["attention_mask"].sum(1)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(TEXTS), 12)
+    assert lengths.max() == 12
+    assert all(mask[:length].all() for mask, length in zip(batch["attention_mask"], lengths, strict=True))
+
+
+@given(
+    text=st.text(max_size=40) | st.sampled_from(["€" * 30, "🦊" * 30, "a dog " * 30, "x\n" * 30]),
+    room=st.integers(6, 20),
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_suffix_is_never_cut(llama: LoadedBase, text: str, room: int):
+    suffix = llama.tokenizer.encode(ANSWER, add_special_tokens=False)
+    batch = encode(llama.tokenizer, [text, "a dog"], ANSWER, max_tokens=len(suffix) + room)
+    for row, mask, source in zip(batch["input_ids"], batch["attention_mask"], (text, "a dog"), strict=True):
+        assert row[mask.bool()].tolist() == llama.tokenizer(source)["input_ids"][:room] + suffix
+
+
+def test_labels_that_start_with_one_token_are_refused_by_a_causal_head(llama: LoadedBase):
+    with pytest.raises(TaskError, match=r"\('dog', 'dog house', 'cat'\) share a first token"):
+        build_head("causal", llama.model, llama.tokenizer, ("dog", "dog house", "cat"))
+
+
+@torch.no_grad()
+def log_probs(base: LoadedBase, head: Head, texts: Sequence[str], size: int = 16) -> Tensor:
+    """Log-probabilities [N, K] in the order of the texts."""
+    read = list(batches(head, base.tokenizer, [Example(text=text, label="animal") for text in texts], size))
+    rows = torch.cat([head.logits(base.model, batch).log_softmax(-1) for _, batch in read])
+    return rows[torch.tensor([i for chosen, _ in read for i in chosen]).argsort()]
+
+
+def test_log_probabilities_do_not_depend_on_order_or_batch(base: LoadedBase):
+    head = build_head(base.record.spec.kind, base.model, base.tokenizer, ("animal", "plant", "gold"))
+    together = log_probs(base, head, TEXTS)
+    assert together.shape == (len(TEXTS), 3)
+    torch.testing.assert_close(together.exp().sum(1), torch.ones(len(TEXTS)))
+    assert together.std(0).min() > 1e-4, "texts are told apart"
+    order = [3, 0, 5, 1, 4, 2]
+    shuffled = log_probs(base, head, [TEXTS[i] for i in order], size=4)
+    torch.testing.assert_close(shuffled, together[order], atol=1e-5, rtol=1e-5)
+    alone = torch.cat([log_probs(base, head, [text]) for text in TEXTS])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+
+
+def test_a_label_is_its_own_best_answer_for_an_encoder(tiny_bert: Path):
+    base = open_base(str(tiny_bert))
+    labels = ("animal", "plant", "gold", "iron")
+    head = build_head("encoder", base.model, base.tokenizer, labels)
+    assert log_probs(base, head, labels).argmax(1).tolist() == [0, 1, 2, 3]
+
+
+SIZES = {
+    "vocab_size": 1000, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+}  # fmt: skip
+
+
+def causal_model(model_type: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES)).eval()
+
+
+def words_task() -> Task:
+    """The toy task with its labels written out instead of chosen."""
+    return toy_task().model_copy(update={"id": "words", "labels": ()})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "gemma2", "gpt2"])
+@pytest.mark.parametrize("labels", [("animal", "plant"), ()])
+def test_logits_are_those_of_the_whole_model_where_they_are_asked_for(
+    llama: LoadedBase, model_type: str, labels: tuple[str, ...]
+):
+    model = causal_model(model_type)
+    head = build_head("causal", model, llama.tokenizer, labels)
+    batch = head.read(toy_task().examples("train")[:5])
+    everything = model(**batch.tokens).logits[batch.where_BT]
+    rows = [llama.tokenizer.encode(f" {label}", add_special_tokens=False)[0] for label in labels] or slice(None)
+    torch.testing.assert_close(head.logits(model, batch), everything[:, rows], atol=1e-5, rtol=1e-5)
+    assert len(batch.wanted_P) == len(everything) and everything.std() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "gemma2", "gpt2"])
+@pytest.mark.parametrize("first_layer", [0, 1, 3])
+def test_entering_at_a_layer_changes_nothing(llama: LoadedBase, model_type: str, first_layer: int):
+    model = causal_model(model_type)
+    names = [name for name, _ in model.named_modules()]
+    head = build_head("causal", model, llama.tokenizer, ())
+    batch = head.read(toy_task().examples("train")[:5])
+    entered = enter(model, batch, first_layer)
+    assert entered.first_layer == (first_layer if model_type in ("llama", "mistral", "qwen2") else 0)
+    assert ("inputs_embeds" in entered.tokens) == (entered.first_layer > 0)
+    torch.testing.assert_close(head.logits(model, entered), head.logits(model, batch), atol=1e-5, rtol=1e-5)
+    assert [name for name, _ in model.named_modules()] == names
+
+
+@torch.no_grad()
+def test_an_entered_batch_depends_on_the_layers_above_only(llama: LoadedBase):
+    model = causal_model("llama")
+    head = build_head("causal", model, llama.tokenizer, ("animal", "plant"))
+    batch = head.read(toy_task().examples("train")[:5])
+    entered, before = enter(model, batch, 2), head.logits(model, batch)
+    other = copy.deepcopy(model)
+    for layer in other.model.layers[:2]:  # type: ignore[union-attr]
+        layer.self_attn.q_proj.weight.mul_(3)
+    torch.testing.assert_close(head.logits(other, entered), before, atol=1e-5, rtol=1e-5)
+    other.model.layers[2].self_attn.v_proj.weight.mul_(3)  # type: ignore[union-attr]
+    assert (head.logits(other, entered) - before).abs().max() > 1e-3
+
+
+def test_a_free_answer_is_right_when_greedy_decoding_writes_it(tiny_llama: Path):
+    base, task = base_of(tiny_llama), words_task()
+    training = CorpusConfig(steps=60, batch_size=16, learning_rate=2e-2, keep_last=1)
+    artifact = train_adapter([base], task, layout_of(tiny_llama, 4, ALL_ROLES), training, 0)[-1]
+    adapted, bare = correct_answers(base, task, [artifact, None], "test", 24)
+    assert sum(adapted) > 0.5 * len(adapted) and not any(bare)
+    written = []
+    with attached(base, artifact) as model, torch.no_grad():
+        for example in task.examples("test")[:24]:
+            asked = encode(base.tokenizer, [example.text], ANSWER)
+            told = model.generate(**asked, max_new_tokens=40, do_sample=False)[0, asked["input_ids"].shape[1] :]
+            written.append(base.tokenizer.decode(told, skip_special_tokens=True) == f" {example.label}")
+    assert written == adapted
+
+
+def test_an_answer_is_wrong_when_one_token_is(llama: LoadedBase):
+    head = build_head("causal", llama.model, llama.tokenizer, ())
+    batch = head.read([Example(text="a dog", label="animal"), Example(text="the red tree", label="a plant")])
+    sure = torch.nn.functional.one_hot(batch.wanted_P, 1 + int(batch.wanted_P.max())).float()
+    assert right_answers(sure, batch) == [True, True]
+    for position, example in enumerate(batch.where_BT.nonzero()[:, 0].tolist()):  # type: ignore[union-attr]
+        wrong = sure.clone()
+        wrong[position] = wrong[position].roll(1)
+        assert right_answers(wrong, batch) == [example != 0, example != 1]
+
+
+def test_the_majority_answer_of_free_text_is_the_most_frequent_one():
+    task = words_task()
+    assert majority_answers(task, "test", 8) == majority_answers(toy_task(), "test", 8)
+
+
+def test_free_text_is_refused_where_it_cannot_be_written(tiny_bert: Path, llama: LoadedBase):
+    bert = open_base(str(tiny_bert))
+    with pytest.raises(TaskError, match="cannot write free text; give the task labels"):
+        build_head("encoder", bert.model, bert.tokenizer, ())
+    with pytest.raises(TaskError, match=r"answer 'a dog a dog .* tokens, at most 48; shorten it"):
+        build_head("causal", llama.model, llama.tokenizer, ()).read([Example(text="x", label="a dog " * 100)])
