@@ -33,6 +33,7 @@ from oral_ray.errors import ConfigError
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Dtype = Literal["float32", "bfloat16"]
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -90,6 +91,7 @@ class PretrainOrigin(Section):
     batch_size: PositiveInt = 8
     block_tokens: PositiveInt = 128
     learning_rate: PositiveFloat = 1e-4
+    dtype: Dtype = "float32"
     seed: int = 0
     threads: PositiveInt = 2
 
@@ -109,9 +111,13 @@ class BaseVersion(Section):
 
 
 class BasesConfig(Section):
-    """Base checkpoints live under `<store>/<prefix>/<id>/`."""
+    """Base checkpoints live under `<store>/<prefix>/<id>/`; adapters are trained and scored on them in `dtype`.
+
+    A frozen base in bfloat16 is about twice as fast on a CPU that has the instructions; adapters stay float32.
+    """
 
     prefix: str = "bases"
+    dtype: Dtype = "float32"
     versions: Annotated[tuple[BaseVersion, ...], Distinct] = ()
 
 
@@ -237,7 +243,7 @@ class TrainingConfig(Section):
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: NonNegativeFloat = 0.0
     threads_per_worker: PositiveInt = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 16
     learning_rate: PositiveFloat = 1e-3

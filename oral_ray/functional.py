@@ -101,7 +101,7 @@ class VirtualBase:
         self._mix, weights_S = list(mix), torch.tensor(mix)
         with torch.no_grad():
             for parameter, values in self._parts:
-                torch.tensordot(weights_S, values, dims=1, out=parameter.data)
+                parameter.copy_(torch.tensordot(weights_S, values.float(), dims=1))
         return self._base
 
 
@@ -130,7 +130,11 @@ def applied(model: nn.Module, factors: Factors, layout: AdapterLayout) -> Iterat
     scaling = layout.lora.lora_alpha / layout.lora.r
 
     def hook(a_rI: Tensor, b_Or: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        return lambda _, inputs, output: output + scaling * F.linear(F.linear(inputs[0], a_rI), b_Or)
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            change = scaling * F.linear(F.linear(inputs[0].to(a_rI.dtype), a_rI), b_Or)
+            return output + change.to(output.dtype)
+
+        return add
 
     handles = [model.get_submodule(name).register_forward_hook(hook(a, b)) for name, (a, b) in factors.items()]
     try:

@@ -16,6 +16,7 @@ from torch import nn
 from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.sources import local_path, put_folder
 from oral_ray.bases.spec import read_spec
+from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import FileObjects, Objects
 
@@ -24,7 +25,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
 @dataclass(frozen=True, slots=True)
 class LoadedBase:
-    """A base model in memory, in evaluation mode, float32, on the CPU unless moved."""
+    """A base model in memory, in evaluation mode, on the CPU and in float32 unless asked for otherwise."""
 
     record: BaseRecord
     model: nn.Module
@@ -39,7 +40,7 @@ def open_base(source: str) -> LoadedBase:
     return LoadedBase(record, model, tokenizer)
 
 
-def load_base(record: BaseRecord, device: str = "cpu") -> LoadedBase:
+def load_base(record: BaseRecord, dtype: Dtype = "float32") -> LoadedBase:
     """Load the checkpoint of a record; BaseModelError when its content is not what the record says."""
     with model_folder(record.uri) as folder:
         found = describe_base(FileObjects(folder), "", record.id)
@@ -49,7 +50,7 @@ def load_base(record: BaseRecord, device: str = "cpu") -> LoadedBase:
                 f"{record.fingerprint}; it was replaced, run the catalog again"
             )
         model, tokenizer = load_folder(folder, record.spec.kind)
-    return LoadedBase(record, model.to(device), tokenizer)
+    return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
 
 
 def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:

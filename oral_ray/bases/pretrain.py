@@ -46,7 +46,8 @@ def pretrain_base(
         for step, rows in enumerate(chosen.split(origin.batch_size), 1):
             for group in optimizer.param_groups:  # a short warm-up, so that Adam's first steps do no harm
                 group["lr"] = origin.learning_rate * min(1.0, step / 5)
-            loss = _loss(model, blocks_NT[rows])
+            with torch.autocast("cpu", torch.bfloat16, enabled=origin.dtype == "bfloat16"):
+                loss = _loss(model, blocks_NT[rows])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -10,7 +10,7 @@ from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import run_tasks
-from oral_ray.config import Config, Section, fingerprint
+from oral_ray.config import Config, Dtype, Section, fingerprint
 from oral_ray.evaluation import correct_answers, majority_answers
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder
@@ -38,9 +38,10 @@ class Request(Section):
 
 
 class Cell(Section):
-    """What is scored together: the adapters (digests, `zero-shot`, `majority`) of one task on one base."""
+    """What is scored together: the adapters (digests, `zero-shot`, `majority`) of one task on one base in a dtype."""
 
     base: str
+    dtype: Dtype
     task: str
     digests: tuple[str, ...]
     split: Split
@@ -117,7 +118,7 @@ def score_cell(store_uri: str, cell: Cell, base: BaseRecord) -> None:
     """Worker: score every adapter of a cell and commit one record each."""
     objects = open_objects(store_uri)
     store, records = AdapterStore(objects), Records(objects)
-    task, loaded = load_task(cell.task), load_base(base)
+    task, loaded = load_task(cell.task), load_base(base, cell.dtype)
     asked = [digest for digest in cell.digests if digest != MAJORITY]
     artifacts = [None if digest == ZERO_SHOT else store.get(digest) for digest in asked]
     found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit), strict=True))
@@ -138,4 +139,6 @@ def read_cell(objects: Objects, cell: Cell, base: BaseRecord) -> dict[str, list[
 
 def _recipe(cell: Cell, base: BaseRecord, digest: str) -> str:
     task = load_task(cell.task)
-    return fingerprint("score", RECIPE_VERSION, base.fingerprint, task.fingerprint, cell.split, cell.limit, digest)
+    return fingerprint(
+        "score", RECIPE_VERSION, base.fingerprint, cell.dtype, task.fingerprint, cell.split, cell.limit, digest
+    )

@@ -12,7 +12,7 @@ from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import Call, run_tasks
-from oral_ray.config import Config, CorpusConfig, LoraSettings, Section, derive_seed, fingerprint
+from oral_ray.config import Config, EvolveOrigin, PretrainOrigin, Section, derive_seed, fingerprint
 from oral_ray.objects import open_objects
 from oral_ray.stages import bases as bases_stage
 from oral_ray.store.adapters import AdapterStore
@@ -54,7 +54,8 @@ def parents(config: Config) -> dict[str, str]:
     """Which configured version each one comes from: the one it was made from, else the one configured before it."""
     ids = [version.id for version in config.bases.versions]
     before = dict(zip(ids[1:], ids, strict=False))
-    return before | {v.id: v.origin.parent for v in config.bases.versions if hasattr(v.origin, "parent")}
+    made = {v.id: v.origin.parent for v in config.bases.versions if isinstance(v.origin, EvolveOrigin | PretrainOrigin)}
+    return before | made
 
 
 def newest_seen(config: Config, base_id: str) -> str:
@@ -93,7 +94,7 @@ def plan_run(config: Config, task_id: str, records: Sequence[BaseRecord], seed: 
     run_seed = derive_seed(config.seed, "corpus", seed)
     recipe = fingerprint(
         "corpus", RECIPE_VERSION, load_task(task_id).fingerprint, [r.fingerprint for r in records],
-        [r.id for r in records], config.lora, training, run_seed,
+        [r.id for r in records], config.bases.dtype, config.lora, training, run_seed,
     )  # fmt: skip
     return CorpusRun(task=task_id, bases=tuple(r.id for r in records), seed=run_seed, recipe=recipe)
 
@@ -109,7 +110,7 @@ def train_runs(
     entries = {run.recipe: _entry(records, run) for run in runs}
     missing = [run for run in runs if entries[run.recipe] is None]
     calls: list[Call] = [
-        (train_run, (config.store.uri, run, [found[b] for b in run.bases], config.lora, config.corpus))
+        (train_run, (config, run, [found[b] for b in run.bases]))
         for run in sorted(missing, key=lambda run: -len(run.bases))
     ]
     done = run_tasks(
@@ -119,15 +120,13 @@ def train_runs(
     return [entry for run in runs if (entry := entries[run.recipe]) is not None]
 
 
-def train_run(
-    store_uri: str, run: CorpusRun, bases: Sequence[BaseRecord], lora: LoraSettings, training: CorpusConfig
-) -> CorpusEntry:
+def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> CorpusEntry:
     """Worker: train one run, store its checkpoints, commit its record."""
     started = time.perf_counter()
-    objects = open_objects(store_uri)
-    layout = AdapterLayout.of(bases[0].spec, lora, token_dim=bases[0].spec.hidden_size)
-    task = load_task(run.task)
-    artifacts = train_adapter([load_base(base) for base in bases], task, layout, training, run.seed, run.recipe)
+    objects = open_objects(config.store.uri)
+    layout = AdapterLayout.of(bases[0].spec, config.lora, token_dim=bases[0].spec.hidden_size)
+    loaded = [load_base(base, config.bases.dtype) for base in bases]
+    artifacts = train_adapter(loaded, load_task(run.task), layout, config.corpus, run.seed, run.recipe)
     digests = [AdapterStore(objects).put(artifact) for artifact in artifacts]
     record = {"run": run.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started}
     kept = Records(objects).commit("corpus", run.recipe, record)

@@ -53,6 +53,7 @@ def run(config: Config) -> pd.DataFrame:
     wanted = [
         Cell(
             base=base_id,
+            dtype=config.bases.dtype,
             task=task_id,
             digests=tuple(
                 sorted(

@@ -110,6 +110,7 @@ def _decide(
     wanted = [
         Cell(
             base=base_id,
+            dtype=config.bases.dtype,
             task=task_id,
             digests=tuple(sorted({ZERO_SHOT, *digests.values()})),
             split="validation",

@@ -99,7 +99,12 @@ def screen(config: Config) -> str:
     limit = config.evaluation.max_validation
     wanted = [
         Cell(
-            base=first.id, task=task_id, digests=tuple(sorted(arms[task_id].values())), split="validation", limit=limit
+            base=first.id,
+            dtype=config.bases.dtype,
+            task=task_id,
+            digests=tuple(sorted(arms[task_id].values())),
+            split="validation",
+            limit=limit,
         )
         for task_id in ids
     ]
@@ -174,7 +179,7 @@ def _screen_recipe(config: Config) -> str:
     corpus_settings = config.corpus.model_dump(mode="json", exclude={"retries"})
     tasks = [load_task(task_id).fingerprint for task_id in config.tasks.ids]
     return fingerprint(
-        "screen", 1, tasks, config.bases.versions[0], config.lora, corpus_settings, config.seed,
+        "screen", 1, tasks, config.bases.versions[0], config.bases.dtype, config.lora, corpus_settings, config.seed,
         config.evaluation.max_validation, config.evaluation.num_bootstrap,
     )  # fmt: skip
 

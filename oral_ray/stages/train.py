@@ -43,8 +43,9 @@ def recipe_of(config: Config, shards_fingerprint: str) -> str:
     training = config.training.model_dump(mode="json", exclude=_OPERATIONAL)
     generator = config.generator.model_dump(mode="json", exclude={"kernel"})
     return fingerprint(
-        "generator", RECIPE_VERSION, shards_fingerprint, config.condition, generator, training, config.seed
-    )
+        "generator", RECIPE_VERSION, shards_fingerprint, config.condition, generator, training, config.bases.dtype,
+        config.seed,
+    )  # fmt: skip
 
 
 def run(config: Config) -> str:
@@ -206,7 +207,7 @@ def _functional_source(
     """`records` are the seen versions in the configured order, oldest first; each is loaded once a worker."""
     layout = next(iter(manifest.layouts.values()))
     return FunctionalSource(
-        [load_base(record) for record in records],
+        [load_base(record, config.bases.dtype) for record in records],
         [stored_probes(objects, record, config.condition) for record in records],
         corpus.lines(config),
         [load_task(task) for task in manifest.prompts],
