@@ -279,18 +279,21 @@ class SamplingConfig(Section):
 
 Arm = Literal[
     "base", "majority", "trained", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression", "generated",
-    "wrong_prompt",
+    "held_out", "wrong_prompt",
 ]  # fmt: skip
 ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
+_DEFAULT_ARMS: tuple[Arm, ...] = tuple(arm for arm in ALL_ARMS if arm != "held_out")
 
 
 class EvaluationConfig(Section):
     """What is scored: arms x bases x tasks x seeds. Empty `bases` means every configured version.
 
+    `held_out` is `generated` from a wording that was never trained on.
+
     Settings are chosen with `split = "validation"`; what is reported is `test`.
     """
 
-    arms: Annotated[tuple[Arm, ...], Distinct] = Field(default=ALL_ARMS, min_length=1)
+    arms: Annotated[tuple[Arm, ...], Distinct] = Field(default=_DEFAULT_ARMS, min_length=1)
     bases: tuple[Identifier, ...] = ()
     seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
     split: Literal["validation", "test"] = "test"

@@ -31,7 +31,7 @@ from oral_ray.evaluation import Interval, mean_over_tasks, paired_difference
 PALETTE = {
     "base": "#999999", "majority": "#cccccc", "trained": "#000000", "reuse_old": "#56b4e9", "reuse_new": "#0072b2",
     "joint": "#009e73", "mean": "#b8a07a", "nearest": "#cc79a7", "regression": "#e69f00", "generated": "#d55e00",
-    "wrong_prompt": "#f0e442",
+    "held_out": "#8b3a00", "wrong_prompt": "#f0e442",
 }  # fmt: skip
 TABLES = ("scores", "answers", "curve", "distances", "metrics")
 

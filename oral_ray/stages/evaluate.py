@@ -26,7 +26,7 @@ from oral_ray.stages import cells, corpus, shards, train
 from oral_ray.stages.cells import MAJORITY, ZERO_SHOT, Cell, Request
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.shards import ShardManifest, read_stats
-from oral_ray.tasks import load_task
+from oral_ray.tasks import Task, load_task
 
 logger = logging.getLogger(__name__)
 DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest_base"]
@@ -45,7 +45,7 @@ def run(config: Config) -> pd.DataFrame:
     if "regression" in config.evaluation.arms and not train.is_done(control, manifest.fingerprint):
         beside = [(train.train_in_task, (control, manifest.fingerprint))]
     digests = _trained_arms(config, found, base_ids, beside)
-    recipes: dict[Arm, str] = {"generated": recipe, "wrong_prompt": recipe}
+    recipes: dict[Arm, str] = dict.fromkeys(("generated", "held_out", "wrong_prompt"), recipe)
     recipes["regression"] = train.recipe_of(control, manifest.fingerprint)
     digests |= _made_arms(config, objects, manifest, recipes, found, base_ids)
     curve = _curve_requests(config, recipe, base_ids)
@@ -145,13 +145,13 @@ def _made_arms(
     config: Config, objects: Objects, manifest: ShardManifest, recipes: dict[Arm, str], found: dict[str, BaseRecord],
     base_ids: list[str],
 ) -> Digests:  # fmt: skip
-    """`generated`, `wrong_prompt`, `regression`, `mean`, `nearest`."""
+    """`generated`, `held_out`, `wrong_prompt`, `regression`, `mean`, `nearest`."""
     arms = set(config.evaluation.arms)
     tasks = {task_id: load_task(task_id) for task_id in config.tasks.ids}
     ids = list(config.tasks.ids)
     requests: list[Request] = []
     keys: list[tuple[str, str, Arm, int]] = []
-    made: tuple[Arm, ...] = ("generated", "wrong_prompt", "regression")
+    made: tuple[Arm, ...] = ("generated", "held_out", "wrong_prompt", "regression")
     for arm in made:
         if arm == "wrong_prompt" and len(ids) < 2:
             continue  # there is no other task whose prompt would be wrong
@@ -165,7 +165,7 @@ def _made_arms(
                             arm=arm,
                             base=base_id,
                             task=task_id,
-                            prompt=tasks[other].prompt,
+                            prompt=_wording(tasks[other], held_out=arm == "held_out"),
                             seed=seed,
                             recipe=recipes[arm],
                             num_steps=config.sampling.num_steps,
@@ -203,7 +203,7 @@ def _nearest_arm(config: Config, found: dict[str, BaseRecord], base_ids: list[st
     known = encoder.encode_prompts([task.prompt for task in tasks.values()])
     digests: Digests = {}
     for task_id, task in tasks.items():
-        asked = encoder.encode_prompts([(task.held_out_prompts or task.prompts)[0]])
+        asked = encoder.encode_prompts([_wording(task, held_out=True)])
         nearest = list(tasks)[int((known @ asked[0]).argmax())]
         for seed in config.corpus.seeds:
             for base_id in base_ids:
@@ -211,6 +211,10 @@ def _nearest_arm(config: Config, found: dict[str, BaseRecord], base_ids: list[st
                 entry = corpus.train_runs(config, [corpus.plan_run(config, nearest, newest, seed)], found)[0]
                 digests[base_id, task_id, "nearest", seed] = entry.digests[-1]
     return digests
+
+
+def _wording(task: Task, held_out: bool) -> str:
+    return task.held_out_prompts[0] if held_out and task.held_out_prompts else task.prompt
 
 
 def _curve_requests(config: Config, recipe: str, base_ids: list[str]) -> list[Request]:
@@ -246,7 +250,8 @@ def _distances(
         asked = [
             (key, digest)
             for key, digest in digests.items()
-            if key[2] in ("generated", "trained", "regression") and found[key[0]].spec.digest == layout.architecture
+            if key[2] in ("generated", "held_out", "trained", "regression")
+            and found[key[0]].spec.digest == layout.architecture
         ]
         if not asked or not known:
             continue
