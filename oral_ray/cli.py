@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         "--split", choices=("validation", "test"), default="test", help="which examples (default test)"
     )
     command.add_argument("--limit", type=int, default=1000, help="at most so many examples (default 1000)")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base (default float32)"
+    )
 
     command = add("pull", _pull, "Copy an adapter from the store to a folder, digest checked.")
     command.add_argument("adapter", help="digest, or BASE/ADAPTER_ID of a published adapter")
@@ -215,7 +218,7 @@ def _score(args: argparse.Namespace) -> None:
 
     if args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}, at least 1 example must be scored")
-    correct = score_adapter(args.adapter, args.base, args.task, args.split, args.limit)
+    correct = score_adapter(args.adapter, args.base, args.task, args.split, args.limit, args.dtype)
     print(json.dumps({"task": args.task, "split": args.split, "value": sum(correct) / len(correct), "n": len(correct)}))
 
 

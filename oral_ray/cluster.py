@@ -272,7 +272,12 @@ def run_workers(
     except ray.train.TrainingFailedError as error:
         causes = getattr(error, "worker_failures", {}).values()
         known = next((found for cause in causes if (found := _users_error(cause))), None)
-        raise known or OralError(f"training {name} failed more than {training.max_failures} times: {error}") from error
+        logger.debug("training %s failed", name, exc_info=error)
+        last = str(error).strip().rpartition("\n")[2]  # what a worker raised stands below its traceback
+        raise known or OralError(
+            f"training {name} failed more than {training.max_failures} times, in the end by {last}; its checkpoints are "
+            "kept, run the same command again to go on (--verbose shows the traceback)"
+        ) from error
     finally:
         ray.kill(board)
     if result.checkpoint is None:

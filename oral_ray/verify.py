@@ -5,6 +5,7 @@ from pathlib import Path
 from oral_ray.adapters.artifact import AdapterArtifact, read_folder
 from oral_ray.adapters.lora import load_strictly
 from oral_ray.bases.loading import open_base
+from oral_ray.config import Dtype
 from oral_ray.errors import ArtifactError
 from oral_ray.evaluation import correct_answers
 from oral_ray.tasks import Split, load_task
@@ -18,6 +19,8 @@ def verify_adapter(folder: Path, base_source: str, digest: str | None = None) ->
     return load_strictly(open_base(base_source), folder)
 
 
-def score_adapter(folder: Path, base_source: str, task_id: str, split: Split, limit: int) -> list[bool]:
-    """Which examples a base answers rightly with the adapter of a folder."""
-    return correct_answers(open_base(base_source), load_task(task_id), [read_folder(folder)], split, limit)[0]
+def score_adapter(
+    folder: Path, base_source: str, task_id: str, split: Split, limit: int, dtype: Dtype = "float32"
+) -> list[bool]:
+    """Which examples a base in a dtype answers rightly with the adapter of a folder."""
+    return correct_answers(open_base(base_source, dtype), load_task(task_id), [read_folder(folder)], split, limit)[0]

@@ -17,7 +17,7 @@ FLOORS = (
     ("adapters",),
     ("generator",),
     ("store", "evaluation", "functional"),
-    ("factory", "release", "report"),
+    ("factory", "release", "report", "evidence"),
     ("stages", "service", "verify", "bench"),
     ("cli",),
     ("jobs", "serve"),

@@ -32,12 +32,12 @@ class LoadedBase:
     tokenizer: Any
 
 
-def open_base(source: str) -> LoadedBase:
+def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     """Load a base model from any source; its id is the source."""
     with model_folder(source) as folder:
         record = describe_base(FileObjects(folder), "", source)
         model, tokenizer = load_folder(folder, record.spec.kind)
-    return LoadedBase(record, model, tokenizer)
+    return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
 
 
 def load_base(record: BaseRecord, dtype: Dtype = "float32") -> LoadedBase:

@@ -1,0 +1,87 @@
+"""Headline figures of an evidence suite from its tables: what holds on the versions that the generator never saw.
+
+Figures are means over the tasks and versions of a group (a line of descent and its t, or all unseen versions together),
+with bootstrap intervals over examples and seeds, paired where two arms are compared.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from oral_ray.config import ALL_ARMS
+from oral_ray.evaluation import Interval, mean_over_tasks, paired_difference
+
+AGAINST = ("trained", "reuse_old", "reuse_new", "joint", "nearest", "regression", "held_out", "wrong_prompt")
+Correct = dict[str, np.ndarray]  # task -> [S, N]
+
+
+def headline(scores: pd.DataFrame, answers: pd.DataFrame, num_draws: int) -> list[dict[str, Any]]:
+    """One row a group: mean accuracy of every arm, and `generated` minus every other one, with intervals.
+
+    `scores` has the columns line and t beside those of the evaluation; `answers` one row an example.
+    """
+    rows = []
+    for name, bases in _groups(scores):
+        arms = _correct(answers, bases)
+        row: dict[str, Any] = {"group": name, "num_bases": len(bases), "num_tasks": len(arms["generated"])}
+        row["arms"] = {arm: _rounded(mean_over_tasks(correct, num_draws)) for arm, correct in arms.items()}
+        others = {arm: arms[arm] for arm in AGAINST if arm in arms}
+        row["generated_minus"] = {
+            arm: _rounded(paired_difference(arms["generated"], correct, num_draws)) for arm, correct in others.items()
+        }
+        row["generated_over_trained"] = _ratio(row["arms"])
+        rows.append(row)
+    return rows
+
+
+def headline_text(rows: list[dict[str, Any]]) -> str:
+    """The headline as Markdown tables: accuracies in percent by arm, then differences in points."""
+    groups = [row["group"] for row in rows]
+    lines = [f"| mean accuracy, % | {' | '.join(groups)} |", f"|---|{'---|' * len(groups)}"]
+    for arm in (arm for arm in ALL_ARMS if any(arm in row["arms"] for row in rows)):
+        lines.append(f"| {arm} | {' | '.join(_percent(row['arms'].get(arm)) for row in rows)} |")
+    lines += ["", f"| generated minus ..., points | {' | '.join(groups)} |", f"|---|{'---|' * len(groups)}"]
+    for arm in (arm for arm in AGAINST if any(arm in row["generated_minus"] for row in rows)):
+        cells = [_percent(row["generated_minus"].get(arm), signed=True) for row in rows]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _groups(scores: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
+    """(name, bases): every version by line and t, then all unseen ones together."""
+    bases = scores.drop_duplicates("base")
+    for row in bases.sort_values(["line", "t"]).to_dict("records"):
+        yield f"{row['line'] or 'start'} t={row['t']}{'' if row['base_seen'] else ' (unseen)'}", [row["base"]]
+    if unseen := list(bases[~bases["base_seen"]]["base"]):
+        yield "all unseen", unseen
+
+
+def _correct(answers: pd.DataFrame, bases: list[str]) -> dict[str, Correct]:
+    """By arm, then by task: how often an answer is right over the versions, seeds by examples.
+
+    A draw of examples is thus the same on every version, as the examples are: more versions do not make more examples.
+    """
+    found: dict[str, Correct] = {}
+    for (arm, task), part in answers[answers["base"].isin(bases)].groupby(["arm", "task"]):
+        share = part.groupby(["seed", "example"])["correct"].mean()
+        found.setdefault(arm, {})[task] = share.unstack("example").to_numpy(dtype=float)
+    return {arm: found[arm] for arm in ALL_ARMS if arm in found}
+
+
+def _ratio(arms: Mapping[str, dict[str, float]]) -> float | None:
+    return round(arms["generated"]["mean"] / arms["trained"]["mean"], 4) if "trained" in arms else None
+
+
+def _rounded(interval: Interval) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in interval.model_dump().items()}
+
+
+def _percent(interval: dict[str, float] | None, signed: bool = False) -> str:
+    if interval is None:
+        return "-"
+    mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if signed else f"{mean:.1f} [{low:.1f}, {high:.1f}]"

@@ -1,0 +1,58 @@
+"""Headline figures: groups by line and t, all unseen versions together, differences with honest intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from oral_ray.evidence import headline, headline_text
+
+ACCURACY = {"base": 0.3, "trained": 0.7, "reuse_new": 0.6, "generated": 0.75, "wrong_prompt": 0.35}
+VERSIONS = {"t0": ("", 0, True), "news-t3": ("news", 3, False), "code-t3": ("code", 3, False)}
+
+
+def tables(n: int = 400, copies: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two tasks, two seeds; with `copies` every version has the same answers."""
+    scores, answers = [], []
+    for b, (base, (line, t, seen)) in enumerate(VERSIONS.items()):
+        for task in ("x", "y"):
+            difficulty = np.random.default_rng([0 if copies else b, task == "x"]).random(n)
+            for arm, accuracy in ACCURACY.items():
+                for seed in (0, 1):
+                    correct = difficulty < accuracy
+                    scores.append({"base": base, "base_seen": seen, "line": line, "t": t, "task": task, "arm": arm,
+                                   "seed": seed, "value": correct.mean()})  # fmt: skip
+                    answers += [
+                        {"base": base, "task": task, "arm": arm, "seed": seed, "example": i, "correct": bool(right)}
+                        for i, right in enumerate(correct)
+                    ]
+    return pd.DataFrame(scores), pd.DataFrame(answers)
+
+
+def test_every_version_and_all_unseen_ones_are_a_group():
+    rows = headline(*tables(), 200)
+    assert [row["group"] for row in rows] == ["start t=0", "code t=3 (unseen)", "news t=3 (unseen)", "all unseen"]
+    assert [row["num_bases"] for row in rows] == [1, 1, 1, 2]
+    for row in rows:
+        assert row["num_tasks"] == 2
+        assert row["arms"]["generated"]["mean"] == pytest.approx(0.75, abs=0.05)
+        assert row["generated_over_trained"] == pytest.approx(
+            row["arms"]["generated"]["mean"] / row["arms"]["trained"]["mean"], abs=1e-3
+        )
+        lead = row["generated_minus"]["reuse_new"]
+        assert lead["mean"] == pytest.approx(0.15, abs=0.05) and 0 < lead["low"] < lead["mean"] < lead["high"]
+        assert "joint" not in row["generated_minus"]
+
+
+def test_more_versions_of_the_same_examples_make_no_interval_narrower():
+    *_, one, both = headline(*tables(copies=True), 500)
+    assert both["arms"]["trained"] == one["arms"]["trained"]
+    assert both["generated_minus"]["trained"] == one["generated_minus"]["trained"]
+
+
+def test_the_text_has_a_row_an_arm_and_signed_differences():
+    text = headline_text(headline(*tables(), 200))
+    lines = text.splitlines()
+    assert sum(line.startswith("| trained |") for line in lines) == 2
+    assert "joint" not in text
+    assert any(line.startswith("| reuse_new | +") for line in lines)
+    assert all(line.count("|") == 6 for line in lines if line)

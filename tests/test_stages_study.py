@@ -1,0 +1,72 @@
+"""The study: descent of the versions, what the screening keeps and why, stages that need it."""
+
+import pandas as pd
+import pytest
+from test_stages_corpus import two_lines
+
+from oral_ray.config import Config
+from oral_ray.errors import EvaluationError
+from oral_ray.objects import FileObjects
+from oral_ray.stages import study
+from oral_ray.stages.study import kept_tasks, lines_of_descent, run_stage
+
+
+def config(objects: FileObjects) -> Config:
+    found = two_lines()
+    tasks = found.tasks.model_copy(update={"ids": ("wordnet/matter", "wordnet/mind")})
+    store = found.store.model_copy(update={"uri": str(objects.root)})
+    return found.model_copy(update={"tasks": tasks, "store": store})
+
+
+def test_a_version_is_of_the_corpus_it_was_pretrained_on():
+    assert lines_of_descent(two_lines()) == {
+        "t0": ("", 0), "n1": ("news", 1), "n2": ("news", 2), "n3": ("news", 3), "c1": ("news", 1), "c2": ("news", 2),
+        "c3": ("news", 3), "c4": ("news", 4),
+    }  # fmt: skip
+
+
+def test_an_unknown_stage_lists_the_stages(objects: FileObjects):
+    with pytest.raises(
+        EvaluationError, match=r"unknown stage 'none'; there are tasks, bases, screen, .*report, and all"
+    ):
+        run_stage(config(objects), "none")
+    assert list(objects.list()) == []
+
+
+def test_nothing_is_evaluated_before_the_screening(objects: FileObjects):
+    with pytest.raises(EvaluationError, match="not screened yet; run the stage 'screen' with the same configuration"):
+        kept_tasks(config(objects))
+
+
+@pytest.mark.parametrize(
+    ("lead", "kept", "fails"),
+    [
+        ({}, True, ""),
+        ({"majority": 60}, False, "majority"),
+        ({"base": 58, "shuffled": 70}, False, "base, shuffled"),
+        ({"wrong_task": 50}, True, ""),
+    ],
+)
+def test_a_task_is_kept_when_its_adapter_beats_every_control_beyond_its_interval(
+    objects: FileObjects, lead: dict[str, int], kept: bool, fails: str
+):
+    """100 examples, 60 right with the trained adapter; controls have 20 right but for those of the case."""
+
+    def right(number: int) -> list[bool]:
+        return [i < number for i in range(100)]
+
+    lows = {
+        control: study._lead(right(60), right(lead.get(control, 20)), config(objects)) for control in study.CONTROLS
+    }
+    assert (min(lows.values()) > 0) == kept
+    assert study._failed(lows) == fails
+
+
+def test_a_wrong_task_is_the_next_one_of_the_same_form():
+    ids = ["wordnet/matter", "wordnet/mind", "wordnet/society"]
+    assert [study._other(ids, task_id) for task_id in ids] == ["wordnet/mind", "wordnet/society", "wordnet/matter"]
+
+
+def test_a_table_is_written_as_markdown():
+    table = pd.DataFrame({"task": ["a"], "n": [3], "trained": [0.51234]})
+    assert study._markdown_table(table) == "| task | n | trained |\n| --- | --- | --- |\n| a | 3 | 0.512 |"
