@@ -236,8 +236,12 @@ class FunctionalPhase(Section):
 
 
 class TrainingConfig(Section):
-    """How the generator is trained; `batch_size` counts adapters over all workers together."""
+    """How the generator is trained; `batch_size` counts adapters over all workers together.
 
+    `seed` is added to that of the run: other generators of one corpus.
+    """
+
+    seed: int = 0
     engine: TorchEngine | DeepSpeedEngine = Field(discriminator="kind", default=TorchEngine())
     num_workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1.0
@@ -288,7 +292,8 @@ _DEFAULT_ARMS: tuple[Arm, ...] = tuple(arm for arm in ALL_ARMS if arm != "held_o
 class EvaluationConfig(Section):
     """What is scored: arms x bases x tasks x seeds. Empty `bases` means every configured version.
 
-    `held_out` is `generated` from a wording that was never trained on.
+    `held_out` is `generated` from a wording that was never trained on. With several `generator_seeds` (added to
+    `training.seed`: several generators) the seed of a generated adapter is 1000 times the generator's plus its own.
 
     Settings are chosen with `split = "validation"`; what is reported is `test`.
     """
@@ -296,6 +301,7 @@ class EvaluationConfig(Section):
     arms: Annotated[tuple[Arm, ...], Distinct] = Field(default=_DEFAULT_ARMS, min_length=1)
     bases: tuple[Identifier, ...] = ()
     seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
+    generator_seeds: Annotated[tuple[NonNegativeInt, ...], Distinct] = Field(default=(0,), min_length=1)
     split: Literal["validation", "test"] = "test"
     max_test: PositiveInt = 1000
     max_validation: PositiveInt = 1000

@@ -7,7 +7,7 @@ from test_stages_corpus import two_lines
 from oral_ray.config import Config
 from oral_ray.errors import EvaluationError
 from oral_ray.objects import FileObjects
-from oral_ray.stages import study
+from oral_ray.stages import evaluate, study, train
 from oral_ray.stages.study import kept_tasks, lines_of_descent, run_stage
 
 
@@ -70,3 +70,18 @@ def test_a_wrong_task_is_the_next_one_of_the_same_form():
 def test_a_table_is_written_as_markdown():
     table = pd.DataFrame({"task": ["a"], "n": [3], "trained": [0.51234]})
     assert study._markdown_table(table) == "| task | n | trained |\n| --- | --- | --- |\n| a | 3 | 0.512 |"
+
+
+def test_other_generators_of_one_corpus_have_other_recipes(objects: FileObjects):
+    found = config(objects)
+    recipes = {train.recipe_of(evaluate._seeded(found, seed), "shards") for seed in (0, 1, 2)}
+    assert len(recipes) == 3 and train.recipe_of(found, "shards") in recipes
+
+
+@pytest.mark.parametrize("seed", [-1, 1000])
+def test_a_seed_that_would_be_another_generator_s_is_refused(objects: FileObjects, seed: int):
+    found = config(objects)
+    wanted = found.model_copy(update={"evaluation": found.evaluation.model_copy(update={"seeds": (seed,)})})
+    with pytest.raises(EvaluationError, match="use seeds from 0 to 999"):
+        evaluate.run(wanted)
+    assert list(objects.list()) == []

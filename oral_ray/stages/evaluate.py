@@ -29,12 +29,15 @@ from oral_ray.store.shards import ShardManifest, read_stats
 from oral_ray.tasks import Task, load_task
 
 logger = logging.getLogger(__name__)
+_SEEDS = 1000  # of one generator; seed numbers of the next one start there
 DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest_base"]
 Digests = dict[tuple[str, str, Arm, int], str]  # (base, task, arm, seed) -> digest
 
 
 def run(config: Config) -> pd.DataFrame:
     """Score all configured arms and write the tables; returns the scores, one row a (base, task, arm, seed)."""
+    if not all(0 <= seed < _SEEDS for seed in config.evaluation.seeds):
+        raise EvaluationError(f"evaluation.seeds are {config.evaluation.seeds}; use seeds from 0 to {_SEEDS - 1}")
     base_ids = chosen_bases(config)
     objects = open_objects(config.store.uri)
     manifest = shards.run(config)
@@ -45,9 +48,9 @@ def run(config: Config) -> pd.DataFrame:
     if "regression" in config.evaluation.arms and not train.is_done(control, manifest.fingerprint):
         beside = [(train.train_in_task, (control, manifest.fingerprint))]
     digests = _trained_arms(config, found, base_ids, beside)
-    recipes: dict[Arm, str] = dict.fromkeys(("generated", "held_out", "wrong_prompt"), recipe)
-    recipes["regression"] = train.recipe_of(control, manifest.fingerprint)
-    digests |= _made_arms(config, objects, manifest, recipes, found, base_ids)
+    generators = {seed: train.trained(_seeded(config, seed)) for seed in config.evaluation.generator_seeds}
+    regression = train.recipe_of(control, manifest.fingerprint)
+    digests |= _made_arms(config, objects, manifest, generators, regression, found, base_ids)
     curve = _curve_requests(config, recipe, base_ids)
     curve_digests = cells.generate_all(config, curve, found)
     wanted = [
@@ -111,6 +114,11 @@ def chosen_bases(config: Config) -> list[str]:
     return list(config.evaluation.bases or known)
 
 
+def _seeded(config: Config, seed: int) -> Config:
+    training = config.training.model_copy(update={"seed": config.training.seed + seed})
+    return config.model_copy(update={"training": training})
+
+
 def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[str], beside: Sequence[Call]) -> Digests:
     """`trained`, `reuse_*`, `joint` and the arms without an adapter."""
     arms, seen = set(config.evaluation.arms), corpus.seen_ids(config)
@@ -142,8 +150,8 @@ def _trained_arms(config: Config, found: dict[str, BaseRecord], base_ids: list[s
 
 
 def _made_arms(
-    config: Config, objects: Objects, manifest: ShardManifest, recipes: dict[Arm, str], found: dict[str, BaseRecord],
-    base_ids: list[str],
+    config: Config, objects: Objects, manifest: ShardManifest, generators: dict[int, str], regression: str,
+    found: dict[str, BaseRecord], base_ids: list[str],
 ) -> Digests:  # fmt: skip
     """`generated`, `held_out`, `wrong_prompt`, `regression`, `mean`, `nearest`."""
     arms = set(config.evaluation.arms)
@@ -151,6 +159,7 @@ def _made_arms(
     ids = list(config.tasks.ids)
     requests: list[Request] = []
     keys: list[tuple[str, str, Arm, int]] = []
+    samples = [(_SEEDS * g + seed, recipe) for g, recipe in generators.items() for seed in config.evaluation.seeds]
     made: tuple[Arm, ...] = ("generated", "held_out", "wrong_prompt", "regression")
     for arm in made:
         if arm == "wrong_prompt" and len(ids) < 2:
@@ -158,7 +167,7 @@ def _made_arms(
         for task_id in ids if arm in arms else ():
             other = ids[(ids.index(task_id) + 1) % len(ids)] if arm == "wrong_prompt" else task_id
             for base_id in base_ids:
-                for seed in config.evaluation.seeds if arm != "regression" else (0,):
+                for seed, recipe in samples if arm != "regression" else [(0, regression)]:
                     keys.append((base_id, task_id, arm, seed))
                     requests.append(
                         Request(
@@ -166,8 +175,8 @@ def _made_arms(
                             base=base_id,
                             task=task_id,
                             prompt=_wording(tasks[other], held_out=arm == "held_out"),
-                            seed=seed,
-                            recipe=recipes[arm],
+                            seed=seed % _SEEDS,
+                            recipe=recipe,
                             num_steps=config.sampling.num_steps,
                         )
                     )

@@ -49,7 +49,14 @@ def recipe_of(config: Config, shards_fingerprint: str) -> str:
 
 
 def run(config: Config) -> str:
-    """The recipe of the trained generator; trains it, on Ray Train workers, where it is not there."""
+    """The recipe of the trained generator, made the current one of the configuration's name; trained where missing."""
+    recipe = trained(config)
+    promote_generator(open_objects(config.store.uri), config.name, recipe)
+    return recipe
+
+
+def trained(config: Config) -> str:
+    """The recipe of the generator; trains it, on Ray Train workers, where it is not there."""
     manifest = shards.run(config)
     recipe, objects = recipe_of(config, manifest.fingerprint), open_objects(config.store.uri)
     if generator_manifest(objects, recipe) is None:
@@ -63,7 +70,6 @@ def run(config: Config) -> str:
             name=recipe,
             collect=lambda folder: _collect(objects, recipe, folder),
         )
-    promote_generator(objects, config.name, recipe)
     return recipe
 
 
@@ -166,7 +172,8 @@ def _train(
         _functional_source(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
     )
     num_steps = config.training.steps + phase.steps
-    network: Network = build_network(spec, config.seed)
+    seed = config.seed + config.training.seed
+    network: Network = build_network(spec, seed)
     train(
         network,
         tables,
@@ -174,7 +181,7 @@ def _train(
         config.training,
         drop_text_frac=config.condition.drop_text_frac,
         drop_model_frac=config.condition.drop_model_frac,
-        seed=config.seed,
+        seed=seed,
         rank=rank,
         num_workers=num_workers,
         resume=resume,
