@@ -133,23 +133,24 @@ def _decide(
 def _publish(
     config: Config, objects: Objects, recipe: str, found: dict[str, BaseRecord], outcomes: list[Outcome]
 ) -> None:
-    """Publish what the gate chose: adapters first, then one release a base that names them all."""
+    """Publish what the gate chose: adapters first, then one release a base that names them all, one adapter a task.
+
+    A run that decided the same at the same time has released them already, and then nothing is added.
+    """
     store, releases = AdapterStore(objects), ReleaseStore(objects)
     for base_id in dict.fromkeys(outcome.base for outcome in outcomes if outcome.decision.arm):
-        adapters = list(_current(releases, found[base_id], recipe))
+        adapters = {adapter.task: adapter for adapter in _current(releases, found[base_id], recipe)}
         for outcome in outcomes:
             if outcome.base == base_id and outcome.decision.arm:
                 adapter_id = f"{outcome.task.replace('/', '-')}-{outcome.digest[:12]}"
-                adapters.append(
-                    ReleasedAdapter(
-                        task=outcome.task,
-                        arm=outcome.decision.arm,
-                        adapter_id=adapter_id,
-                        digest=outcome.digest,
-                        uri=store.publish(outcome.digest, config.regenerate.publish_prefix, base_id, adapter_id),
-                        score=outcome.scores[outcome.decision.arm],
-                        scores=outcome.scores,
-                    )
+                adapters[outcome.task] = ReleasedAdapter(
+                    task=outcome.task,
+                    arm=outcome.decision.arm,
+                    adapter_id=adapter_id,
+                    digest=outcome.digest,
+                    uri=store.publish(outcome.digest, config.regenerate.publish_prefix, base_id, adapter_id),
+                    score=outcome.scores[outcome.decision.arm],
+                    scores=outcome.scores,
                 )
         releases.append(
             Release(
@@ -157,7 +158,7 @@ def _publish(
                 base_fingerprint=found[base_id].fingerprint,
                 generator=recipe,
                 recipe=config.name,
-                adapters=tuple(adapters),
+                adapters=tuple(adapters.values()),
             )
         )
 
