@@ -31,7 +31,7 @@ def test_pretraining_lowers_the_perplexity_of_held_out_text(tiny_llama: Path, ob
     before, after = base_of(tiny_llama), open_base(f"{objects.root}/bases/t1")
     held_out = documents(60)
     assert perplexity(after, held_out, 16) < 0.5 * perplexity(before, held_out, 16)
-    assert 0.0 < last < 5.0
+    assert 0.0 < last < 6.0
     assert 1e-3 < weight_change(before, after) < 1.0
     assert weight_change(before, before) == 0.0
 

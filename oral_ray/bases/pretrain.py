@@ -44,8 +44,8 @@ def pretrain_base(
         optimizer = torch.optim.AdamW(model.parameters(), lr=origin.learning_rate, weight_decay=0.0)
         loss = torch.zeros(())
         for step, rows in enumerate(chosen.split(origin.batch_size), 1):
-            for group in optimizer.param_groups:  # a short warm-up, so that Adam's first steps do no harm
-                group["lr"] = origin.learning_rate * min(1.0, step / 5)
+            for group in optimizer.param_groups:
+                group["lr"] = origin.learning_rate * _schedule(step, origin.steps)
             with torch.autocast("cpu", torch.bfloat16, enabled=origin.dtype == "bfloat16"):
                 loss = _loss(model, blocks_NT[rows])
             optimizer.zero_grad()
@@ -75,6 +75,11 @@ def text_blocks(tokenizer: Any, documents: Sequence[str], block_tokens: int, lim
         tokens += [*tokenizer.encode(document[:_MAX_DOCUMENT_CHARS], add_special_tokens=False), tokenizer.eos_token_id]
     num = min(limit, len(tokens) // block_tokens)
     return torch.tensor(tokens[: num * block_tokens]).reshape(num, block_tokens)
+
+
+def _schedule(step: int, num_steps: int) -> float:
+    """A warm-up of five steps, then a straight line to a tenth: every version ends where its text is learnt best."""
+    return min(step / 5, 1.0 - 0.9 * step / num_steps)
 
 
 def _loss(model: nn.Module, blocks_BT: Tensor) -> Tensor:

@@ -30,6 +30,11 @@ def run(config: Config) -> dict[str, BaseRecord]:
         parent = _parent(version, found)
         recipe = fingerprint("base", version.id, version.origin, parent.fingerprint if parent else "")
         done = records.get("bases", recipe)
+        if done is None and shelf.has(version.id) and any(made["id"] == version.id for made in records.all("bases")):
+            raise BaseModelError(
+                f"base {version.id!r} in {objects.uri} was made by another recipe than the configured one; give the new "
+                "one another id, or take another store"
+            )
         if not shelf.has(version.id) and not isinstance(version.origin, LandedOrigin):
             logger.info("making base %s", version.id)
             cluster = config.cluster

@@ -11,7 +11,7 @@ number = journal.append(entry, unless=lambda last: journal.get(last) == same)
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from oral_ray.config import canonical_json
@@ -27,8 +27,17 @@ class Records:
 
     def get(self, kind: str, fingerprint: str) -> dict[str, Any] | None:
         """The record, or None when that work is not done."""
+        return self._read(_key(kind, fingerprint))
+
+    def all(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Every record of a kind."""
+        for info in self._objects.list(_key(kind, "").removesuffix(".json")):
+            if (record := self._read(info.key)) is not None:
+                yield record
+
+    def _read(self, key: str) -> dict[str, Any] | None:
         try:
-            data = self._objects.get(_key(kind, fingerprint))
+            data = self._objects.get(key)
         except MissingObjectError:
             return None
         try:
@@ -36,7 +45,7 @@ class Records:
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise StoreError(f"record {_key(kind, fingerprint)!r} is damaged; delete it to do the work again")
+            raise StoreError(f"record {key!r} is damaged; delete it to do the work again")
         return record
 
     def commit(self, kind: str, fingerprint: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""Bases in the store are what the configuration says, or an error says that they are not."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from oral_ray.config import Config, build_config
+from oral_ray.errors import BaseModelError
+from oral_ray.objects import FileObjects
+from oral_ray.stages import bases
+
+
+def config(objects: FileObjects, steps: int) -> Config:
+    origin = {"kind": "evolve", "parent": "t0", "steps": steps}
+    versions = [{"id": "t0", "origin": {"kind": "landed"}}, {"id": "t1", "origin": origin}]
+    return build_config({"store": {"uri": str(objects.root)}, "bases": {"versions": versions}})
+
+
+@pytest.fixture
+def made(objects: FileObjects, tiny_bert: Path) -> FileObjects:
+    """A store with a landed base and one that was made from it by 5 steps, as far as its records say."""
+    for name in ("t0", "t1"):
+        shutil.copytree(tiny_bert, objects.root / "bases" / name)
+    bases.run(config(objects, steps=5))
+    return objects
+
+
+def test_what_is_made_is_found_again(made: FileObjects):
+    keys = [info.key for info in made.list()]
+    assert list(bases.run(config(made, steps=5))) == ["t0", "t1"]
+    assert [info.key for info in made.list()] == keys
+
+
+def test_a_version_of_another_recipe_is_not_taken_for_the_configured_one(made: FileObjects):
+    keys = [info.key for info in made.list()]
+    with pytest.raises(
+        BaseModelError, match=r"base 't1' in .* was made by another recipe .*; give the new one another id"
+    ):
+        bases.run(config(made, steps=6))
+    assert [info.key for info in made.list()] == keys
+
+
+def test_a_version_that_was_replaced_is_named(made: FileObjects):
+    path = made.root / "bases/t1/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(BaseModelError, match=r"base 't1' in .* was replaced, give the new one another id"):
+        bases.run(config(made, steps=5))
