@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from oral_ray.bases.spec import read_spec
 from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import FileObjects, Objects
+from oral_ray.packages import cache_folder
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
@@ -103,7 +103,7 @@ def _converted_gguf(path: Path) -> Path:
     size = path.stat().st_size
     with path.open("rb") as file:
         key = hashlib.sha256(f"{path.name} {size}".encode() + file.read(1 << 20)).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "oral-ray" / "gguf" / key
+    cache = cache_folder() / "gguf" / key
     if (cache / "config.json").exists():
         return cache
     try:

@@ -4,6 +4,7 @@ Reads tasks and bases, writes `adapters/<digest>/` and `records/corpus/<recipe>.
 checkpoints of every run.
 """
 
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 
@@ -53,7 +54,7 @@ def seen_ids(config: Config) -> list[str]:
 def parents(config: Config) -> dict[str, str]:
     """Which configured version each one comes from: the one it was made from, else the one configured before it."""
     ids = [version.id for version in config.bases.versions]
-    before = dict(zip(ids[1:], ids, strict=False))
+    before = {later: earlier for earlier, later in itertools.pairwise(ids)}
     made = {v.id: v.origin.parent for v in config.bases.versions if isinstance(v.origin, EvolveOrigin | PretrainOrigin)}
     return before | made
 
