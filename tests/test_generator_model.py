@@ -21,11 +21,11 @@ from oral_ray.generator.model import (
     DESCRIPTION,
     WEIGHTS,
     Generator,
-    Network,
     build_network,
     load_generator,
     save_generator,
 )
+from oral_ray.generator.network import Network
 
 OBJECTIVES = (
     DiffusionObjective(),

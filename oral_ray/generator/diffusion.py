@@ -129,6 +129,17 @@ def dpmpp_2m(denoise: Denoise, noise: Tensor, times: Sequence[float], schedule: 
     return x
 
 
+def sample(
+    denoise: Denoise, draw_noise: Callable[[], Tensor], sampler: Literal["ddpm", "ddim", "dpmpp"], num_steps: int,
+    schedule: Schedule,
+) -> Tensor:  # fmt: skip
+    """From the first draw of noise to a sample, by the sampler of that name."""
+    times = time_grid(num_steps)
+    if sampler == "ddpm":
+        return ddpm(denoise, draw_noise(), times, schedule, draw_noise)
+    return (ddim if sampler == "ddim" else dpmpp_2m)(denoise, draw_noise(), times, schedule)
+
+
 def _levels(t: float, schedule: Schedule) -> tuple[float, float]:
     alpha, sigma = alpha_sigma(torch.tensor(t, dtype=torch.float64), schedule)
     return float(alpha), float(sigma)

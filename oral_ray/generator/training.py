@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from oral_ray.config import DeepSpeedEngine, Section, TrainingConfig, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, make_batch
-from oral_ray.generator.model import Network
+from oral_ray.generator.model import AnyNetwork
 
 logger = logging.getLogger(__name__)
 STATE = "trainer.json"
@@ -62,7 +62,7 @@ class Engine(Protocol):
 
 
 def train(
-    network: Network, tables: CorpusTables, read: Callable[[], Iterable[CorpusRow]], training: TrainingConfig, *,
+    network: AnyNetwork, tables: CorpusTables, read: Callable[[], Iterable[CorpusRow]], training: TrainingConfig, *,
     drop_text_frac: float, drop_model_frac: float, seed: int, rank: int, num_workers: int, resume: Path | None,
     report: Report, save_network: SaveNetwork, functional_item: FunctionalDraw | None = None, device: str = "cpu",
 ) -> None:  # fmt: skip
@@ -153,7 +153,7 @@ def learning_rate_at(step: int, training: TrainingConfig) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_engine(network: Network, training: TrainingConfig, num_workers: int, device: torch.device) -> Engine:
+def build_engine(network: AnyNetwork, training: TrainingConfig, num_workers: int, device: torch.device) -> Engine:
     """The configured engine around a network."""
     if isinstance(training.engine, DeepSpeedEngine):
         return _DeepSpeed(network, training, training.engine, device)
@@ -161,7 +161,7 @@ def build_engine(network: Network, training: TrainingConfig, num_workers: int, d
 
 
 class _Torch:
-    def __init__(self, network: Network, training: TrainingConfig, num_workers: int, device: torch.device) -> None:
+    def __init__(self, network: AnyNetwork, training: TrainingConfig, num_workers: int, device: torch.device) -> None:
         self.device = device
         network.to(device)
         self._network = network
@@ -201,7 +201,7 @@ class _Torch:
 
 class _DeepSpeed:
     def __init__(
-        self, network: Network, training: TrainingConfig, settings: DeepSpeedEngine, device: torch.device
+        self, network: AnyNetwork, training: TrainingConfig, settings: DeepSpeedEngine, device: torch.device
     ) -> None:
         import deepspeed
         from deepspeed.ops import __compatible_ops__
@@ -291,7 +291,7 @@ def _smallest_over_workers(count: int) -> int:
 
 
 @torch.no_grad()
-def _validate(network: Network, tables: CorpusTables, rows: list[CorpusRow], engine: Engine) -> float | None:
+def _validate(network: AnyNetwork, tables: CorpusTables, rows: list[CorpusRow], engine: Engine) -> float | None:
     """Loss on held-out adapters with fixed noise and wordings; None where there are none."""
     if not rows:
         return None
@@ -312,7 +312,13 @@ def _mean_over_workers(value: float) -> float:
 
 
 def _save(
-    engine: Engine, ema: list[Tensor], network: Network, folder: Path, step: int, rank: int, save_network: SaveNetwork
+    engine: Engine,
+    ema: list[Tensor],
+    network: AnyNetwork,
+    folder: Path,
+    step: int,
+    rank: int,
+    save_network: SaveNetwork,
 ) -> None:
     engine.save(folder)
     torch.save(ema, folder / f"ema-{rank}.pt")

@@ -1,0 +1,56 @@
+"""What every generator network shares: its description, what it is asked in a functional step, guidance.
+
+Letters: B adapters, L tokens, D token dim, P position features, E text size, G model-condition size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oral_ray.config import ConditionConfig, GeneratorConfig, SamplingConfig, Section
+
+
+class GeneratorSpec(Section):
+    """Everything that is no tensor: sizes, condition settings, what it was trained on.
+
+    `num_tokens` is the one length that a latent generator knows; 0 where any will do.
+    """
+
+    generator: GeneratorConfig
+    condition: ConditionConfig
+    token_dim: int
+    num_tokens: int = 0
+    text_dim: int
+    model_dim: int
+    text_encoder_fingerprint: str
+    architectures: tuple[str, ...]
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionalItem:
+    """One functional step (see oral_ray/functional.py): what the generator is asked, and the loss of its answers."""
+
+    position_BLP: Tensor
+    mask_BLD: Tensor
+    text_BE: Tensor
+    model_BG: Tensor
+    noise_BLD: Tensor
+    task_loss: Callable[[Tensor], Tensor]
+
+
+def guidance_terms(sampling: SamplingConfig, like_B: Tensor) -> list[tuple[float, Tensor, Tensor]]:
+    """(weight, use text [B], use model [B]) of the network calls of one guided step; those of weight 0 are left out."""
+    yes = torch.ones(len(like_B), dtype=torch.bool, device=like_B.device)
+    s_text, s_model = sampling.guidance_text, sampling.guidance_model
+    terms = [(s_text, yes, yes), (s_model - s_text, ~yes, yes), (1 - s_model, ~yes, ~yes)]
+    return [term for term in terms if term[0] != 0.0]
+
+
+def sum_weighted(terms: list[tuple[float, Tensor]]) -> Tensor:
+    """Sum of weight * tensor; a single term of weight 1 is returned as it is."""
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        return terms[0][1]
+    return torch.stack([weight * term for weight, term in terms]).sum(0)
