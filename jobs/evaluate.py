@@ -1,8 +1,9 @@
 """Score every arm on the configured bases and tasks; write tables and the report to `out`.
 
 Reads generators, corpus, tasks; writes control and generated adapters, `records/scores/`, and in `out`: scores.parquet,
-answers.parquet, curve.parquet, distances.parquet, metrics.parquet, summary.json, report.html, report.md.
-An ablation is a list of overrides:
+answers.parquet, curve.parquet, distances.parquet, metrics.parquet, summary.json, report.html, report.md. With
+`tasks.unseen` the same arms are scored on those tasks too (scores and answers in `out`/unseen). An ablation is a list
+of overrides:
 
     python jobs/evaluate.py --config infra/configs/quickstart.toml
     python jobs/evaluate.py --config infra/configs/quickstart.toml condition.model=metadata out=out/no-probes
@@ -26,13 +27,17 @@ from oral_ray.store.generators import read_metrics
 
 
 def main(config: Config) -> str:
-    """Evaluate, write the report, and return the table of arms as text."""
+    """Evaluate, write the report, and return the table of arms as text, for unseen tasks another one."""
     started = time.perf_counter()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with session(config.cluster, config.determinism):
         evaluate.run(config)
         recipe = train.run(config)
+        folders = [out]
+        if config.tasks.unseen:
+            evaluate.run_unseen(config)
+            folders.append(out / "unseen")
     pd.DataFrame(read_metrics(open_objects(config.store.uri), recipe)).to_parquet(out / "metrics.parquet")
     summary = {
         "command": shlex.join(sys.argv),
@@ -43,7 +48,8 @@ def main(config: Config) -> str:
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
     report = write_report(out)
-    return f"{arms_text(arm_table(out, config.evaluation.num_bootstrap))}\n\nreport: {report}"
+    tables = [arms_text(arm_table(folder, config.evaluation.num_bootstrap)) for folder in folders]
+    return "\n\ntasks that no training saw:\n".join(tables) + f"\n\nreport: {report}"
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from oral_ray.adapters.tokens import POSITION_DIM
 from oral_ray.bases.loading import open_base
 from oral_ray.config import ConditionConfig, GeneratorConfig, SamplingConfig
 from oral_ray.errors import ConfigError
-from oral_ray.generator.model import GeneratorSpec, build_network
+from oral_ray.generator.model import build_network
+from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.generator.ssm import ssd
 from oral_ray.tasks import load_task
 from oral_ray.tasks.scoring import batches, build_head
@@ -69,13 +71,12 @@ def sampling_batches() -> dict[str, Callable[[], object]]:
         text_encoder_fingerprint="", architectures=(), recipe="",
     )  # fmt: skip
     network = build_network(spec, 0).eval()
-    position_dim = network.position_in.in_features
     rng = torch.Generator().manual_seed(0)
 
     def sample(batch: int, sampling: SamplingConfig) -> None:
         for _ in range(16 // batch):
             network.sample(
-                torch.zeros(batch, 288, position_dim), torch.ones(batch, 288, 384, dtype=torch.bool),
+                torch.zeros(batch, 288, POSITION_DIM), torch.ones(batch, 288, 384, dtype=torch.bool),
                 torch.zeros(batch, 384), torch.zeros(batch, 388),
                 lambda: torch.randn(batch, 288, 384, generator=rng), sampling,
             )  # fmt: skip

@@ -122,10 +122,22 @@ class BasesConfig(Section):
 
 
 class TasksConfig(Section):
-    """Tasks by id: `wordnet/<name>`, or the path of a task folder (`task.toml`, `train.jsonl`, ...)."""
+    """Tasks by id: `wordnet/<name>`, or the path of a task folder (`task.toml`, `train.jsonl`, ...).
+
+    `ids` get adapters in the corpus. `further` ones are only trained on in the functional phase, `unseen` ones nowhere
+    (they may stand among the further ones, as exceptions); in both, `kind/*` is every concept of a family.
+    """
 
     ids: Annotated[tuple[str, ...], Distinct] = ()
+    further: Annotated[tuple[str, ...], Distinct] = ()
+    unseen: Annotated[tuple[str, ...], Distinct] = ()
     num_prompts: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _check(self) -> "TasksConfig":
+        if both := sorted({*self.ids} & {*self.unseen}):
+            raise ValueError(f"{both[0]!r} is in ids and in unseen; what the corpus holds is not unseen, remove one")
+        return self
 
 
 class LoraSettings(Section):
@@ -153,10 +165,11 @@ class CorpusConfig(Section):
 
 
 class TokensConfig(Section):
-    """How an adapter becomes weight tokens."""
+    """How an adapter becomes weight tokens, and how many of the last checkpoints of each run do (all that are kept)."""
 
     token_dim: PositiveInt = 384
     gauge: bool = True
+    last_checkpoints: PositiveInt | None = None
     rows_per_file: PositiveInt = 16
 
 
@@ -190,8 +203,25 @@ class RegressionObjective(Section):
     kind: Literal["regression"] = "regression"
 
 
+class LatentConfig(Section):
+    """Sizes of the baseline Cond P-Diff: an adapter's values, flattened, shrink by patch x stride ^ num_layers."""
+
+    patch: PositiveInt = 16
+    stride: PositiveInt = 4
+    num_layers: PositiveInt = 3
+    channels: PositiveInt = 128
+    latent_channels: PositiveInt = 16
+    width: PositiveInt = 256
+    num_blocks: PositiveInt = 4
+
+
 class GeneratorConfig(Section):
-    """Sizes of the generator. Token size (`tokens.token_dim`) and model width are independent."""
+    """Sizes of the generator. Token size (`tokens.token_dim`) and model width are independent.
+
+    With `latent` it is the baseline Cond P-Diff instead, and the other sizes play no part.
+    """
+
+    latent: LatentConfig | None = None
 
     width: PositiveInt = 192
     num_layers: PositiveInt = 2
@@ -222,11 +252,14 @@ class DeepSpeedEngine(Section):
 class FunctionalPhase(Section):
     """The second phase of training: task loss of generated adapters on virtual base versions, after `training.steps`.
 
-    Each worker takes `num_examples` of one task a step, `steps_per_base` steps on one virtual version; the diffusion loss
-    stays with `diffusion_weight`, on at most `batch_size` adapters a worker.
+    Each worker takes `num_examples` of each of `tasks_per_step` tasks a step, `steps_per_base` steps on one virtual
+    version; the diffusion loss stays with `diffusion_weight`, on at most `batch_size` adapters a worker. A task is with
+    probability `further_frac` one of `tasks.further` (those without adapters in the corpus).
     """
 
     steps: NonNegativeInt = 0
+    tasks_per_step: PositiveInt = 1
+    further_frac: Fraction = 0.5
     num_examples: PositiveInt = 16
     batch_size: PositiveInt = 4
     steps_per_base: PositiveInt = 1
@@ -282,31 +315,44 @@ class SamplingConfig(Section):
 
 
 Arm = Literal[
-    "base", "majority", "trained", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression", "generated",
-    "held_out", "wrong_prompt",
+    "base", "prompted", "few_shot", "majority", "trained", "reuse_old", "reuse_new", "joint", "joint_virtual", "mean",
+    "nearest", "multitask", "multitask_instructed", "regression", "generated", "held_out", "wrong_prompt",
+    "refined_scratch", "refined_reuse_new", "refined_generated", "best_trained", "best_reuse_new", "best_joint_virtual",
+    "best_generated",
 ]  # fmt: skip
 ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
-_DEFAULT_ARMS: tuple[Arm, ...] = tuple(arm for arm in ALL_ARMS if arm != "held_out")
+_DEFAULT_ARMS: tuple[Arm, ...] = (
+    "base", "majority", "trained", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression", "generated",
+    "wrong_prompt",
+)  # fmt: skip
 
 
 class EvaluationConfig(Section):
     """What is scored: arms x bases x tasks x seeds. Empty `bases` means every configured version.
 
-    `held_out` is `generated` from a wording that was never trained on. With several `generator_seeds` (added to
-    `training.seed`: several generators) the seed of a generated adapter is 1000 times the generator's plus its own.
+    `held_out` is `generated` from a wording that was never trained on. `prompted` and `few_shot` are the base with the
+    instruction (and four examples) in the text. `joint_virtual` and `multitask` are static adapters with the task
+    gradients of the functional phase, `refined_*` have `refine_steps` steps on the very base (oral_ray/stages/static.py).
+    `best_*` is the best of an arm's adapters, each at every one of `strengths`, on `num_choice` validation examples.
+
+    With several `generator_seeds` (added to `training.seed`: several generators) the seed of a generated adapter is 1000
+    times the generator's plus its own.
 
     Settings are chosen with `split = "validation"`; what is reported is `test`.
     """
 
     arms: Annotated[tuple[Arm, ...], Distinct] = Field(default=_DEFAULT_ARMS, min_length=1)
     bases: tuple[Identifier, ...] = ()
-    seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Distinct] = Field(default=(0,), min_length=1)
     generator_seeds: Annotated[tuple[NonNegativeInt, ...], Distinct] = Field(default=(0,), min_length=1)
     split: Literal["validation", "test"] = "test"
     max_test: PositiveInt = 1000
     max_validation: PositiveInt = 1000
     num_bootstrap: PositiveInt = 2000
     regression_steps: PositiveInt = 400
+    refine_steps: PositiveInt = 10
+    strengths: tuple[PositiveFloat, ...] = (1.0, 0.75, 1.25)
+    num_choice: PositiveInt = 64
     step_curve: tuple[PositiveInt, ...] = (1, 2, 5, 10, 20)
     step_curve_tasks: PositiveInt = 2
 
@@ -335,6 +381,17 @@ class ServeConfig(Section):
     max_queued_requests: int = 64
     batch_size: PositiveInt = 8
     batch_wait_s: NonNegativeFloat = 0.01
+
+
+class StudyConfig(Section):
+    """Variants of an evidence suite, each a list of overrides by name, after those of `common`; `reference` has no others.
+
+    `only` names the ones to run now.
+    """
+
+    common: tuple[str, ...] = ()
+    variants: dict[Identifier, tuple[str, ...]] = {}
+    only: tuple[Identifier, ...] = ()
 
 
 class ClusterConfig(Section):
@@ -372,6 +429,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     regenerate: RegenerateConfig = RegenerateConfig()
     serve: ServeConfig = ServeConfig()
+    study: StudyConfig = StudyConfig()
     cluster: ClusterConfig = ClusterConfig()
 
 
@@ -392,6 +450,14 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {str(path)!r} is not valid TOML: {error}") from None
     tree = _merge(Config().model_dump(mode="json"), tree)  # so that an override can reach into a default option
+    for override in overrides:
+        _apply(tree, override)
+    return build_config(tree)
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """The configuration with `section.key=value` overrides; ConfigError as for a file."""
+    tree = config.model_dump(mode="json")
     for override in overrides:
         _apply(tree, override)
     return build_config(tree)

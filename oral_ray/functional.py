@@ -5,15 +5,18 @@ that nobody trained an adapter for: a virtual version W = sum_i c_i W_i of the s
 the newest one); its weight probes are linear in W, so they mix with the same c. No adapter is trained for any of them.
 The adapter is the one-step estimate from pure noise; gradients flow through it into the generator.
 
-    source = FunctionalSource(bases, probes, tasks, layout, tables, encode_base, phase)
-    item = source.item(seed)                 # one task on one virtual base
-    loss = item.task_loss(tokens_1LD)        # normalised tokens -> cross-entropy, differentiable
+    source = FunctionalSource(bases, lines, tasks, further, layout, phase)
+    loss = source.draw(seed).loss(adapters)                   # a few tasks on one virtual base, an adapter each
+    items = FunctionalItems(source, probes, tables, encode_base)
+    loss = items.item(seed).task_loss(tokens_BLD)             # the same for normalised tokens of a generator
 
-Letters: S seen versions, L weight tokens, D token dim.
+Letters: B tasks of a step, S seen versions, L weight tokens, D token dim.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,61 +26,122 @@ from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import detokenize, positions, token_mask
 from oral_ray.bases.loading import LoadedBase
-from oral_ray.config import FunctionalPhase
+from oral_ray.config import FunctionalPhase, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusTables
-from oral_ray.generator.model import FunctionalItem
+from oral_ray.generator.spec import FunctionalItem
 from oral_ray.tasks import Task
-from oral_ray.tasks.scoring import build_head
+from oral_ray.tasks.scoring import Batch, Head, build_head
 
 
 class FunctionalSource:
     """Draws tasks and virtual versions of one architecture; every draw comes from the seed of its item."""
 
     def __init__(
-        self, bases: Sequence[LoadedBase], probes: Sequence[Mapping[str, Tensor]], lines: Sequence[Sequence[int]],
-        tasks: Sequence[Task], layout: AdapterLayout, tables: CorpusTables,
-        encode_base: Callable[[Mapping[str, Tensor]], Tensor], phase: FunctionalPhase,
+        self, bases: Sequence[LoadedBase], lines: Sequence[Sequence[int]], tasks: Sequence[Task],
+        further: Sequence[Task], layout: AdapterLayout, phase: FunctionalPhase,
     ) -> None:  # fmt: skip
-        """`bases` and their `probes` are the seen versions; `lines` their lines of descent by index, oldest first."""
+        """`bases` are the seen versions; `lines` their lines of descent by index, oldest first.
+
+        `tasks` have adapters in the corpus, `further` ones have only examples.
+        """
         if len({base.record.spec.digest for base in bases}) != 1:
             raise GeneratorError("the functional phase mixes versions of one architecture; give each its own source")
-        self._virtual = VirtualBase(bases)
-        self._probes, self._lines, self._tasks, self._layout = probes, lines, tasks, layout
-        self._tables, self._encode_base, self._phase = tables, encode_base, phase
+        self._virtual, self._num_versions, self._lines = VirtualBase(bases), len(bases), lines
+        self._tasks, self._further = tasks, further
+        self.layout, self.phase = layout, phase
 
-    def item(self, seed: int, base_seed: int | None = None) -> FunctionalItem:
-        """One task on one virtual version, with a batch of its training examples.
+    def draw(self, seed: int, base_seed: int | None = None) -> "Draw":
+        """`phase.tasks_per_step` tasks on one virtual version, each with a batch of its training examples.
 
-        Items of one `base_seed` share their version: mixing the weights of a large base costs more than a step on it.
+        Draws of one `base_seed` share their version: mixing the weights of a large base costs more than a step on it.
+        The version is made in place: a draw is good until the next one.
         """
         rng = torch.Generator().manual_seed(seed)
-        task = self._tasks[int(torch.randint(len(self._tasks), (), generator=rng))]
+        tasks = [self._draw_task(rng) for _ in range(self.phase.tasks_per_step)]
         mix_rng = rng if base_seed is None else torch.Generator().manual_seed(base_seed)
-        mix = draw_mix(len(self._probes), self._lines, self._phase.extrapolation, mix_rng)
+        mix = draw_mix(self._num_versions, self._lines, self.phase.extrapolation, mix_rng)
         base = self._virtual.set(mix)
+        asked = [self._ask(base, task, rng) for task in tasks]
+        return Draw(base.model, self.layout, mix, tuple(task.id for task in tasks), asked, rng)
+
+    def _draw_task(self, rng: torch.Generator) -> Task:
+        further = self._further and float(torch.rand((), generator=rng)) < self.phase.further_frac
+        tasks = self._further if further else self._tasks
+        return tasks[int(torch.randint(len(tasks), (), generator=rng))]
+
+    def _ask(self, base: LoadedBase, task: Task, rng: torch.Generator) -> tuple[Head, Batch]:
+        examples = task.examples("train")
+        chosen = torch.randint(len(examples), (self.phase.num_examples,), generator=rng).tolist()
+        head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
+        return head, head.read([examples[i] for i in chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Tasks on a virtual version: the loss of an adapter each. `mix` are the coefficients of the seen versions."""
+
+    model: nn.Module
+    layout: AdapterLayout
+    mix: list[float]
+    tasks: tuple[str, ...]
+    asked: list[tuple[Head, Batch]]
+    rng: torch.Generator
+
+    def loss(self, adapters: Sequence[Factors]) -> Tensor:
+        """Mean over the tasks of the cross-entropy of their examples, adapter i on task i; differentiable."""
+        losses = []
+        for factors, (head, batch) in zip(adapters, self.asked, strict=True):
+            with applied(self.model, factors, self.layout):
+                losses.append(F.cross_entropy(head.logits(self.model, batch), batch.wanted_P))
+        return torch.stack(losses).mean()
+
+
+def train_static(source: FunctionalSource, start: Factors, num_steps: int, learning_rate: float, seed: int) -> Factors:
+    """One adapter for all that the source draws, from `start`: AdamW, cosine decay to zero (arm `joint_virtual`)."""
+    factors = {name: (a.clone().requires_grad_(), b.clone().requires_grad_()) for name, (a, b) in start.items()}
+    optimizer = torch.optim.AdamW([factor for pair in factors.values() for factor in pair], lr=learning_rate)
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        draw = source.draw(
+            derive_seed(seed, "static", step), derive_seed(seed, "virtual", step // source.phase.steps_per_base)
+        )
+        loss = draw.loss([factors] * len(draw.tasks))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {name: (a.detach(), b.detach()) for name, (a, b) in factors.items()}
+
+
+class FunctionalItems:
+    """The draws of a source as a generator is asked them."""
+
+    def __init__(
+        self, source: FunctionalSource, probes: Sequence[Mapping[str, Tensor]], tables: CorpusTables,
+        encode_base: Callable[[Mapping[str, Tensor]], Tensor],
+    ) -> None:  # fmt: skip
+        """`probes` are those of the source's versions, in their order."""
+        self._source, self._probes, self._tables, self._encode_base = source, probes, tables, encode_base
+
+    def item(self, seed: int, base_seed: int | None = None) -> FunctionalItem:
+        """A draw as the generator is asked it: random wordings of the tasks, the probes of the version."""
+        draw, stats, layout = self._source.draw(seed, base_seed), self._tables.stats, self._source.layout
         probes = {
-            module: torch.stack([c * version[module] for c, version in zip(mix, self._probes, strict=True)]).sum(0)
+            module: torch.stack([c * version[module] for c, version in zip(draw.mix, self._probes, strict=True)]).sum(0)
             for module in self._probes[0]
         }
-        examples = task.examples("train")
-        chosen = torch.randint(len(examples), (self._phase.num_examples,), generator=rng).tolist()
-        head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
-        batch = head.read([examples[i] for i in chosen])
-        wordings = self._tables.prompts[task.id]
-        layout, stats = self._layout, self._tables.stats
+        wordings, num = [self._tables.prompts[task_id] for task_id in draw.tasks], len(draw.tasks)
 
-        def task_loss(tokens_1LD: Tensor) -> Tensor:
-            factors = detokenize(stats.denormalize(tokens_1LD[0], layout), layout)
-            with applied(base.model, factors, layout):
-                return F.cross_entropy(head.logits(base.model, batch), batch.wanted_P)
+        def task_loss(tokens_BLD: Tensor) -> Tensor:
+            return draw.loss([detokenize(stats.denormalize(tokens_LD, layout), layout) for tokens_LD in tokens_BLD])
 
         return FunctionalItem(
-            positions(layout)[None],
-            token_mask(layout)[None],
-            wordings[int(torch.randint(len(wordings), (), generator=rng))][None],
-            self._encode_base(probes)[None],
-            torch.randn(1, layout.num_tokens, layout.token_dim, generator=rng),
+            positions(layout).expand(num, -1, -1),
+            token_mask(layout).expand(num, -1, -1),
+            torch.stack([rows[int(torch.randint(len(rows), (), generator=draw.rng))] for rows in wordings]),
+            self._encode_base(probes).expand(num, -1),
+            torch.randn(num, layout.num_tokens, layout.token_dim, generator=draw.rng),
             task_loss,
         )
 

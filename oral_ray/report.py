@@ -31,7 +31,10 @@ from oral_ray.evaluation import Interval, mean_over_tasks, paired_difference
 PALETTE = {
     "base": "#999999", "majority": "#cccccc", "trained": "#000000", "reuse_old": "#56b4e9", "reuse_new": "#0072b2",
     "joint": "#009e73", "mean": "#b8a07a", "nearest": "#cc79a7", "regression": "#e69f00", "generated": "#d55e00",
-    "held_out": "#8b3a00", "wrong_prompt": "#f0e442",
+    "held_out": "#8b3a00", "wrong_prompt": "#f0e442", "prompted": "#8c8c8c", "few_shot": "#666666",
+    "joint_virtual": "#00684a", "multitask": "#aa4499", "multitask_instructed": "#661166", "refined_scratch": "#4d4d4d",
+    "refined_reuse_new": "#004c75", "refined_generated": "#b34700", "best_trained": "#262626", "best_reuse_new": "#3399cc",
+    "best_joint_virtual": "#33b38f", "best_generated": "#ff8533",
 }  # fmt: skip
 TABLES = ("scores", "answers", "curve", "distances", "metrics")
 

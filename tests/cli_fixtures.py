@@ -12,7 +12,8 @@ from oral_ray.adapters.tokens import TokenStats
 from oral_ray.bases.catalog import describe_base
 from oral_ray.config import ConditionConfig, GeneratorConfig, LoraSettings
 from oral_ray.generator.condition import ConditionEncoder, ProbeStats
-from oral_ray.generator.model import Generator, GeneratorSpec, build_network, save_generator
+from oral_ray.generator.model import Generator, build_network, save_generator
+from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.objects import FileObjects
 from oral_ray.store.generators import promote_generator, put_generator
 

@@ -12,7 +12,9 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenMoments, TokenStats, tokenize
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import ConditionConfig, DiffusionObjective, GeneratorConfig, LoraSettings, RegressionObjective
-from oral_ray.generator.model import GeneratorSpec, Network, build_network
+from oral_ray.generator.model import build_network
+from oral_ray.generator.network import Network
+from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.tasks import Example, Task
 
 ALL_ROLES = ("q", "k", "v", "o", "up", "down")

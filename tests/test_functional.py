@@ -1,6 +1,8 @@
 """The functional phase: a generated adapter on a frozen virtual base, with gradients into its tokens."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +10,13 @@ from factory_fixtures import ALL_ROLES, base_of, layout_of, randn, random_artifa
 from torch import Tensor
 
 from oral_ray.adapters.layout import AdapterLayout
-from oral_ray.adapters.lora import attached
+from oral_ray.adapters.lora import attached, initial_factors, train_adapter
 from oral_ray.adapters.tokens import token_mask, tokenize
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.bases.probes import weight_probes
-from oral_ray.config import FunctionalPhase, LoraSettings
+from oral_ray.config import CorpusConfig, FunctionalPhase, LoraSettings
 from oral_ray.errors import GeneratorError
-from oral_ray.functional import FunctionalSource, VirtualBase, applied, draw_mix
+from oral_ray.functional import FunctionalItems, FunctionalSource, VirtualBase, applied, draw_mix, train_static
 from oral_ray.generator.data import CorpusTables
 from oral_ray.objects import FileObjects
 from oral_ray.tasks.scoring import build_head, encode
@@ -115,8 +117,13 @@ def test_a_mix_mixes_every_weight_and_leaves_the_older_versions_alone(versions: 
 
 
 def source_of(
-    folder: Path, versions: list[LoadedBase], tmp_path: Path, seen: list[dict[str, Tensor]] | None = None
-) -> tuple[FunctionalSource, list[dict[str, Tensor]]]:
+    folder: Path,
+    versions: list[LoadedBase],
+    tmp_path: Path,
+    seen: list[dict[str, Tensor]] | None = None,
+    further: Sequence[str] = (),
+    **phase: Any,
+) -> tuple[FunctionalItems, list[dict[str, Tensor]]]:
     """A source over saved versions; the probes that it asks to encode are collected in `seen`."""
     layout, probes = layout_of(folder), []
     for i, base in enumerate(versions):
@@ -129,11 +136,13 @@ def source_of(
         return torch.cat([mixed[name].flatten() for name in sorted(mixed)])
 
     prompts = {task_id: randn(2, 12, seed=1) for task_id in ("toy", "other")}
+    prompts |= {task_id: randn(2, 12, seed=2) for task_id in further}
     tables = CorpusTables({layout.digest: layout}, prompts, {}, stats_of(layout))
     tasks = [toy_task("toy"), toy_task("other")]
-    phase = FunctionalPhase(num_examples=8)
-    lines = [list(range(len(versions)))]
-    return FunctionalSource(versions, probes, lines, tasks, layout, tables, encode_base, phase), probes
+    settings = FunctionalPhase(num_examples=8, **phase)
+    lines, others = [list(range(len(versions)))], [toy_task(task_id) for task_id in further]
+    source = FunctionalSource(versions, lines, tasks, others, layout, settings)
+    return FunctionalItems(source, probes, tables, encode_base), probes
 
 
 def test_probes_of_a_virtual_base_are_those_of_its_weights(
@@ -215,11 +224,8 @@ def test_same_seed_draws_the_same_item_and_seeds_differ(
 
 def test_versions_of_two_architectures_are_refused(tiny_bert: Path, tiny_llama: Path) -> None:
     bases = [base_of(tiny_bert), base_of(tiny_llama)]
-    tables = CorpusTables({}, {}, {}, stats_of(layout_of(tiny_bert)))
     with pytest.raises(GeneratorError, match="one architecture"):
-        FunctionalSource(
-            bases, [{}, {}], [[0, 1]], [], layout_of(tiny_bert), tables, lambda p: randn(1), FunctionalPhase()
-        )
+        FunctionalSource(bases, [[0, 1]], [], [], layout_of(tiny_bert), FunctionalPhase())
 
 
 @pytest.mark.parametrize("num_versions", [1, 2, 3, 6])
@@ -254,3 +260,58 @@ def test_items_of_one_base_seed_share_their_version(folder: Path, versions: list
     items = [source.item(seed, base_seed) for seed, base_seed in ((0, 7), (1, 7), (2, 8))]
     assert torch.equal(items[0].model_BG, items[1].model_BG) and not torch.equal(items[0].noise_BLD, items[1].noise_BLD)
     assert not torch.equal(items[1].model_BG, items[2].model_BG)
+
+
+def test_several_tasks_of_a_step_give_the_mean_of_their_losses(
+    folder: Path, versions: list[LoadedBase], tmp_path: Path
+) -> None:
+    source, _ = source_of(folder, versions, tmp_path, tasks_per_step=3)
+    item, layout = source.item(5), layout_of(folder)
+    assert item.text_BE.shape[0] == item.model_BG.shape[0] == item.position_BLP.shape[0] == len(item.noise_BLD) == 3
+    assert not torch.equal(item.noise_BLD[0], item.noise_BLD[1])
+    tokens = randn(3, layout.num_tokens, 24, seed=3).requires_grad_()
+    item.task_loss(tokens).backward()
+    assert all(grad.abs().sum() > 0 for grad in tokens.grad)
+    moved = tokens.detach().clone()
+    moved[1] += 1.0
+    alone = [item.task_loss(tokens.detach()), item.task_loss(moved)]
+    moved[0] += 1.0
+    assert len({round(float(loss), 6) for loss in (*alone, item.task_loss(moved))}) == 3
+
+
+@pytest.mark.parametrize(("further_frac", "some", "all_"), [(0.0, False, False), (0.5, True, False), (1.0, True, True)])
+def test_further_tasks_are_drawn_as_often_as_asked(
+    folder: Path, versions: list[LoadedBase], tmp_path: Path, further_frac: float, some: bool, all_: bool
+) -> None:
+    source, _ = source_of(folder, versions, tmp_path, further=["more"], further_frac=further_frac)
+    wanted = {float(value) for value in randn(2, 12, seed=2)[:, 0]}
+    drawn = [float(source.item(seed).text_BE[0, 0]) in wanted for seed in range(24)]
+    assert (any(drawn), all(drawn)) == (some, all_)
+
+
+def test_a_static_adapter_learns_what_its_source_draws(
+    folder: Path, versions: list[LoadedBase], tmp_path: Path
+) -> None:
+    layout, lines = layout_of(folder), [list(range(len(versions)))]
+    source = FunctionalSource(versions, lines, [toy_task()], [], layout, FunctionalPhase(num_examples=16))
+    start = initial_factors(layout, 0)
+
+    @torch.no_grad()
+    def loss(factors) -> float:
+        return sum(float(source.draw(100 + seed).loss([factors])) for seed in range(8))
+
+    before = loss(start)
+    trained = train_static(source, start, 60, 5e-2, seed=0)
+    again = train_static(source, start, 60, 5e-2, seed=0)
+    assert loss(trained) < 0.85 * before, (loss(trained), before)
+    assert loss(start) == before
+    assert all(torch.equal(a, b) for name in trained for a, b in zip(trained[name], again[name], strict=True))
+
+
+def test_initial_factors_are_what_training_starts_from(folder: Path) -> None:
+    base, layout = base_of(folder), layout_of(folder)
+    training = CorpusConfig(steps=1, keep_last=1, learning_rate=1e-30, batch_size=4)
+    [artifact] = train_adapter([base], toy_task(), layout, training, seed=3)
+    start = initial_factors(layout, training.init_seed)
+    assert all(torch.allclose(a, start[name][0]) for name, (a, _) in artifact.factors(layout).items())
+    assert not any(b.any() for _, b in start.values())

@@ -96,6 +96,24 @@ def test_the_published_adapter_loads_in_plain_peft_and_scores_what_the_table_say
     assert {path.name for path in pulled.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
 
 
+def test_unseen_tasks_are_scored_in_every_arm_and_were_trained_on_in_none(
+    whole_path: tuple[Path, Path, str], tiny_bert: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole_path[0], tmp_path / "store")
+    printed = finished(job("evaluate", tiny_bert, str(tmp_path / "store"), tmp_path / "out"))
+    assert "tasks that no training saw:" in printed
+    scores = pd.read_parquet(tmp_path / "out" / "unseen" / "scores.parquet")
+    assert set(scores["task"]) == {"not-kind/bird", "kind/plant"} and set(scores["arm"]) == set(ALL_ARMS)
+    runs = [json.loads(path.read_text())["run"] for path in (tmp_path / "store" / "records" / "static").glob("*.json")]
+    shared = [run for run in runs if run["arm"].startswith("multitask")]  # the others are trained on their own task
+    used = {task for run in shared for task in (*run["tasks"], *run["further"])}
+    assert used == {
+        prefix + task
+        for prefix in ("", "instructed/")
+        for task in ("wordnet/matter", "wordnet/mind", "kind/tree", "not-kind/fluid")
+    }, "kind/bird asks about the examples of an unseen task"
+
+
 def test_every_stored_adapter_is_what_its_digest_says(whole_path: tuple[Path, Path, str]) -> None:
     adapters = AdapterStore(open_objects(str(whole_path[0])))
     digests = list(adapters.list())

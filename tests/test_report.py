@@ -13,7 +13,7 @@ from oral_ray.errors import EvaluationError
 from oral_ray.report import PALETTE, TABLES, arm_table, arms_text, write_report
 
 BASES = {"base-t0": True, "base-t3": False}
-ACCURACY = {arm: 0.5 + 0.04 * i for i, arm in enumerate(ALL_ARMS)}
+ACCURACY = {arm: 0.5 + 0.01 * i for i, arm in enumerate(ALL_ARMS)}
 SEEDS = {"generated": 2, "trained": 1}
 
 

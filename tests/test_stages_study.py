@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from test_stages_corpus import two_lines
 
-from oral_ray.config import Config
+from oral_ray.config import Config, StudyConfig
 from oral_ray.errors import EvaluationError
 from oral_ray.objects import FileObjects
 from oral_ray.stages import evaluate, study, train
@@ -78,10 +78,14 @@ def test_other_generators_of_one_corpus_have_other_recipes(objects: FileObjects)
     assert len(recipes) == 3 and train.recipe_of(found, "shards") in recipes
 
 
-@pytest.mark.parametrize("seed", [-1, 1000])
-def test_a_seed_that_would_be_another_generator_s_is_refused(objects: FileObjects, seed: int):
-    found = config(objects)
-    wanted = found.model_copy(update={"evaluation": found.evaluation.model_copy(update={"seeds": (seed,)})})
-    with pytest.raises(EvaluationError, match="use seeds from 0 to 999"):
-        evaluate.run(wanted)
-    assert list(objects.list()) == []
+def test_a_variant_is_the_suite_with_its_overrides_and_its_own_tables(objects: FileObjects, monkeypatch):
+    monkeypatch.setattr(study, "kept_tasks", lambda found: found)
+    variants = StudyConfig(common=("training.steps=7",), variants={"random-text": ("condition.text=random",)})
+    found = config(objects).model_copy(update={"study": variants, "out": "out/x"})
+    made = study.variant(found, "random-text")
+    assert (made.training.steps, made.condition.text, made.out) == (7, "random", "out/x/random-text")
+    reference = study.variant(found, "reference")
+    assert (reference.training.steps, reference.condition.text) == (7, "prompt")
+    assert made.bases == reference.bases == found.bases
+    with pytest.raises(EvaluationError, match="unknown variant 'none'; there are reference, random-text"):
+        study.variant(found, "none")

@@ -10,7 +10,8 @@ from oral_ray.adapters.tokens import TokenStats
 from oral_ray.config import ConditionConfig, GeneratorConfig
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.condition import ProbeStats
-from oral_ray.generator.model import Generator, GeneratorSpec, build_network, save_generator
+from oral_ray.generator.model import Generator, build_network, save_generator
+from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.objects import FileObjects
 from oral_ray.store.generators import (
     current_generator,

@@ -9,9 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from oral_ray.errors import TaskError
-from oral_ray.tasks import Example, Task, list_tasks, load_task
+from oral_ray.tasks import Example, Task, expand, list_tasks, load_task
+from oral_ray.tasks.kinds import concepts
 from oral_ray.tasks.prompts import NUM_HELD_OUT, TEMPLATES, paraphrases
-from oral_ray.tasks.task import balanced_order, split_of
+from oral_ray.tasks.task import ANSWER, NUM_SHOTS, balanced_order, split_of
 from oral_ray.tasks.wordnet import lemma_gloss_pairs
 
 SPLITS = ("train", "validation", "test")
@@ -30,7 +31,7 @@ def test_a_shipped_task_has_disjoint_splits_with_all_its_labels(task_id: str):
         assert min(counts.values()) >= 5, "a prefix is a sample of all labels"
 
 
-@pytest.mark.parametrize("task_id", list_tasks())
+@pytest.mark.parametrize("task_id", [*list_tasks(), "kind/bird", "not-kind/bird"])
 def test_held_out_prompts_are_never_training_prompts_and_every_prompt_names_the_labels(task_id: str):
     task = load_task(task_id)
     assert len(task.held_out_prompts) == NUM_HELD_OUT
@@ -42,10 +43,49 @@ def test_held_out_prompts_are_never_training_prompts_and_every_prompt_names_the_
 
 
 def test_two_tasks_never_share_a_prompt_or_a_fingerprint():
-    tasks = [load_task(task_id) for task_id in list_tasks()]
+    tasks = [load_task(task_id) for task_id in (*list_tasks(), "kind/bird", "not-kind/bird", "kind/tree")]
     prompts = [prompt for task in tasks for prompt in (*task.prompts, *task.held_out_prompts)]
     assert len(set(prompts)) == len(prompts)
     assert len({task.fingerprint for task in tasks}) == len(tasks)
+
+
+def test_tasks_of_one_concept_differ_in_the_instruction_and_the_answers_and_in_nothing_else():
+    asked, opposite = load_task("kind/bird"), load_task("not-kind/bird")
+    for split in SPLITS:
+        flipped = {(e.text, {"yes": "no", "no": "yes"}[e.label]) for e in asked.examples(split)}
+        assert flipped == {(e.text, e.label) for e in opposite.examples(split)}
+    answers = Counter(e.label for split in SPLITS for e in asked.examples(split))
+    assert answers["yes"] == answers["no"] == len(concepts()["bird"])
+    right = {e.text: e.label for e in asked.train}
+    assert any("wading" in text and label == "yes" for text, label in right.items())
+
+
+def test_no_two_concepts_are_nearly_the_same_and_an_unknown_one_is_named():
+    sets = list(concepts().values())
+    assert len(sets) == 160
+    assert max(len(a & b) / len(a | b) for i, a in enumerate(sets) for b in sets[:i]) <= 0.8
+    with pytest.raises(TaskError, match=r"unknown concept 'bord'.*bird"):
+        load_task("kind/bord")
+
+
+def test_no_task_trains_on_a_test_text_of_another():
+    tasks = [load_task(task_id) for task_id in (*list_tasks(), *expand(["kind/*", "not-kind/*"]))]
+    trained = {e.text for task in tasks for e in (*task.train, *task.validation)}
+    assert len(tasks) == 8 + 320
+    assert not trained & {e.text for task in tasks for e in task.test}
+
+
+@pytest.mark.parametrize(("name", "shots"), [("instructed", 0), ("few-shot", NUM_SHOTS)])
+def test_a_framed_task_has_instruction_and_training_examples_before_every_text(name: str, shots: int):
+    task, framed = load_task("kind/bird"), load_task(f"{name}/kind/bird")
+    assert framed.id == f"{name}/kind/bird" and framed.labels == task.labels
+    for split in SPLITS:
+        for bare, example in zip(task.examples(split), framed.examples(split), strict=True):
+            assert example.text.startswith(task.prompt + "\n") and example.text.endswith(bare.text)
+            assert example.label == bare.label
+            assert example.text.count(ANSWER) == shots
+    shown = {e.text: e.label for e in task.train if f"{e.text}{ANSWER} {e.label}" in framed.test[0].text}
+    assert Counter(shown.values()) == ({"yes": 2, "no": 2} if shots else {})
 
 
 def test_the_text_that_evolves_a_base_is_in_no_task():

@@ -7,6 +7,10 @@ Reads data.noun and data.verb, keeps the definition part of each gloss, drops gl
 duplicates, and writes two sorted, gzipped tables: `glosses.tsv.gz` (class, lemma, gloss; the 480 entries a class with
 the smallest hash) and `pairs.tsv.gz` (lemma, gloss; 8,000 other synsets, used as text to continue training a base).
 The two are disjoint, so a base that was trained on the pairs has not read any gloss of a task.
+
+A third table, `kinds.tsv.gz` (concept, rows of `glosses.tsv.gz`), says which of those noun glosses define a kind of a
+concept: the synsets below it by hypernymy, for concepts with 40 to 1,500 of them. Of two concepts that share more than
+80% of their glosses (intersection over union), or a first lemma, the larger one is kept.
 """
 
 import gzip
@@ -24,11 +28,17 @@ CLASSES = {
     39: "verb.perception", 40: "verb.possession", 41: "verb.social",
 }  # fmt: skip
 ENTRIES_PER_CLASS, NUM_PAIRS = 480, 8000
+MIN_KINDS, MAX_KINDS, MAX_OVERLAP = 40, 1500, 0.8
 OUT = Path(__file__).parents[2] / "oral_ray/tasks/data/wordnet"
 
 
 def rank(gloss: str) -> str:
     return hashlib.sha256(gloss.encode()).hexdigest()
+
+
+def definition(gloss: str) -> str:
+    """A gloss without its example sentences."""
+    return gloss.split(';  "', maxsplit=1)[0].split('; "', maxsplit=1)[0].strip().rstrip(";")
 
 
 def read(folder: Path) -> list[tuple[str, str, str]]:
@@ -39,11 +49,42 @@ def read(folder: Path) -> list[tuple[str, str, str]]:
                 continue
             head, gloss = line.split("|", 1)
             fields = head.split()
-            gloss = gloss.split(';  "')[0].split('; "')[0].strip().rstrip(";")
+            gloss = definition(gloss)
             if int(fields[1]) in CLASSES and len(gloss.split()) >= 3 and gloss not in seen and "\t" not in gloss:
                 seen.add(gloss)
                 rows.append((CLASSES[int(fields[1])], fields[4].replace("_", " "), gloss))
     return sorted(rows, key=lambda row: rank(row[2]))
+
+
+def kinds(folder: Path, glosses: list[tuple[str, ...]]) -> list[tuple[str, str]]:
+    """(concept, rows of `glosses` that define a kind of it), largest first."""
+    row_of = {gloss: i for i, (cls, _, gloss) in enumerate(glosses) if cls.startswith("noun.")}
+    lemma, above, row = {}, {}, {}
+    for line in (folder / "data.noun").read_text(encoding="latin-1").splitlines():
+        if line.startswith(" "):
+            continue
+        head, gloss = line.split("|", 1)
+        fields = head.split()
+        pointers = fields[5 + 2 * int(fields[3], 16) :]
+        lemma[fields[0]] = fields[4].replace("_", " ")
+        above[fields[0]] = [pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] in ("@", "@i")]
+        if (i := row_of.pop(definition(gloss), None)) is not None:
+            row[fields[0]] = i
+    members: dict[str, set[int]] = {}
+    for synset, i in row.items():
+        reached, todo = set(), [synset]
+        while todo:
+            todo += (new := set(above[todo.pop()]) - reached)
+            reached |= new
+        for concept in reached:
+            members.setdefault(concept, set()).add(i)
+    kept: dict[str, set[int]] = {}
+    for concept in sorted(members, key=lambda name: (-len(members[name]), name)):
+        mine, name = members[concept], lemma[concept]
+        alike = (len(mine & other) / len(mine | other) > MAX_OVERLAP for other in kept.values())
+        if MIN_KINDS <= len(mine) <= MAX_KINDS and name not in kept and not any(alike):
+            kept[name] = mine
+    return [(name, " ".join(map(str, sorted(rows)))) for name, rows in kept.items()]
 
 
 def write(name: str, rows: list[tuple[str, ...]]) -> None:
@@ -60,7 +101,9 @@ def main() -> None:
         else:
             rest.append((lemma, gloss))
     OUT.mkdir(parents=True, exist_ok=True)
-    write("glosses.tsv.gz", sorted(row for rows in kept.values() for row in rows))
+    glosses = sorted(row for rows in kept.values() for row in rows)
+    write("glosses.tsv.gz", glosses)
+    write("kinds.tsv.gz", kinds(Path(sys.argv[1]), glosses))
     write("pairs.tsv.gz", sorted(rest[:NUM_PAIRS]))
 
 

@@ -76,6 +76,22 @@ def train_adapter(
     return artifacts
 
 
+def initial_factors(layout: AdapterLayout, init_seed: int) -> Factors:
+    """What every training of a layout starts from: A uniform, B zero."""
+    slots = {(slot.module, slot.factor): slot for slot in layout.slots}
+    r, found = layout.lora.r, {}
+    for module in dict.fromkeys(slot.module for slot in layout.slots):
+        d_in, d_out = slots[module, "A"].d_in, slots[module, "A"].d_out
+        name = f"base_model.model.{module}.lora_A"
+        found[module] = (_initial_a(name, torch.Size((r, d_in)), init_seed), torch.zeros(d_out, r))
+    return found
+
+
+def _initial_a(name: str, shape: torch.Size, init_seed: int) -> Tensor:
+    rng = torch.Generator().manual_seed(derive_seed(init_seed, "lora-init", shape[0], name))
+    return (torch.rand(shape, generator=rng) * 2 - 1) * shape[1] ** -0.5
+
+
 @contextlib.contextmanager
 def attached(base: LoadedBase, artifact: AdapterArtifact) -> Iterator[nn.Module]:
     """The base with the artifact attached by peft, strictly; the base is as before afterwards."""
@@ -144,9 +160,7 @@ def _with_adapter(base: LoadedBase, layout: AdapterLayout, init_seed: int) -> An
     with torch.no_grad():
         for name, parameter in _factors(model):
             if name.endswith("lora_A"):
-                rng = torch.Generator().manual_seed(derive_seed(init_seed, "lora-init", layout.lora.r, name))
-                bound = parameter.shape[1] ** -0.5
-                parameter.copy_((torch.rand(parameter.shape, generator=rng) * 2 - 1) * bound)
+                parameter.copy_(_initial_a(name, parameter.shape, init_seed))
             else:
                 parameter.zero_()
     model.disable_adapter_layers()

@@ -45,7 +45,7 @@ def run(config: Config) -> ShardManifest:
         items += [
             {"digest": d, "layout": layout.digest, "base": entry.run.bases[0], "task": entry.run.task,
              "seed": entry.run.seed, "step": step}
-            for step, d in enumerate(entry.digests)
+            for step, d in list(enumerate(entry.digests))[-(config.tokens.last_checkpoints or len(entry.digests)) :]
         ]  # fmt: skip
     if not items:
         raise StoreError("the corpus is empty: configure at least one seen base version and one task")

@@ -5,6 +5,9 @@ Every stage finds in the store what is done and goes on from there; tables go to
     run_stage(config, "screen")
 """
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+# (the stubs of pandas type every selection as a union that nothing can be done with)
+
 import json
 import logging
 from collections.abc import Callable
@@ -19,7 +22,7 @@ from oral_ray.bases.corpora import load_corpus
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.pretrain import perplexity, weight_change
 from oral_ray.cluster import Call, run_tasks, session
-from oral_ray.config import Config, PretrainOrigin, fingerprint
+from oral_ray.config import Config, PretrainOrigin, fingerprint, with_overrides
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import paired_difference
 from oral_ray.evidence import headline, headline_text
@@ -141,6 +144,32 @@ def _pipeline(stage: Callable[[Config], Any]) -> Callable[[Config], str]:
     return run
 
 
+def variant(config: Config, name: str) -> Config:
+    """The configuration of a variant, with tables of its own; EvaluationError lists the variants there are."""
+    variants = {"reference": (), **config.study.variants}
+    if name not in variants:
+        raise EvaluationError(f"unknown variant {name!r}; there are {', '.join(variants)}")
+    found = with_overrides(kept_tasks(config), (*config.study.common, *variants[name]))
+    return found.model_copy(update={"name": f"{config.name}-{name}", "out": f"{config.out}/{name}"})
+
+
+def ablations(config: Config) -> str:
+    """Every variant's `generated` and `wrong_prompt` arms; one table of means, one of all scores (ablations.parquet)."""
+    names = config.study.only or ("reference", *config.study.variants)
+    parts = []
+    for name in names:
+        logger.info("variant %s", name)
+        parts.append(evaluate.run(variant(config, name)).assign(variant=name))
+    known = Path(config.out) / "ablations.parquet"
+    kept = pd.read_parquet(known) if known.is_file() else pd.DataFrame()
+    if not kept.empty:
+        parts.insert(0, kept[~kept["variant"].isin(names)])
+    scores = pd.concat(parts, ignore_index=True)
+    scores.to_parquet(known)
+    means = scores.groupby(["variant", "base", "arm"])["value"].mean().unstack(["base", "arm"])
+    return means.to_string(float_format=lambda value: f"{value:.3f}")
+
+
 def report(config: Config) -> str:
     """Rebuild tables, headline and page from the stored scores, under `docs/results/<name>/`."""
     kept = kept_tasks(config)
@@ -202,6 +231,9 @@ STAGES: dict[str, Callable[[Config], str]] = {
     "shards": _pipeline(shards.run),
     "train": _pipeline(train.run),
     "evaluate": _pipeline(evaluate.run),
+    "confusion": _pipeline(evaluate.run_confusion),
+    "unseen": _pipeline(evaluate.run_unseen),
+    "ablations": ablations,
     "report": report,
 }
 

@@ -19,18 +19,19 @@ from oral_ray import cluster
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.config import Config, FunctionalPhase, RegressionObjective, TorchEngine, fingerprint
-from oral_ray.errors import StoreError
-from oral_ray.functional import FunctionalSource
+from oral_ray.errors import GeneratorError, StoreError
+from oral_ray.functional import FunctionalItems, FunctionalSource
 from oral_ray.generator.condition import ConditionEncoder, ProbeStats, fit_probe_stats
 from oral_ray.generator.data import CorpusRow, CorpusTables
-from oral_ray.generator.model import Generator, GeneratorSpec, Network, build_network, save_generator
+from oral_ray.generator.model import Generator, build_network, save_generator
+from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.generator.training import MetricsRow, train
 from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import corpus, shards
 from oral_ray.store.bases import BaseShelf, stored_probes
 from oral_ray.store.generators import METRICS, generator_manifest, promote_generator, put_generator
 from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest, read_stats
-from oral_ray.tasks import load_task
+from oral_ray.tasks import expand, load_task, subject
 
 logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
@@ -42,10 +43,23 @@ def recipe_of(config: Config, shards_fingerprint: str) -> str:
     """The fingerprint that names a generator: its corpus and every setting that changes the result."""
     training = config.training.model_dump(mode="json", exclude=_OPERATIONAL)
     generator = config.generator.model_dump(mode="json", exclude={"kernel"})
+    further = [load_task(task_id).fingerprint for task_id in further_tasks(config)]
     return fingerprint(
         "generator", RECIPE_VERSION, shards_fingerprint, config.condition, generator, training, config.bases.dtype,
-        config.seed,
+        config.seed, *([further, config.tasks.num_prompts] if further else []),
     )  # fmt: skip
+
+
+def further_tasks(config: Config) -> list[str]:
+    """The tasks of the functional phase that have no adapters in the corpus; none without such a phase.
+
+    Neither an unseen task is among them nor its opposite (`not-kind/bird` of `kind/bird`).
+    """
+    if not config.training.functional.steps:
+        return []
+    unseen = {subject(task_id) for task_id in expand(config.tasks.unseen)}
+    further = [task_id for task_id in expand(config.tasks.further) if task_id not in config.tasks.ids]
+    return [task_id for task_id in further if subject(task_id) not in unseen]
 
 
 def run(config: Config) -> str:
@@ -142,6 +156,7 @@ def _train(
         generator=config.generator,
         condition=config.condition,
         token_dim=config.tokens.token_dim,
+        num_tokens=_only_length(manifest) if config.generator.latent else 0,
         text_dim=encoder.text_dim,
         model_dim=encoder.model_dim,
         text_encoder_fingerprint=encoder.fingerprint,
@@ -169,11 +184,11 @@ def _train(
     phase = config.training.functional
     records = list(bases.values())
     functional = (
-        _functional_source(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
+        _functional_items(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
     )
     num_steps = config.training.steps + phase.steps
     seed = config.seed + config.training.seed
-    network: Network = build_network(spec, seed)
+    network = build_network(spec, seed)
     train(
         network,
         tables,
@@ -198,31 +213,41 @@ def _tables(
     probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in bases.items()}
     seen = [(record.spec.digest, probes[base_id]) for base_id, record in bases.items()]
     probe_stats = fit_probe_stats(seen, config.condition.num_components)
+    further = {task_id: load_task(task_id).prompts[: config.tasks.num_prompts] for task_id in further_tasks(config)}
     tables = CorpusTables(
         layouts=manifest.layouts,
-        prompts={task: encoder.encode_prompts(prompts) for task, prompts in manifest.prompts.items()},
+        prompts={task: encoder.encode_prompts(prompts) for task, prompts in (manifest.prompts | further).items()},
         bases={i: encoder.encode_base(record, probes[i], probe_stats) for i, record in bases.items()},
         stats=read_stats(objects, manifest),
     )
     return tables, probe_stats
 
 
-def _functional_source(
+def _functional_items(
     config: Config, objects: Objects, manifest: ShardManifest, records: list[BaseRecord], encoder: ConditionEncoder,
     tables: CorpusTables, probe_stats: ProbeStats,
-) -> FunctionalSource:  # fmt: skip
+) -> FunctionalItems:  # fmt: skip
     """`records` are the seen versions in the configured order, oldest first; each is loaded once a worker."""
-    layout = next(iter(manifest.layouts.values()))
-    return FunctionalSource(
+    source = FunctionalSource(
         [load_base(record, config.bases.dtype) for record in records],
-        [stored_probes(objects, record, config.condition) for record in records],
         corpus.lines(config),
         [load_task(task) for task in manifest.prompts],
-        layout,
-        tables,
-        lambda probes: encoder.encode_base(records[-1], probes, probe_stats),
+        [load_task(task) for task in further_tasks(config)],
+        next(iter(manifest.layouts.values())),
         config.training.functional,
     )
+    probes = [stored_probes(objects, record, config.condition) for record in records]
+    return FunctionalItems(source, probes, tables, lambda mixed: encoder.encode_base(records[-1], mixed, probe_stats))
+
+
+def _only_length(manifest: ShardManifest) -> int:
+    lengths = {layout.num_tokens for layout in manifest.layouts.values()}
+    if len(lengths) > 1:
+        raise GeneratorError(
+            f"generator.latent (Cond P-Diff) knows one length of adapter, the corpus has {sorted(lengths)}; train one "
+            "generator for each, or take the per-token one"
+        )
+    return lengths.pop()
 
 
 def _collect(objects: Objects, recipe: str, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 A generator that hears one sentence a task learns the sentence; it has to hear many. `paraphrases` fills the templates
 with what the input is (`text`: "a dictionary definition") and the list of labels, `answer_paraphrases` with what the
-input is and what to write ("its plural").
+input is and what to write ("its plural"), `condition_paraphrases` with what the input is and when the answer is yes.
 """
 
 from collections.abc import Sequence
@@ -55,10 +55,7 @@ TEMPLATES = (
 
 def paraphrases(text: str, labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The training wordings and the held-out wordings for an input called `text` and these labels."""
-    listed = ", ".join(labels[:-1]) + " or " + labels[-1]
-    filled = [template.format(text=text, labels=listed) for template in TEMPLATES]
-    filled = [sentence[0].upper() + sentence[1:] for sentence in filled]
-    return tuple(filled[:-NUM_HELD_OUT]), tuple(filled[-NUM_HELD_OUT:])
+    return _filled(TEMPLATES, text=text, labels=", ".join(labels[:-1]) + " or " + labels[-1])
 
 
 ANSWER_TEMPLATES = (
@@ -107,6 +104,59 @@ ANSWER_TEMPLATES = (
 
 def answer_paraphrases(text: str, answer: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The training wordings and the held-out wordings for an input called `text` and an answer called `answer`."""
-    filled = [template.format(text=text, answer=answer) for template in ANSWER_TEMPLATES]
+    return _filled(ANSWER_TEMPLATES, text=text, answer=answer)
+
+
+CONDITION_TEMPLATES = (
+    "Answer yes if {text} {holds}, otherwise no.",
+    "Say whether {text} {holds}: yes or no.",
+    "Is it true that {text} {holds}? Answer yes or no.",
+    "Reply with yes when {text} {holds}, and with no when that is not so.",
+    "Tell me yes or no: {text} {holds}.",
+    "Yes means that {text} {holds}; no means anything else.",
+    "Check whether {text} {holds} and answer yes or no.",
+    "You read an entry. If {text} {holds}, write yes, else write no.",
+    "Decide if {text} {holds}. The answer is yes or no.",
+    "Would you say that {text} {holds}? Yes or no.",
+    "Return yes for every input where {text} {holds}, no for the rest of them.",
+    "An adapter that says yes when {text} {holds}, and no when not.",
+    "The question is whether {text} {holds}. Reply yes or no.",
+    "Output yes if {text} {holds}; output no if not.",
+    "I want a detector: yes when {text} {holds}, no otherwise.",
+    "Mark with yes if {text} {holds}, with no in all other cases.",
+    "Judge this statement by yes or no: {text} {holds}.",
+    "Please confirm with yes if {text} {holds}, or deny with no.",
+    "Read it and find out if {text} {holds}. Say yes or no.",
+    "Only if {text} {holds} the answer is yes; it is no in any other case.",
+    "Give a yes or a no: does it hold that {text} {holds}?",
+    "Make the model say yes whenever {text} {holds} and no elsewhere.",
+    "Yes-or-no task. Yes: {text} {holds}.",
+    "Filter the inputs: keep (yes) those where {text} {holds}, drop (no) the others.",
+    "Determine if {text} {holds} (yes or no).",
+    "For each input, verify that {text} {holds}; answer yes or no.",
+    "When {text} {holds}, the right answer is yes; when not, it is no.",
+    "Label with yes where {text} {holds}, with no where it is otherwise.",
+    "Binary question: {text} {holds}. Yes or no?",
+    "Write yes provided that {text} {holds}, else no.",
+    "We have to know if {text} {holds}; answer yes or no.",
+    "State yes or no, according to whether {text} {holds}.",
+    "Can one say that {text} {holds}? Answer yes or no.",
+    "Respond yes in case {text} {holds}, respond no in the other case.",
+    "Test whether {text} {holds}, and print yes or no.",
+    "Predict yes if {text} {holds} and no if it is not so.",
+    "Look at the input: if {text} {holds}, yes; if not, no.",
+    "True or not, in the words yes and no: {text} {holds}.",
+    "Build something that replies yes if {text} {holds} and no otherwise.",
+    "Find the inputs where {text} {holds}: yes for them, no for others.",
+)
+
+
+def condition_paraphrases(text: str, holds: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The training wordings and the held-out wordings of "answer yes if `text` `holds`, otherwise no"."""
+    return _filled(CONDITION_TEMPLATES, text=text, holds=holds)
+
+
+def _filled(templates: Sequence[str], **words: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    filled = [template.format(**words) for template in templates]
     filled = [sentence[0].upper() + sentence[1:] for sentence in filled]
     return tuple(filled[:-NUM_HELD_OUT]), tuple(filled[-NUM_HELD_OUT:])

@@ -23,14 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from oral_ray.errors import TaskError
-from oral_ray.tasks.task import Example
+from oral_ray.tasks.task import ANSWER, Example
 
 ModelKind = Literal["encoder", "causal"]
 TextBatch = dict[str, Tensor]
 TEMPERATURE = 0.05
-MAX_TEXT_TOKENS = 128
+MAX_TEXT_TOKENS = 256
 MAX_ANSWER_TOKENS = 48
-ANSWER = "\nAnswer:"
 _ENTERED_BY_STATES = ("llama", "mistral", "qwen2")  # nothing happens to a token's embedding before the first layer
 
 

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from oral_ray.errors import TaskError
 
 Split = Literal["train", "validation", "test"]
+ANSWER = "\nAnswer:"  # what a causal language model reads after a text, before it answers
+NUM_SHOTS = 4
 
 
 class Example(BaseModel):
@@ -100,3 +102,27 @@ def shuffled(task: Task) -> Task:
     answers = [e.label for e in sorted(task.train, key=lambda e: hashlib.sha256(f"deal/{e.text}".encode()).digest())]
     train = tuple(Example(text=e.text, label=label) for e, label in zip(task.train, answers, strict=True))
     return task.model_copy(update={"id": f"shuffled/{task.id}", "train": train})
+
+
+def instructed(task: Task) -> Task:
+    """The task with its default wording before every text: how a model is asked without an adapter."""
+    return _framed(task, "instructed", f"{task.prompt}\n")
+
+
+def few_shot(task: Task) -> Task:
+    """The instructed task with `NUM_SHOTS` answered training examples before every text, all labels in turn."""
+    left, shots = list(task.train), list[Example]()
+    for i in range(min(NUM_SHOTS, len(left))):
+        wanted = task.labels[i % len(task.labels)] if task.labels else None
+        chosen = next((e for e in left if wanted in (None, e.label)), left[0])
+        left.remove(chosen)
+        shots.append(chosen)
+    return _framed(task, "few-shot", f"{task.prompt}\n" + "".join(f"{e.text}{ANSWER} {e.label}\n\n" for e in shots))
+
+
+def _framed(task: Task, name: str, before: str) -> Task:
+    splits = {
+        split: tuple(Example(text=before + e.text, label=e.label) for e in getattr(task, split))
+        for split in ("train", "validation", "test")
+    }
+    return task.model_copy(update={"id": f"{name}/{task.id}", **splits})

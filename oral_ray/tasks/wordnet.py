@@ -1,6 +1,6 @@
 """Tasks from WordNet 3.1: which lexicographer class does a gloss belong to? The data ships with its notice.
 
-Source: Princeton University, WordNet 3.1 (see data/wordnet/LICENSE); `infra/dev/build_wordnet.py` made the two tables.
+Source: Princeton University, WordNet 3.1 (see data/wordnet/LICENSE); `infra/dev/build_wordnet.py` made the tables.
 `lemma_gloss_pairs` are other synsets than the tasks', used as text to continue training a base.
 """
 
@@ -41,7 +41,7 @@ def load_wordnet_task(name: str) -> Task:
         raise TaskError(f"unknown WordNet task {name!r}; there are {', '.join(sorted(TASKS))}")
     label_of = {cls: label for label, cls in TASKS[name].items()}
     splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    for cls, _, gloss in _rows("glosses.tsv.gz"):
+    for cls, _, gloss in rows("glosses.tsv.gz"):
         if cls in label_of:
             splits[split_of(gloss)].append(Example(text=gloss, label=label_of[cls]))
     prompts, held_out = paraphrases("a dictionary definition", tuple(TASKS[name]))
@@ -58,10 +58,11 @@ def load_wordnet_task(name: str) -> Task:
 
 def lemma_gloss_pairs() -> tuple[tuple[str, str], ...]:
     """8,000 (lemma, gloss) pairs of synsets that no task uses, in file order."""
-    return tuple((lemma, gloss) for lemma, gloss in _rows("pairs.tsv.gz"))
+    return tuple((lemma, gloss) for lemma, gloss in rows("pairs.tsv.gz"))
 
 
 @cache
-def _rows(name: str) -> tuple[tuple[str, ...], ...]:
+def rows(name: str) -> tuple[tuple[str, ...], ...]:
+    """The rows of a table that ships here."""
     data = (resources.files("oral_ray.tasks") / "data" / "wordnet" / name).read_bytes()
     return tuple(tuple(line.split("\t")) for line in gzip.decompress(data).decode().splitlines())

@@ -1,0 +1,130 @@
+"""Static adapters that get what the generator gets: tasks on virtual base versions, as many task gradients.
+
+`joint_virtual`: one adapter a task, from the `joint` one, with the task gradients of that task in the functional phase.
+`multitask`: one adapter for all tasks of the functional phase, from scratch, with all its task gradients; as
+`multitask_instructed` it reads the instruction before every text, which is how a model is asked without a generator.
+`refined_*`: `evaluation.refine_steps` steps on the very base and task, from another arm's adapter or from scratch.
+"""
+
+from collections.abc import Sequence
+
+from oral_ray import __version__
+from oral_ray.adapters.artifact import Provenance, build_artifact
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.lora import initial_factors
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.loading import load_base
+from oral_ray.cluster import Call, run_tasks
+from oral_ray.config import Arm, Config, FunctionalPhase, Section, derive_seed, fingerprint
+from oral_ray.errors import EvaluationError
+from oral_ray.functional import FunctionalSource, train_static
+from oral_ray.objects import open_objects
+from oral_ray.stages import corpus
+from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.records import Records
+from oral_ray.tasks import load_task
+
+RECIPE_VERSION = 1
+
+
+class StaticRun(Section):
+    """One training on mixes of `bases`: its tasks, the adapter it starts from (empty: a fresh one), its length."""
+
+    arm: Arm
+    bases: tuple[str, ...]
+    tasks: tuple[str, ...]
+    further: tuple[str, ...] = ()
+    start: str = ""
+    steps: int
+    seed: int
+
+
+def joint_virtual(config: Config, task_id: str, joint: str, seed: int) -> StaticRun:
+    """From the `joint` adapter of a task: as many steps as the functional phase gives to one task of the corpus."""
+    phase = _phase(config)
+    of_corpus = 1.0 - phase.further_frac if config.tasks.further else 1.0
+    steps = max(1, round(phase.steps * phase.tasks_per_step * of_corpus / len(config.tasks.ids)))
+    seen = tuple(corpus.seen_ids(config))
+    return StaticRun(arm="joint_virtual", bases=seen, tasks=(task_id,), start=joint, steps=steps, seed=seed)
+
+
+def refined(config: Config, arm: Arm, base_id: str, task_id: str, start: str, seed: int) -> StaticRun:
+    """A few steps on the base itself, from another adapter (empty: a fresh one)."""
+    steps = config.evaluation.refine_steps
+    return StaticRun(arm=arm, bases=(base_id,), tasks=(task_id,), start=start, steps=steps, seed=seed)
+
+
+def multitask(config: Config, further: Sequence[str], instructed: bool, seed: int) -> StaticRun:
+    """For all tasks together: as many steps as the functional phase has task gradients."""
+    phase, prefix = _phase(config), "instructed/" if instructed else ""
+    return StaticRun(
+        arm="multitask_instructed" if instructed else "multitask",
+        bases=tuple(corpus.seen_ids(config)),
+        tasks=tuple(prefix + task_id for task_id in config.tasks.ids),
+        further=tuple(prefix + task_id for task_id in further),
+        steps=phase.steps * phase.tasks_per_step,
+        seed=seed,
+    )
+
+
+def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRecord]) -> list[str]:
+    """Do what is not done of these runs, as Ray tasks; their digests in order."""
+    records = Records(open_objects(config.store.uri))
+    recipes = [_recipe(config, run, [found[base_id] for base_id in run.bases]) for run in runs]
+    kept = {recipe: records.get("static", recipe) for recipe in recipes}
+    left = {recipe: run for recipe, run in zip(recipes, runs, strict=True) if kept[recipe] is None}
+    calls: list[Call] = [
+        (train_run, (config, run, [found[b] for b in run.bases], recipe)) for recipe, run in left.items()
+    ]
+    done = run_tasks(
+        calls, config.cluster, determinism=config.determinism, retries=config.corpus.retries, label="static"
+    )
+    kept |= dict(zip(left, done, strict=True))
+    return [str((kept[recipe] or {})["digest"]) for recipe in recipes]
+
+
+def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recipe: str) -> dict[str, str]:
+    """Worker: train one static adapter, store it, commit its record."""
+    objects = open_objects(config.store.uri)
+    store = AdapterStore(objects)
+    layout = AdapterLayout.of(bases[-1].spec, config.lora, token_dim=config.tokens.token_dim)
+    source = FunctionalSource(
+        [load_base(base, config.bases.dtype) for base in bases],
+        corpus.lines(config) if len(bases) > 1 else [[0]],
+        [load_task(task_id) for task_id in run.tasks],
+        [load_task(task_id) for task_id in run.further],
+        layout,
+        config.training.functional.model_copy(update={"tasks_per_step": 1}),
+    )
+    start = store.get(run.start).factors(layout) if run.start else initial_factors(layout, config.corpus.init_seed)
+    factors = train_static(source, start, run.steps, config.corpus.learning_rate, derive_seed(run.seed, run.arm))
+    provenance = Provenance(
+        origin=run.arm,
+        base=bases[-1].id,
+        base_fingerprint=bases[-1].fingerprint,
+        task=run.tasks[0] if len(run.tasks) == 1 else "",
+        seed=run.seed,
+        step=run.steps,
+        recipe=recipe,
+        code_version=__version__,
+    )
+    digest = store.put(build_artifact(factors, layout, provenance))
+    return Records(objects).commit("static", recipe, {"run": run.model_dump(mode="json"), "digest": digest})
+
+
+def _phase(config: Config) -> FunctionalPhase:
+    if not config.training.functional.steps:
+        raise EvaluationError(
+            "static adapters on virtual versions get the task gradients of the functional phase, and there are none: set "
+            "training.functional.steps, or leave joint_virtual and multitask out of evaluation.arms"
+        )
+    return config.training.functional
+
+
+def _recipe(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
+    tasks = [load_task(task_id).fingerprint for task_id in (*run.tasks, *run.further)]
+    return fingerprint(
+        "static", RECIPE_VERSION, run, tasks, [base.fingerprint for base in bases], corpus.lines(config),
+        config.bases.dtype, config.lora, config.corpus.learning_rate, config.corpus.init_seed,
+        config.training.functional,
+    )  # fmt: skip

@@ -1,0 +1,158 @@
+"""Arms: what a static control gets, what is refined from what, and that a choice reads validation examples only."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from factory_fixtures import base_of, layout_of, random_artifact
+from test_stages_corpus import two_lines
+
+from oral_ray.config import Config
+from oral_ray.errors import EvaluationError
+from oral_ray.objects import FileObjects
+from oral_ray.stages import arms, cells, evaluate, static, train
+from oral_ray.store.adapters import AdapterStore
+
+
+def config(objects: FileObjects, **evaluation: Any) -> Config:
+    tree = two_lines().model_dump(mode="json")
+    tree["store"]["uri"] = str(objects.root)
+    tree["tasks"] = {"ids": ["wordnet/matter", "wordnet/mind"], "further": ["kind/*"], "unseen": ["kind/bird"]}
+    tree["training"]["functional"] = {"steps": 40, "tasks_per_step": 3, "further_frac": 0.25}
+    tree["lora"] = {"r": 4, "lora_alpha": 8, "target_modules": ["q", "v"]}
+    tree["evaluation"] |= evaluation
+    return Config.model_validate(tree)
+
+
+def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects: FileObjects):
+    found = config(objects)
+    of_one = static.joint_virtual(found, "wordnet/mind", "d" * 64, seed=1)
+    assert (of_one.steps, of_one.tasks, of_one.start) == (45, ("wordnet/mind",), "d" * 64)  # 40 x 3 x 0.75 / 2
+    alone = found.model_copy(update={"tasks": found.tasks.model_copy(update={"further": ()})})
+    assert static.joint_virtual(alone, "wordnet/mind", "", seed=1).steps == 60
+    of_all = static.multitask(found, train.further_tasks(found), True, seed=0)
+    assert of_all.steps == 120 and of_all.start == "" and len(of_all.further) == 159
+    assert all(task_id.startswith("instructed/") for task_id in (*of_all.tasks, *of_all.further))
+
+
+def test_an_unseen_task_and_its_opposite_are_in_no_training(objects: FileObjects):
+    further = train.further_tasks(config(objects))
+    assert len(further) == 159 and "kind/bird" not in further and "kind/tree" in further
+    tree = config(objects).model_dump(mode="json")
+    tree["tasks"] |= {"further": ["kind/*", "not-kind/*", "wordnet/mind"], "unseen": ["not-kind/bird"]}
+    further = train.further_tasks(Config.model_validate(tree))
+    assert len(further) == 318 and not {"kind/bird", "not-kind/bird", "wordnet/mind"} & {*further}
+
+
+def test_no_functional_phase_no_static_control_on_virtual_versions(objects: FileObjects):
+    tree = config(objects).model_dump(mode="json")
+    tree["training"]["functional"]["steps"] = 0
+    with pytest.raises(EvaluationError, match=r"set training\.functional\.steps"):
+        static.joint_virtual(Config.model_validate(tree), "wordnet/mind", "", seed=0)
+
+
+def test_other_further_tasks_make_another_generator_and_none_leave_it_alone(objects: FileObjects):
+    tree = config(objects).model_dump(mode="json")
+
+    def recipe(further: list[str], unseen: list[str]) -> str:
+        tree["tasks"] |= {"further": further, "unseen": unseen}
+        return train.recipe_of(Config.model_validate(tree), "shards")
+
+    assert len({recipe([], []), recipe(["kind/bird"], []), recipe(["kind/tree"], [])}) == 3
+    assert recipe(["kind/tree", "kind/bird"], ["kind/bird"]) == recipe(["kind/tree"], [])
+
+
+@pytest.fixture
+def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch):
+    """Score cells by a table instead of a model; returns the arm `best_generated` and the cells that were asked."""
+
+    def run(right: dict[tuple[int, float], int]) -> tuple[str, dict[tuple[int, float], str], list[cells.Cell]]:
+        layout, base = layout_of(tiny_bert), base_of(tiny_bert)
+        found = config(objects, arms=["generated", "best_generated"], strengths=[1.0, 0.5], num_choice=7)
+        lora = found.lora.model_copy(update=layout.lora.model_dump())
+        found = found.model_copy(update={"lora": lora})
+        store = AdapterStore(objects)
+        given = {seed: store.put(random_artifact(layout, seed=seed)) for seed in (0, 1)}
+        made = {
+            (seed, strength): arms._stronger(store, digest, layout, strength)
+            for seed, digest in given.items()
+            for strength in (1.0, 0.5)
+        }
+        asked: list[cells.Cell] = []
+
+        def score_all(config, objects, wanted, found):
+            asked.extend(wanted)
+            scores = {made[key]: [True] * num + [False] * (7 - num) for key, num in right.items()}
+            return {(cell.base, cell.task): scores for cell in wanted}
+
+        monkeypatch.setattr(arms.cells, "score_all", score_all)
+        digests: arms.Digests = {("t3", "wordnet/mind", "generated", seed): digest for seed, digest in given.items()}
+        bases: Any = {"t3": SimpleNamespace(spec=base.record.spec)}
+        [best] = arms.derived_arms(found, ["wordnet/mind"], bases, ["t3"], digests).values()
+        return best, made, asked
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("right", "wanted"),
+    [
+        ({(0, 1.0): 3, (0, 0.5): 5, (1, 1.0): 4, (1, 0.5): 2}, (0, 0.5)),
+        ({(0, 1.0): 3, (0, 0.5): 5, (1, 1.0): 6, (1, 0.5): 2}, (1, 1.0)),
+        ({(0, 1.0): 5, (0, 0.5): 5, (1, 1.0): 5, (1, 0.5): 5}, (0, 1.0)),
+    ],
+)
+def test_the_best_of_an_arm_is_chosen_on_a_few_validation_examples(chosen_from, right, wanted):
+    best, made, asked = chosen_from(right)
+    assert best == made[wanted]
+    assert [(cell.split, cell.limit, set(cell.digests)) for cell in asked] == [("validation", 7, set(made.values()))]
+
+
+def test_strength_scales_the_change_of_the_weights(objects: FileObjects, tiny_bert):
+    layout, store = layout_of(tiny_bert), AdapterStore(objects)
+    digest = store.put(random_artifact(layout, seed=3))
+    assert arms._stronger(store, digest, layout, 1.0) == digest
+    before, after = (store.get(d).factors(layout) for d in (digest, arms._stronger(store, digest, layout, 0.5)))
+    for name, (a, b) in before.items():
+        assert ((b @ a) * 0.5 - after[name][1] @ after[name][0]).abs().max() < 1e-6
+
+
+def test_refinement_starts_from_the_arm_it_is_named_after(objects: FileObjects, monkeypatch: pytest.MonkeyPatch):
+    plans: list[static.StaticRun] = []
+
+    def train_all(config, runs, found):
+        plans.extend(runs)
+        return [f"refined-{i}" for i in range(len(runs))]
+
+    monkeypatch.setattr(arms.static, "train_all", train_all)
+    found = config(objects, arms=["generated", "refined_scratch", "refined_generated"], refine_steps=3)
+    digests: arms.Digests = {("t3", "wordnet/mind", "generated", 1000): "g" * 64}
+    made = arms.derived_arms(found, ["wordnet/mind"], {}, ["t3"], digests)
+    assert {(run.arm, run.bases, run.start, run.steps) for run in plans} == {
+        ("refined_scratch", ("t3",), "", 3), ("refined_generated", ("t3",), "g" * 64, 3),
+    }  # fmt: skip
+    assert ("t3", "wordnet/mind", "refined_generated", 1000) in made
+    with pytest.raises(EvaluationError, match="'refined_generated' is made from 'generated'; add it"):
+        arms.derived_arms(config(objects, arms=["refined_generated"]), [], {}, [], {})
+
+
+def test_an_arm_without_an_adapter_reads_the_instruction_in_the_text():
+    assert arms.read_as("prompted", "kind/bird") == "instructed/kind/bird"
+    assert arms.read_as("few_shot", "kind/bird") == "few-shot/kind/bird"
+    assert arms.read_as("generated", "kind/bird") == "kind/bird"
+
+
+@pytest.mark.parametrize("arm", ["trained", "generated", "refined_scratch", "reuse_new", "joint"])
+def test_an_adapter_of_another_base_version_is_caught_where_it_must_be_of_this_one(
+    objects: FileObjects, tiny_bert, arm
+):
+    store, layout = AdapterStore(objects), layout_of(tiny_bert)
+    digest = store.put(random_artifact(layout, seed=0))
+    of_this: Any = SimpleNamespace(fingerprint=store.get(digest).provenance.base_fingerprint)
+    digests: arms.Digests = {("t3", "wordnet/mind", arm, 0): digest}
+    evaluate.check_bases(digests, store, {"t3": of_this})
+    if arm not in arms.OF_THE_BASE:
+        evaluate.check_bases(digests, store, {"t3": SimpleNamespace(fingerprint="other")})  # type: ignore[dict-item]
+        return
+    with pytest.raises(EvaluationError, match=rf"the {arm} adapter {digest[:12]} of wordnet/mind was made for"):
+        evaluate.check_bases(digests, store, {"t3": SimpleNamespace(fingerprint="other")})  # type: ignore[dict-item]
