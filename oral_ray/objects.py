@@ -31,11 +31,15 @@ _TEMPORARY = ".oral-tmp-"
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One listed object: key, size in bytes, time of last change in seconds since 1970."""
+    """One listed object: key, size in bytes, time of last change in seconds since 1970.
+
+    `tag` is another one whenever the object was replaced: S3's ETag; inode and time of change in ns of a file.
+    """
 
     key: str
     num_bytes: int
     modified_s: float
+    tag: str
 
 
 class Objects(Protocol):
@@ -156,14 +160,14 @@ class FileObjects:
             raise StoreError(f"prefix {prefix!r} leaves the store {self.uri}")
         keys = [
             Path(where, name).relative_to(self.root).as_posix()
-            for where, _, names in os.walk(self.root / prefix.rpartition("/")[0])
-            for name in names
+            for where, folders, names in os.walk(self.root / prefix.rpartition("/")[0])
+            for name in (*names, *(n for n in folders if Path(where, n).is_symlink()))  # not followed, but not hidden
             if not name.startswith(_TEMPORARY)
         ]
         for key in sorted(key for key in keys if key.startswith(prefix)):
             with contextlib.suppress(FileNotFoundError):
                 stat = (self.root / key).stat()
-                yield ObjectInfo(key, stat.st_size, stat.st_mtime)
+                yield ObjectInfo(key, stat.st_size, stat.st_mtime, f"{stat.st_ino}-{stat.st_mtime_ns}")
 
     def delete(self, key: str) -> None:
         with self._reading(key):
@@ -287,7 +291,8 @@ class S3Objects:
                 for item in page.get("Contents", ()):
                     key = item["Key"][len(self.prefix) :]
                     if not key.endswith("/"):  # a folder marker, which pyarrow and consoles leave, is no object of ours
-                        yield ObjectInfo(key, int(item["Size"]), item["LastModified"].timestamp())
+                        modified_s = item["LastModified"].timestamp()
+                        yield ObjectInfo(key, int(item["Size"]), modified_s, item["ETag"].strip('"'))
 
     def delete(self, key: str) -> None:
         with self._errors("delete", key):

@@ -56,6 +56,26 @@ def test_a_folder_marker_of_another_tool_is_no_object(s3_objects: S3Objects):
     assert [info.key for info in s3_objects.list()] == ["a/b"]
 
 
+def test_an_object_that_was_replaced_by_one_as_long_has_another_tag(store: Objects):
+    store.put("a", b"first")
+    [before] = store.list()
+    assert [before] == list(store.list())
+    store.put("a", b"other")
+    [after] = store.list()
+    assert (after.num_bytes, before.num_bytes) == (5, 5)
+    assert after.tag != before.tag
+
+
+def test_a_linked_folder_is_listed_by_its_own_name_and_not_followed(objects: FileObjects, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret").write_text("x")
+    objects.put("a/b", b"1")
+    (objects.root / "a/linked").symlink_to(tmp_path / "elsewhere")
+    assert [info.key for info in objects.list("a/")] == ["a/b", "a/linked"]
+    with pytest.raises(StoreError, match=r"'a/linked'.*link that leaves the store"):
+        objects.get("a/linked")
+
+
 def test_a_range_is_cut_at_the_end_of_the_object(store: Objects):
     store.put("a", b"0123456789")
     assert store.range("a", 2, 3) == b"234"
