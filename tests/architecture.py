@@ -27,7 +27,7 @@ SOLE_IMPORTERS = {
     "mamba_ssm": ("oral_ray/generator/ssm.py",),
     "triton": ("oral_ray/generator/ssm.py",),
     "deepspeed": ("oral_ray/generator/training.py",),
-    "boto3": ("oral_ray/objects.py",),
+    "boto3": ("oral_ray/objects/s3.py",),
     "peft": ("oral_ray/adapters/",),
     "matplotlib": ("oral_ray/report.py",),
 }

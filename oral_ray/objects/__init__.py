@@ -1,0 +1,49 @@
+"""Object access: `file://` and `s3://` behind one small protocol.
+
+Keys are relative, `/`-separated names below the store's root. A commit is always `put_if_absent` (one PutObject with
+`If-None-Match: *`, or an atomic hard link): the first writer wins, later ones are told so. `probe` refuses a store that
+does not keep that promise.
+
+    objects = open_objects("s3://bucket/prefix")
+    objects.put_if_absent("records/a.json", b"{}")
+    for info in objects.list("records/"):
+        print(info.key, info.num_bytes)
+"""
+
+import uuid
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from oral_ray.errors import StoreError
+from oral_ray.objects.file import FileObjects
+from oral_ray.objects.protocol import ObjectInfo, Objects, check_key
+from oral_ray.objects.s3 import S3Objects
+
+__all__ = ["FileObjects", "ObjectInfo", "Objects", "S3Objects", "check_key", "open_objects", "probe"]
+
+
+def open_objects(uri: str) -> Objects:
+    """Open the store at a folder path, `file:///...` or `s3://bucket/prefix`; nothing is read or written yet."""
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        return S3Objects(parts.netloc, parts.path.strip("/"))
+    if parts.scheme == "file":
+        return FileObjects(Path(unquote(parts.path)))
+    if "://" not in uri and uri:
+        return FileObjects(Path(uri))
+    raise StoreError(f"store uri {uri!r} is not understood; use a folder, file:///folder or s3://bucket/prefix")
+
+
+def probe(objects: Objects) -> None:
+    """Prove that the store can be written and that create-if-absent creates once; leaves nothing behind.
+
+    Raises StoreError for a store that cannot be written or silently overwrites.
+    """
+    key = f"probe/{uuid.uuid4().hex}"
+    first, second, kept = objects.put_if_absent(key, b"first"), objects.put_if_absent(key, b"second"), objects.get(key)
+    objects.delete(key)
+    if (first, second, kept) != (True, False, b"first"):
+        raise StoreError(
+            f"store {objects.uri} ignores create-if-absent (a second create gave {second}, left {kept!r}); "
+            "use a server that honours If-None-Match: *, such as AWS S3, Ceph radosgw or MinIO"
+        )

@@ -1,0 +1,118 @@
+"""A folder as an object store: the embedded default."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from oral_ray.errors import MissingObjectError, StoreError
+from oral_ray.objects.protocol import ObjectInfo, check_key
+
+_TEMPORARY = ".oral-tmp-"
+
+
+class FileObjects:
+    """A folder as an object store. Writes are atomic (temporary file, then rename or hard link)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.uri = f"file://{self.root}"
+
+    def path(self, key: str) -> Path:
+        """The file of a key; StoreError where a symbolic link leads out of the store."""
+        path = self.root / check_key(key)
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise StoreError(f"object {key!r} of {self.uri} is a link that leaves the store; replace it by a file")
+        return path
+
+    def get(self, key: str) -> bytes:
+        with self._reading(key):
+            return self.path(key).read_bytes()
+
+    def range(self, key: str, start: int, length: int) -> bytes:
+        with self._reading(key), self.path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def num_bytes(self, key: str) -> int:
+        with self._reading(key):
+            path = self.path(key)
+            if path.is_dir():
+                raise IsADirectoryError
+            return path.stat().st_size
+
+    def exists(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def put(self, key: str, data: bytes) -> None:
+        with self._writing(key) as temporary:
+            temporary.write_bytes(data)
+            temporary.replace(self.path(key))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        with self._writing(key) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, self.path(key))
+            except FileExistsError:
+                return False
+            return True
+
+    def upload(self, path: Path, key: str) -> None:
+        with self._writing(key) as temporary:
+            shutil.copyfile(path, temporary)
+            temporary.replace(self.path(key))
+
+    def download(self, key: str, path: Path) -> None:
+        with self._reading(key):
+            shutil.copyfile(self.path(key), path)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        if prefix.startswith("/") or ".." in prefix.split("/"):
+            raise StoreError(f"prefix {prefix!r} leaves the store {self.uri}")
+        keys = [
+            Path(where, name).relative_to(self.root).as_posix()
+            for where, folders, names in os.walk(self.root / prefix.rpartition("/")[0])
+            for name in (*names, *(n for n in folders if Path(where, n).is_symlink()))  # not followed, but not hidden
+            if not name.startswith(_TEMPORARY)
+        ]
+        for key in sorted(key for key in keys if key.startswith(prefix)):
+            with contextlib.suppress(FileNotFoundError):
+                stat = (self.root / key).stat()
+                yield ObjectInfo(key, stat.st_size, stat.st_mtime, f"{stat.st_ino}-{stat.st_mtime_ns}")
+
+    def delete(self, key: str) -> None:
+        with self._reading(key):
+            self.path(key).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise MissingObjectError(f"no object {key!r} in {self.uri}") from None
+        except OSError as error:
+            raise StoreError(f"cannot read {key!r} in {self.uri}: {error.strerror or error}") from None
+
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[Path]:
+        target = self.path(key)
+        temporary: Path | None = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
+            os.close(handle)
+            temporary = Path(name)
+            temporary.chmod(0o644)
+            yield temporary
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StoreError(f"cannot write {key!r} in {self.uri}: {reason}; check space and permissions") from None
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
