@@ -23,10 +23,10 @@ FLOORS = (
     ("jobs", "serve"),
 )
 SOLE_IMPORTERS = {
-    "ray": ("oral_ray/cluster.py", "jobs/", "serve/"),
+    "ray": ("oral_ray/cluster/", "jobs/", "serve/"),
     "mamba_ssm": ("oral_ray/generator/ssm.py",),
     "triton": ("oral_ray/generator/ssm.py",),
-    "deepspeed": ("oral_ray/generator/training.py",),
+    "deepspeed": ("oral_ray/generator/engines.py",),
     "boto3": ("oral_ray/objects/s3.py",),
     "peft": ("oral_ray/adapters/",),
     "matplotlib": ("oral_ray/report.py",),

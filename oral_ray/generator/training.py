@@ -1,34 +1,32 @@
 """The training loop of the generator, the same for every engine: step, EMA, validation, checkpoints, resume.
 
 Optimiser AdamW, linear warm-up, cosine decay to zero, gradient clipping; an exponential moving average of the weights is
-what is sampled from. The loop knows nothing of Ray: it takes rows and hands folders to `report`. Engines are plain torch
-(DistributedDataParallel over an initialised process group) and DeepSpeed ZeRO 0-3.
+what is sampled from. The loop knows nothing of Ray: it takes rows and hands folders to `report`.
 
     train(network, tables, read_rows, config.training, seed=0, rank=0, num_workers=1, resume=None, report=report, ...)
 """
 
-import contextlib
 import json
 import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from oral_ray.config import DeepSpeedEngine, Section, TrainingConfig, derive_seed
+from oral_ray.config import Section, TrainingConfig, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, make_batch
+from oral_ray.generator.engines import Engine, build_engine, swapped
 from oral_ray.generator.model import AnyNetwork
 
 logger = logging.getLogger(__name__)
 STATE = "trainer.json"
 MAX_VALIDATION_ROWS = 64
-BUCKET_VALUES = 20_000_000
 
 
 class MetricsRow(Section):
@@ -46,19 +44,6 @@ Report = Callable[[MetricsRow, Path | None], None]
 SaveNetwork = Callable[[dict[str, Tensor], Path], None]
 FunctionalDraw = Callable[[int, int | None], Any]
 """A FunctionalItem by its seed and the seed of its base version (None: the item's own)."""
-
-
-class Engine(Protocol):
-    """What a training engine must do. `local` are this worker's tensors of the weights, in a fixed order."""
-
-    device: torch.device
-
-    @property
-    def local(self) -> list[Tensor]: ...
-    def step(self, inputs: Sequence[Tensor], functional: Any, learning_rate: float) -> Tensor: ...
-    def save(self, folder: Path) -> None: ...
-    def load(self, folder: Path) -> None: ...
-    def gathered(self) -> contextlib.AbstractContextManager[None]: ...
 
 
 def train(
@@ -123,7 +108,7 @@ def train(
             if not math.isfinite(loss):
                 raise GeneratorError(f"loss is {loss} at step {step + 1}; lower training.learning_rate")
             elapsed = time.perf_counter() - started
-            with _swapped(engine.local, ema):
+            with swapped(engine.local, ema):
                 validation_loss = _validate(network, tables, held_out, engine)
             row = MetricsRow(
                 step=step + 1,
@@ -151,135 +136,6 @@ def learning_rate_at(step: int, training: TrainingConfig) -> float:
         return peak * (step - start + 1) / training.warmup_steps
     progress = (step - start - training.warmup_steps) / max(1, end - start - training.warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def build_engine(network: AnyNetwork, training: TrainingConfig, num_workers: int, device: torch.device) -> Engine:
-    """The configured engine around a network."""
-    if isinstance(training.engine, DeepSpeedEngine):
-        return _DeepSpeed(network, training, training.engine, device)
-    return _Torch(network, training, num_workers, device)
-
-
-class _Torch:
-    def __init__(self, network: AnyNetwork, training: TrainingConfig, num_workers: int, device: torch.device) -> None:
-        self.device = device
-        network.to(device)
-        self._network = network
-        self._training = training
-        self._model: nn.Module = nn.parallel.DistributedDataParallel(network) if num_workers > 1 else network
-        self._optimizer = torch.optim.AdamW(network.parameters(), weight_decay=training.weight_decay)
-
-    @property
-    def local(self) -> list[Tensor]:
-        return [parameter.data for parameter in self._network.parameters()]
-
-    def step(self, inputs: Sequence[Tensor], functional: Any, learning_rate: float) -> Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._training.dtype == "bfloat16"):
-            loss = self._model(*inputs, functional, self._training.functional.diffusion_weight)
-        self._optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._network.parameters(), self._training.grad_clip)
-        self._optimizer.step()
-        return loss.detach()
-
-    def save(self, folder: Path) -> None:
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-            torch.save(
-                {"network": self._network.state_dict(), "optimizer": self._optimizer.state_dict()}, folder / "torch.pt"
-            )
-
-    def load(self, folder: Path) -> None:
-        state = torch.load(folder / "torch.pt", weights_only=True, map_location=self.device)
-        self._network.load_state_dict(state["network"], strict=True)
-        self._optimizer.load_state_dict(state["optimizer"])
-
-    def gathered(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-
-class _DeepSpeed:
-    def __init__(
-        self, network: AnyNetwork, training: TrainingConfig, settings: DeepSpeedEngine, device: torch.device
-    ) -> None:
-        import deepspeed
-        from deepspeed.ops import __compatible_ops__
-
-        # Without this, start-up on a CPU compiles a shared-memory collective for two minutes (and a killed build
-        # leaves a lock that hangs every later start); gloo does the work as well.
-        __compatible_ops__["deepspeed_shm_comm"] = False
-        self.device = device
-        self._sharded = settings.zero_stage == 3
-        self._diffusion_weight = training.functional.diffusion_weight
-        # The default buckets hold 500 million values, 2 GB a worker, whatever the size of the network.
-        zero: dict[str, Any] = {
-            "stage": settings.zero_stage,
-            "reduce_bucket_size": BUCKET_VALUES,
-            "allgather_bucket_size": BUCKET_VALUES,
-        }
-        if settings.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu"}
-        workers = torch.distributed.get_world_size()
-        config = {
-            "train_batch_size": training.batch_size,
-            "train_micro_batch_size_per_gpu": training.batch_size // workers,
-            "gradient_clipping": training.grad_clip,
-            "zero_optimization": zero,
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "torch_autocast": {"enabled": training.dtype == "bfloat16", "dtype": "bfloat16"},
-            "steps_per_print": 10**9,
-        }
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-        self._engine, wrapped, _, _ = deepspeed.initialize(
-            model=network, optimizer=optimizer, config=config, dist_init_required=False
-        )
-        self._optimizer: Any = wrapped
-        self._deepspeed = deepspeed
-        self._parameters = list(network.parameters())
-
-    @property
-    def local(self) -> list[Tensor]:
-        return [p.ds_tensor if self._sharded else p.data for p in self._parameters]  # type: ignore[attr-defined]
-
-    def step(self, inputs: Sequence[Tensor], functional: Any, learning_rate: float) -> Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        loss = self._engine(*inputs, functional, self._diffusion_weight)
-        self._engine.backward(loss)
-        self._engine.step()
-        return loss.detach()
-
-    def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag="deepspeed")
-
-    def load(self, folder: Path) -> None:
-        found, _ = self._engine.load_checkpoint(str(folder), tag="deepspeed")
-        if found is None:
-            raise GeneratorError(f"no DeepSpeed state in {folder}; resume with the engine that wrote the checkpoint")
-
-    def gathered(self) -> contextlib.AbstractContextManager[None]:
-        if not self._sharded:
-            return contextlib.nullcontext()
-        return self._deepspeed.zero.GatheredParameters(self._parameters)
-
-
-@contextlib.contextmanager
-def _swapped(local: list[Tensor], other: list[Tensor]) -> Iterator[None]:
-    """Put other values into the weights for a while; both lists are as before afterwards."""
-    kept = [tensor.clone() for tensor in local]
-    with torch.no_grad():
-        for tensor, value in zip(local, other, strict=True):
-            tensor.copy_(value)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(local, kept, strict=True):
-                tensor.copy_(value)
 
 
 def _smallest_over_workers(count: int) -> int:
@@ -322,7 +178,7 @@ def _save(
 ) -> None:
     engine.save(folder)
     torch.save(ema, folder / f"ema-{rank}.pt")
-    with _swapped(engine.local, ema), engine.gathered():
+    with swapped(engine.local, ema), engine.gathered():
         if rank == 0:
             save_network({name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}, folder)
             (folder / STATE).write_text(json.dumps({"step": step}))

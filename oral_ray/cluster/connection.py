@@ -1,0 +1,99 @@
+"""The connection to Ray, where its jobs keep their files, and how many threads a process takes.
+
+Inside `ray job submit` (RAY_ADDRESS is set) the job's cluster is used, else a private one on this machine, with token
+authentication, without dashboard, gone at the end of the block.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+import ray.data
+import torch
+
+from oral_ray.config import ClusterConfig
+from oral_ray.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+# A private session is foreground work on one machine. Ray would give its workers the lowest priority but for four, and
+# keep idle ones, a gigabyte each, for ever; here they go when the next stage has not taken them within 15 s. Threads that
+# spin while they wait made a training step on a busy machine seven times as long.
+_PRIVATE = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_worker_niceness": "0",
+    "RAY_num_workers_soft_limit": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "15000",
+}
+
+
+@contextlib.contextmanager
+def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
+    """Connect to Ray for a block; an already connected process is left connected."""
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS") or config.address
+    if address == "local":
+        for name, value in _PRIVATE.items():
+            os.environ.setdefault(name, value)
+        # Ray turns token authentication on by itself (where RAY_AUTH_MODE does not say no) and would write the token to
+        # the home folder; a token of this process's own is neither shared nor left behind.
+        if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus or os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=config.object_store_bytes,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    else:
+        try:
+            ray.init(address=address, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"no Ray cluster at cluster.address={address!r}: {error}; start one or use 'local'"
+            ) from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # so that an OralError arrives as one
+    context.execution_options.preserve_order = determinism
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def store_uri(uri: str) -> str:
+    """An absolute uri for workers. Inside a submitted job a relative folder would vanish with the job's temporary copy
+    of the working directory, so it is taken relative to ORAL_HOME (default ~/.oral-ray) there."""
+    if "://" in uri:
+        return uri
+    path = Path(uri).expanduser()
+    if not path.is_absolute() and "/runtime_resources/working_dir_files/" in str(Path.cwd()):
+        path = Path(os.environ.get("ORAL_HOME", Path.home() / ".oral-ray")) / path
+        logger.warning(
+            "store %r is relative and this is a submitted job: using %s (set ORAL_HOME to move it)", uri, path
+        )
+    if odd := {*"#?%"} & {*str(path.absolute())}:  # a uri would be cut or decoded there, and lead to another folder
+        raise ConfigError(f"store folder {str(path.absolute())!r} holds {min(odd)!r}; choose one without '#', '?', '%'")
+    return f"file://{path.absolute()}"
+
+
+def limit_threads(num_threads: int, determinism: bool) -> None:
+    """Fix this process's torch threads, and its choice of kernels when asked to."""
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(determinism)
+    # Filling every fresh tensor would be a debugging aid; DeepSpeed's buckets make it five times the whole step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
