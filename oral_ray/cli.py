@@ -85,6 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--base", required=True, help="id of a base version in the store")
     command.add_argument("--seed", type=int, default=0, help="seed of the sample (default 0)")
     command.add_argument("--out", type=Path, help="also write the adapter to this folder")
+    command.add_argument("--url", help="ask the service at this address instead of loading a generator here")
+    command.add_argument(
+        "--token-env", default="ORAL_TOKEN", metavar="NAME", help="variable that holds the token (default ORAL_TOKEN)"
+    )
+
+    command = add("export", _export, "Write an adapter folder as a file of another library.")
+    command.add_argument("adapter", type=Path, help="adapter folder")
+    command.add_argument("--format", choices=("diffusers",), required=True, help="whose file")
+    command.add_argument("--out", type=Path, required=True, help="the file, such as pytorch_lora_weights.safetensors")
 
     command = add("inspect", _inspect, "Show the adapter layout and token count of a base model; reads no weights.")
     command.add_argument("base", help="folder, config.json, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
@@ -166,6 +175,9 @@ def _quickstart(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    if args.url:
+        _generate_remotely(args)
+        return
     from oral_ray.service import open_service
 
     service = open_service(_config(args))
@@ -173,6 +185,23 @@ def _generate(args: argparse.Namespace) -> None:
     if args.out:
         service.pull(digest, args.out)
     print(json.dumps({"id": digest, "uri": service.uri(digest), "folder": str(args.out) if args.out else None}))
+
+
+def _generate_remotely(args: argparse.Namespace) -> None:
+    from oral_ray.client import OralClient
+
+    with OralClient(args.url, os.environ.get(args.token_env)) as client:
+        adapter = client.generate(args.prompt, args.base, args.seed)
+        if args.out:
+            client.download(adapter.id, args.out)
+    print(json.dumps({"id": adapter.id, "uri": adapter.uri, "folder": str(args.out) if args.out else None}))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from oral_ray.adapters.artifact import read_folder
+    from oral_ray.export import export_diffusers
+
+    print(export_diffusers(read_folder(args.adapter), args.out))
 
 
 def _inspect(args: argparse.Namespace) -> None:

@@ -55,3 +55,14 @@ class EvaluationError(OralError):
 
 class ReleaseError(OralError):
     """A release cannot be planned, decided or published."""
+
+
+class ServiceError(OralError):
+    """The generation service refuses a request, cannot be reached, or answers what it should not.
+
+    `status` is the HTTP status, 0 where there was no answer; `request_id` finds the request in the service's log.
+    """
+
+    def __init__(self, message: str, status: int = 0, request_id: str = "") -> None:
+        super().__init__(message)
+        self.status, self.request_id = status, request_id

@@ -17,8 +17,8 @@ FLOORS = (
     ("adapters",),
     ("generator",),
     ("store", "evaluation", "functional"),
-    ("factory", "release", "report", "evidence"),
-    ("stages", "service", "verify", "bench"),
+    ("factory", "release", "report", "evidence", "client"),
+    ("stages", "service", "verify", "bench", "plugins", "export"),
     ("cli",),
     ("jobs", "serve"),
 )
@@ -30,6 +30,8 @@ SOLE_IMPORTERS = {
     "boto3": ("oral_ray/objects/s3.py",),
     "peft": ("oral_ray/adapters/",),
     "matplotlib": ("oral_ray/report.py",),
+    "httpx": ("oral_ray/client/client.py",),
+    "vllm": ("oral_ray/plugins/vllm.py",),
 }
 JUNK_DRAWERS = {"utils", "util", "helpers", "common", "manager", "misc"}
 MAX_JOB_LINES = 120

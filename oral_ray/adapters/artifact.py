@@ -20,7 +20,7 @@ from torch import Tensor
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.config import LoraSettings, canonical_json
-from oral_ray.errors import ArtifactError, LayoutError
+from oral_ray.errors import ArtifactError, LayoutError, StoreError
 
 WEIGHTS, CONFIG, PROVENANCE, CARD = "adapter_model.safetensors", "adapter_config.json", "provenance.json", "README.md"
 
@@ -157,3 +157,14 @@ def read_folder(folder: Path) -> AdapterArtifact:
     files = {name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG, PROVENANCE) if (folder / name).is_file()}
     files.setdefault(PROVENANCE, canonical_json(Provenance(origin="unknown", base="", base_fingerprint="")).encode())
     return parse_artifact(files, str(folder))
+
+
+def write_folder(artifact: AdapterArtifact, folder: Path) -> Path:
+    """Write an artifact as a PEFT folder, adapter_config.json last; StoreError where the disk refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in artifact.files().items():
+            (folder / name).write_bytes(data)
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
+    return folder

@@ -8,8 +8,16 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from oral_ray.adapters.artifact import CARD, CONFIG, PROVENANCE, WEIGHTS, AdapterArtifact, parse_artifact
-from oral_ray.errors import ArtifactError, MissingObjectError, StoreError
+from oral_ray.adapters.artifact import (
+    CARD,
+    CONFIG,
+    PROVENANCE,
+    WEIGHTS,
+    AdapterArtifact,
+    parse_artifact,
+    write_folder,
+)
+from oral_ray.errors import ArtifactError, MissingObjectError
 from oral_ray.objects import Objects
 
 logger = logging.getLogger(__name__)
@@ -57,14 +65,7 @@ class AdapterStore:
 
     def pull(self, digest: str, folder: Path) -> Path:
         """Write an artifact into a folder, digest checked, adapter_config.json last."""
-        artifact = self.get(digest)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, data in artifact.files().items():
-                (folder / name).write_bytes(data)
-        except OSError as error:
-            raise StoreError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
-        return folder
+        return write_folder(self.get(digest), folder)
 
     def _refuse_other(self, where: str, weights: bytes) -> None:
         """Before the marker is written: weights that lie there already must be the same."""

@@ -1,0 +1,1 @@
+"""Plugins for serving engines, found by their entry points."""
