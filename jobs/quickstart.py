@@ -23,7 +23,8 @@ from oral_ray.cli import run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
 from oral_ray.objects import open_objects, probe
-from oral_ray.report import arm_table, arms_text, write_report
+from oral_ray.report.page import write_report
+from oral_ray.report.tables import arm_table, arms_text
 from oral_ray.stages import bases, corpus, evaluate, regenerate, shards, train
 from oral_ray.store.generators import read_metrics
 

@@ -25,7 +25,11 @@ _JOBS = Path(__file__).parents[1] / "jobs"
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `oral-ray`."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, left = parser.parse_known_args(argv)
+    if left and (not hasattr(args, "overrides") or any(item.startswith("-") or "=" not in item for item in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:  # argparse takes no second run of positional arguments, `study NAME --stage X key=value` has one
+        args.overrides = [*args.overrides, *left]
     return guarded(args.call, args, args.verbose)
 
 
@@ -280,13 +284,13 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from oral_ray.report import write_report
+    from oral_ray.report.page import write_report
 
     print(write_report(args.folder))
 
 
 def _spread(args: argparse.Namespace) -> None:
-    from oral_ray.report import spread_text
+    from oral_ray.report.tables import spread_text
 
     print(spread_text(args.folders))
 

@@ -29,7 +29,7 @@ SOLE_IMPORTERS = {
     "deepspeed": ("oral_ray/generator/engines.py",),
     "boto3": ("oral_ray/objects/s3.py",),
     "peft": ("oral_ray/adapters/",),
-    "matplotlib": ("oral_ray/report.py",),
+    "matplotlib": ("oral_ray/report/figures.py",),
     "httpx": ("oral_ray/client/client.py",),
     "vllm": ("oral_ray/plugins/vllm.py",),
 }

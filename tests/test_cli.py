@@ -249,3 +249,18 @@ def test_a_job_that_fails_in_a_worker_says_why_in_its_last_line_and_leaves_the_s
     assert "Traceback" not in done.stderr
     assert len(log) <= 4, done.stderr
     assert contents(place) == before
+
+
+@pytest.mark.parametrize("order", [("smollm2", "seed=7", "--stage", "tasks"), ("smollm2", "--stage", "tasks", "seed=7")])
+def test_overrides_of_a_study_stand_before_or_after_its_options(order: tuple[str, ...], monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr("oral_ray.stages.study.run_stage", lambda config, stage: asked.append(config.seed) or stage)
+    assert main(["study", *order]) == 0
+    assert asked == [7]
+
+
+@pytest.mark.parametrize("extra", [("more",), ("--no-such",), ("--no-such=1",)])
+def test_what_a_command_does_not_know_is_refused(extra: tuple[str, ...], capsys):
+    with pytest.raises(SystemExit):
+        main(["study", "smollm2", "--stage", "tasks", *extra])
+    assert extra[0] in capsys.readouterr().err

@@ -10,7 +10,9 @@ import pytest
 
 from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
-from oral_ray.report import PALETTE, TABLES, arm_table, arms_text, write_report
+from oral_ray.report.figures import PALETTE
+from oral_ray.report.page import write_report
+from oral_ray.report.tables import TABLES, arm_table, arms_text
 
 BASES = {"base-t0": True, "base-t3": False}
 ACCURACY = {arm: 0.5 + 0.01 * i for i, arm in enumerate(ALL_ARMS)}

@@ -1,14 +1,19 @@
 """The study: descent of the versions, what the screening keeps and why, stages that need it."""
 
+import json
+from pathlib import Path
+
 import pandas as pd
 import pytest
+from test_report import ACCURACY, write_tables
 from test_stages_corpus import two_lines
 
 from oral_ray.config import Config, StudyConfig
 from oral_ray.errors import EvaluationError
 from oral_ray.objects import FileObjects
-from oral_ray.stages import evaluate, study, train
-from oral_ray.stages.study import kept_tasks, lines_of_descent, run_stage
+from oral_ray.stages import evaluate, study, study_report, train
+from oral_ray.stages.study import kept_tasks, run_stage
+from oral_ray.stages.study_report import lines_of_descent
 
 
 def config(objects: FileObjects) -> Config:
@@ -69,7 +74,7 @@ def test_a_wrong_task_is_the_next_one_of_the_same_form():
 
 def test_a_table_is_written_as_markdown():
     table = pd.DataFrame({"task": ["a"], "n": [3], "trained": [0.51234]})
-    assert study._markdown_table(table) == "| task | n | trained |\n| --- | --- | --- |\n| a | 3 | 0.512 |"
+    assert study_report._markdown_table(table) == "| task | n | trained |\n| --- | --- | --- |\n| a | 3 | 0.512 |"
 
 
 def test_other_generators_of_one_corpus_have_other_recipes(objects: FileObjects):
@@ -89,3 +94,29 @@ def test_a_variant_is_the_suite_with_its_overrides_and_its_own_tables(objects: F
     assert made.bases == reference.bases == found.bases
     with pytest.raises(EvaluationError, match="unknown variant 'none'; there are reference, random-text"):
         study.variant(found, "none")
+
+
+def test_a_report_has_scores_summary_page_and_a_figure_for_every_table_there_is(
+    objects: FileObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = write_tables(tmp_path, arms=("trained", "reuse_new", "generated"))
+    pd.DataFrame(
+        {"asked": ["a", "a", "b", "b"], "task": ["a", "b", "a", "b"], "value": [0.9, 0.3, 0.2, 0.8]}
+    ).to_parquet(out / "confusion.parquet")
+    for name in ("drift", "screen"):
+        pd.DataFrame({"base": ["base-t0"], "value": [0.5]}).to_parquet(out / f"{name}.parquet")
+    suite = config(objects).model_copy(update={"out": str(out), "name": "toy"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "run", lambda config: pd.read_parquet(out / "scores.parquet"))
+    monkeypatch.setattr(
+        study_report, "lines_of_descent", lambda config: {"base-t0": ("news", 0), "base-t3": ("news", 3)}
+    )
+    page = study_report.run(suite)
+    folder = tmp_path / "docs" / "results" / "toy"
+    drawn = {path.stem for path in folder.glob("*.png")}
+    assert drawn == {"arms", "tasks", "distances", "curve", "confusion"}  # no ablations were run
+    assert all(f"({name}.png)" in page for name in drawn) and page + "\n" == (folder / "README.md").read_text()
+    assert {"line", "t", "variant"} <= set(pd.read_parquet(folder / "scores.parquet"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["group"] for row in summary["headline"]] == ["news t=0", "news t=3 (unseen)", "all unseen"]
+    assert summary["headline"][-1]["arms"]["generated"]["mean"] == pytest.approx(ACCURACY["generated"], abs=0.01)

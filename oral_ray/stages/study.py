@@ -8,7 +8,6 @@ Every stage finds in the store what is done and goes on from there; tables go to
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
 # (the stubs of pandas type every selection as a union that nothing can be done with)
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,11 @@ from oral_ray.bases.corpora import load_corpus
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.pretrain import perplexity, weight_change
 from oral_ray.cluster import Call, run_tasks, session
-from oral_ray.config import Config, PretrainOrigin, fingerprint, with_overrides
+from oral_ray.config import Config, fingerprint, with_overrides
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import paired_difference
-from oral_ray.evidence import headline, headline_text
 from oral_ray.objects import open_objects, probe
-from oral_ray.stages import bases, cells, corpus, evaluate, shards, train
+from oral_ray.stages import bases, cells, corpus, evaluate, shards, study_report, train
 from oral_ray.stages.cells import MAJORITY, ZERO_SHOT, Cell
 from oral_ray.store.records import Records
 from oral_ray.tasks import load_task
@@ -170,59 +168,6 @@ def ablations(config: Config) -> str:
     return means.to_string(float_format=lambda value: f"{value:.3f}")
 
 
-def report(config: Config) -> str:
-    """Rebuild tables, headline and page from the stored scores, under `docs/results/<name>/`."""
-    kept = kept_tasks(config)
-    scores = evaluate.run(kept)
-    descent = lines_of_descent(config)
-    scores["line"], scores["t"] = zip(*(descent[base] for base in scores["base"]), strict=True)
-    scores["variant"] = "default"
-    answers = pd.read_parquet(Path(config.out) / "answers.parquet")
-    rows = headline(scores, answers, config.evaluation.num_bootstrap)
-    folder = Path("docs/results") / config.name
-    folder.mkdir(parents=True, exist_ok=True)
-    scores.to_parquet(folder / "scores.parquet", compression="zstd")
-    tables = {name: pd.read_parquet(Path(config.out) / f"{name}.parquet") for name in ("tasks", "drift", "screen")}
-    objects = open_objects(config.store.uri)
-    summary = {
-        "headline": rows,
-        "tasks": list(kept.tasks.ids),
-        "screen": tables["screen"].to_dict("records"),
-        "drift": tables["drift"].to_dict("records"),
-        "cell_command": (
-            f"oral-ray score {objects.uri.removeprefix('file://')}/adapters/DIGEST "
-            f"--base {objects.uri.removeprefix('file://')}/{config.bases.prefix}/BASE --task TASK "
-            f"--split {config.evaluation.split} --limit {config.evaluation.max_test} --dtype {config.bases.dtype}"
-        ),
-        "config": config.model_dump(mode="json"),
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    page = "\n\n".join(
-        [
-            f"# Evidence suite {config.name}",
-            f"Made by `oral-ray study {config.name} --stage report` from the scores in the store.",
-            headline_text(rows),
-            "## Drift of the base versions",
-            _markdown_table(tables["drift"]),
-            "## Screening (validation, first base version)",
-            _markdown_table(tables["screen"]),
-            f"Any cell, with the digest of scores.parquet: `{summary['cell_command']}`",
-        ]
-    )
-    (folder / "README.md").write_text(page + "\n", encoding="utf-8")
-    return page
-
-
-def lines_of_descent(config: Config) -> dict[str, tuple[str, int]]:
-    """Of every configured version: the corpus of its line (empty for the first one) and how many versions led to it."""
-    parent = corpus.parents(config)
-    found: dict[str, tuple[str, int]] = {}
-    for version in config.bases.versions:
-        line = version.origin.corpus if isinstance(version.origin, PretrainOrigin) else ""
-        found[version.id] = (line, found[parent[version.id]][1] + 1 if version.id in parent else 0)
-    return found
-
-
 STAGES: dict[str, Callable[[Config], str]] = {
     "tasks": tasks,
     "bases": drift,
@@ -234,7 +179,7 @@ STAGES: dict[str, Callable[[Config], str]] = {
     "confusion": _pipeline(evaluate.run_confusion),
     "unseen": _pipeline(evaluate.run_unseen),
     "ablations": ablations,
-    "report": report,
+    "report": _pipeline(study_report.run),
 }
 
 
@@ -270,12 +215,6 @@ def _screen_recipe(config: Config) -> str:
         "screen", 1, tasks, config.bases.versions[0], config.bases.dtype, config.lora, corpus_settings, config.seed,
         config.evaluation.max_validation, config.evaluation.num_bootstrap,
     )  # fmt: skip
-
-
-def _markdown_table(table: pd.DataFrame) -> str:
-    cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
-    rows = [list(table.columns), ["---"] * len(table.columns), *cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _written(config: Config, name: str, table: pd.DataFrame) -> str:
