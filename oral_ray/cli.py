@@ -146,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the file's")
 
     command = add("bench", _bench, "Time what was measured before it was optimised; ratios within one run.")
-    command.add_argument("name", help="benchmark, or all")
+    command.add_argument("name", help="benchmark, or all (an unknown one lists them)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the report there; with all, a folder")
+    command.add_argument("overrides", nargs="*", metavar="option=value", help="options of the benchmark")
     return parser
 
 
@@ -303,10 +305,12 @@ def _study(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from oral_ray.bench import run_benchmark
+    from oral_ray.bench.harness import report_text
+    from oral_ray.bench.registry import BENCHMARKS, run_benchmark
 
-    for row in run_benchmark(args.name):
-        print(f"{row['what']:48} {row['seconds']:9.4f} s  x{row['ratio']:.2f}", flush=True)
+    for name in BENCHMARKS if args.name == "all" else (args.name,):
+        file = args.json / f"{name}.json" if args.json and args.name == "all" else args.json
+        print(report_text(run_benchmark(name, args.overrides, file)), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -50,6 +50,9 @@ class Section(BaseModel):
     """A frozen node of the tree; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class StoreConfig(Section):
@@ -465,15 +468,27 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 def build_config(tree: Mapping[str, Any]) -> Config:
     """Validate a plain mapping into a Config; every fault is named in one ConfigError."""
+    return _validated(Config, tree)
+
+
+def build_section(section: type[S], overrides: Iterable[str]) -> S:
+    """A section of its own (settings of a benchmark): its defaults under `key=value` overrides; errors as for a file."""
+    tree = section().model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    return _validated(section, tree)
+
+
+def _validated(section: type[S], tree: Mapping[str, Any]) -> S:
     try:
-        return Config.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(dict(item)) for item in error.errors())) from None
+        raise ConfigError("; ".join(_explain(dict(item), section) for item in error.errors())) from None
 
 
-def _explain(item: dict[str, Any]) -> str:
-    parent: Any = Config
-    node: Any = Config
+def _explain(item: dict[str, Any], section: type[Section]) -> str:
+    parent: Any = section
+    node: Any = section
     keys: list[str] = []
     for part in item["loc"]:
         options = [option for option in get_args(node) if option is not Ellipsis]

@@ -18,7 +18,8 @@ FLOORS = (
     ("generator",),
     ("store", "evaluation", "functional"),
     ("factory", "release", "report", "evidence", "client"),
-    ("stages", "service", "verify", "bench", "plugins", "export"),
+    ("stages", "service", "verify", "plugins", "export"),
+    ("bench",),
     ("cli",),
     ("jobs", "serve"),
 )

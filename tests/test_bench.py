@@ -1,0 +1,128 @@
+"""The benchmark harness: what it times, fits, records and prints, and what it refuses."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from oral_ray.bench import registry
+from oral_ray.bench.harness import (
+    BenchOptions,
+    Exponent,
+    Report,
+    Result,
+    compare,
+    fit_exponent,
+    report_text,
+    table,
+    with_peak_memory,
+)  # fmt: skip
+from oral_ray.bench.registry import BENCHMARKS, run_benchmark
+from oral_ray.cli import main
+from oral_ray.config import build_section
+from oral_ray.errors import ConfigError
+
+
+def test_candidates_are_timed_in_turn_after_one_warm_up_and_compared_with_the_first():
+    calls: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        calls.append(name)
+        time.sleep(seconds if len(calls) > 2 else 0.2)  # a slow warm-up must not count
+
+    rows = compare({"a": lambda: call("a", 0.01), "b": lambda: call("b", 0.05)}, repetitions=3)
+    assert "".join(calls) == "ab" + 3 * "ab"
+    assert [row["what"] for row in rows] == ["a", "b"]
+    assert rows[0]["ratio"] == 1.0
+    assert 2.0 < float(rows[1]["ratio"]) < 6.0
+    assert all(0 < float(row["lowest"]) <= float(row["seconds"]) <= float(row["highest"]) < 0.2 for row in rows)
+    assert [row["runs"] for row in rows] == [3, 3]
+
+
+def test_an_exponent_is_recovered_from_a_power_law_and_its_fit_says_how_well():
+    x = [1e5, 1e6, 1e7, 1e8]
+    exact = fit_exponent("exact", x, [3e-6 * value**1.02 for value in x])
+    assert exact.exponent == pytest.approx(1.02)
+    assert exact.constant == pytest.approx(3e-6)
+    assert exact.r2 == pytest.approx(1.0)
+    assert (exact.num_points, exact.x_range) == (4, (1e5, 1e8))
+    noisy = fit_exponent("noisy", x, [1.0, 100.0, 1.0, 100.0])
+    assert noisy.r2 < 0.5
+
+
+def test_peak_memory_is_what_a_call_needed_at_once_and_not_what_an_earlier_one_did():
+    def touch(num_bytes: int) -> int:
+        return int(np.ones(num_bytes, np.uint8)[-1])
+
+    with_peak_memory(lambda: touch(400_000_000))
+    result, peak_bytes = with_peak_memory(lambda: touch(100_000_000))
+    assert result == 1
+    assert 90_000_000 < peak_bytes < 200_000_000
+
+
+class Planted(BenchOptions):
+    """Options of a benchmark that takes no time."""
+
+    size: int = 1
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch):
+    def run(options: Planted) -> Result:
+        return Result(rows=({"what": "a", "size": options.size},))
+
+    monkeypatch.setitem(BENCHMARKS, "planted", "a benchmark that takes no time")
+    monkeypatch.setitem(sys.modules, "oral_ray.bench.planted", SimpleNamespace(Options=Planted, run=run))
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_report_says_what_ran_where_and_with_which_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "deep" / "planted.json"
+    assert main(["bench", "planted", "size=7", "repetitions=2", "--json", str(file)]) == 0
+    written = json.loads(file.read_text())
+    assert written["command"] == "oral-ray bench planted size=7 repetitions=2"
+    assert written["options"] == {"repetitions": 2, "size": 7}
+    assert written["result"] == {"rows": [{"what": "a", "size": 7}], "peers": [], "floors": [], "exponents": []}
+    about = written["environment"]
+    assert about["cores"] >= 1
+    assert about["threads"] >= 1
+    assert about["packages"]["torch"].startswith("2.")
+    assert len(about["load"]) == 3
+    assert about["cpu"] in capsys.readouterr().out
+
+
+def test_a_report_prints_every_part_and_a_row_that_lacks_a_column_shows_it():
+    fit = Exponent(what="seconds of n", exponent=1.01, constant=1.0, r2=0.99, num_points=3, x_range=(1.0, 100.0))
+    result = Result(
+        rows=({"what": "a", "num": 12345, "seconds": 0.5}, {"what": "b", "ok": True}),
+        peers=({"what": "peer"},), floors=({"what": "floor"},), exponents=(fit,),
+    )  # fmt: skip
+    environment = {"cpu": "C", "cores": 2, "threads": 2, "memory_gb": 1, "gpus": [], "commit": "c", "load": [0.1]}
+    text = report_text(Report(name="n", command="", options={}, environment=environment, result=result))
+    for part in ("C, 2 cores", "no GPU", "peers\nwhat", "floors\nwhat", "seconds of n: exponent 1.010 (r2 0.9900"):
+        assert part in text
+    assert table(result.rows).splitlines() == [
+        "what     num  seconds    ok",
+        "a     12,345      0.5     -",
+        "b          -        -  True",
+    ]
+
+
+def test_an_unknown_benchmark_or_option_is_refused_by_name(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(ConfigError, match=r"unknown benchmark 'fast'; there are ssd, sample, .* and all"):
+        run_benchmark("fast")
+    assert main(["bench", "ssd", "depth=3"]) == 2
+    assert "unknown configuration key 'depth'; valid here: repetitions" in capsys.readouterr().err
+    assert main(["bench", "ssd", "repetitions=0"]) == 2
+    assert "'repetitions'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_every_benchmark_has_options_with_defaults_and_a_run(name: str):
+    module = registry.benchmark_module(name)
+    assert build_section(module.Options, []).repetitions >= 1
+    assert callable(module.run)
