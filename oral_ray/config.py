@@ -372,13 +372,32 @@ class RegenerateConfig(Section):
 
 
 class ServeConfig(Section):
-    """The generation service; `generator` is a recipe, empty for the current one of the configuration's name."""
+    """The generation service; `generator` is a recipe, empty for the current one of the configuration's name.
+
+    `tokens` names the bearer tokens, `file:PATH` or `env:NAME` (serve/security.py has the format); without them only
+    loopback is served. `rate_per_minute` requests a token may come, 0 is no limit. What the store may change (bases,
+    the current generator) is looked up every `refresh_s`. Requests of at most `wait_tokens` weight tokens are answered at
+    once, waiting at most `max_wait_s`; larger and slower ones become jobs. With `presign_s` files on S3 are answered by a
+    redirect to a link that is valid so long.
+    """
 
     generator: str = ""
+    tokens: str = ""
+    rate_per_minute: NonNegativeInt = 0
     max_body_bytes: PositiveInt = 65536
+    body_timeout_s: PositiveFloat = 10.0
+    wait_tokens: PositiveInt = 4096
+    max_wait_s: PositiveFloat = 30.0
+    max_jobs: PositiveInt = 1000
+    refresh_s: NonNegativeFloat = 5.0
+    presign_s: NonNegativeInt = 0
+    ingress_replicas: PositiveInt = 1
     min_replicas: NonNegativeInt = 1
     max_replicas: PositiveInt = 2
-    target_ongoing_requests: PositiveFloat = 2.0
+    target_ongoing_requests: PositiveFloat = 8.0
+    upscale_delay_s: NonNegativeFloat = 5.0
+    downscale_delay_s: NonNegativeFloat = 60.0
+    drain_s: NonNegativeFloat = 30.0
     cpus_per_replica: PositiveFloat = 1.0
     gpus_per_replica: NonNegativeFloat = 0.0
     max_queued_requests: int = 64

@@ -1,74 +1,262 @@
-"""The generation service without its wire: a current generator, a store, and what may be asked of them.
+"""The generation service without its wire: what may be asked for, what is known already, and how it is made.
 
     service = open_service(config)
-    [digest] = service.generate([service.condition("Classify mails as spam or not.", "minilm-l6-t3")], seeds=[0])
-    service.get(digest), service.uri(digest)
+    order = service.stock.order("Classify mails as spam or not.", "minilm-l6-t3", seed=0)
+    [digest] = service.fulfil([order])
+    service.stock.find(order, service.recipe) == digest
 
-Only base ids of the store are accepted, never paths.
+`Stock` reads the store and loads no weights; `GenerationService` holds a generator. Only base ids of the store are
+accepted, never paths. An answer is a record under the order's key, so an equal order finds it without a sample.
 """
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from oral_ray.adapters.artifact import AdapterArtifact
-from oral_ray.config import Config
-from oral_ray.errors import GeneratorError, LayoutError
+from torch import Tensor
+
+from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.config import ConditionConfig, Config, LoraSettings, canonical_json, fingerprint
+from oral_ray.errors import BaseModelError, GeneratorError, LayoutError, MissingObjectError, StoreError
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder, check_prompt
 from oral_ray.objects import Objects, open_objects
 from oral_ray.release import refuse_base
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.bases import BaseShelf, stored_probes
-from oral_ray.store.generators import current_generator, get_generator
+from oral_ray.store.generators import GeneratorCard, current_generator, describe_generator, get_generator
+from oral_ray.store.records import Records
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationService:
-    """Generates adapters for the base versions of one store."""
+class Order:
+    """One adapter that is asked for, checked: what cannot be made never becomes an order."""
 
-    config: Config
-    objects: Objects
-    factory: AdapterFactory
+    prompt: str
+    base: BaseRecord
+    lora: LoraSettings
+    seed: int
+    strength: float
 
-    def condition(self, prompt: str, base_id: str) -> Condition:
+    def key(self, recipe: str, sampling: str) -> str:
+        """Names the answer: equal orders to one generator under equal settings have one."""
+        return fingerprint(
+            "order", recipe, sampling, self.base.fingerprint, self.prompt, self.seed, self.lora, self.strength
+        )
+
+
+class Stock:
+    """What the service knows of its store. Bases and the current generator are looked up again after `serve.refresh_s`.
+
+    While the store cannot be reached, what was looked up before is still used.
+    """
+
+    def __init__(self, config: Config, objects: Objects) -> None:
+        self.config, self.objects = config, objects
+        self._sampling = canonical_json(settled(config.sampling, config.determinism))
+        self._bases: Refreshed[str, BaseRecord] = Refreshed(self._read_base, config.serve.refresh_s)
+        self._recipes: Refreshed[str, str] = Refreshed(self._read_recipe, config.serve.refresh_s)
+        self._probes: dict[str, Mapping[str, Tensor]] = {}
+        self._cards = lru_cache(maxsize=4)(lambda recipe: describe_generator(objects, recipe))
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of the configured (or current) generator; GeneratorError when there is none."""
+        return self._recipes.get(self.config.name)
+
+    def card(self) -> GeneratorCard:
+        """What the current generator was trained on."""
+        return self._cards(self.recipe)
+
+    def base(self, base_id: str) -> BaseRecord:
+        """The record of a base version; BaseModelError when it is not (wholly) there."""
+        return self._bases.get(base_id)
+
+    def order(
+        self, prompt: str, base_id: str, seed: int, lora: LoraSettings | None = None, strength: float = 1.0
+    ) -> Order:
         """What is asked for. What cannot be made is refused here, where it fails no other request of its batch.
 
         Raises ConditionError for the prompt, BaseModelError for a base that is not (wholly) there, LayoutError for one
-        that the generator has not learnt or that cannot have such an adapter.
+        that the generator has not learnt, or for a kind of adapter that its corpus does not have.
         """
         check_prompt(prompt)
-        base = BaseShelf(self.objects, self.config.bases.prefix).record(base_id)
-        if refusal := refuse_base(base, self.factory.generator.spec.architectures, self.config.lora):
+        base, lora = self.base(base_id), lora or self.config.lora
+        if refusal := self.refusal(base):
             raise LayoutError(f"base {base_id!r}: {refusal}")
-        probes = stored_probes(self.objects, base, self.factory.encoder.config)
-        return Condition(prompt, base, probes, self.config.lora)
+        if lora != self.config.lora and not self._is_known(base, lora):
+            kinds = "; ".join(_words(choice) for choice in self.choices(base))
+            raise LayoutError(f"the generator's corpus has no adapters with {_words(lora)}; ask for {kinds}")
+        return Order(prompt, base, lora, seed, strength)
 
-    def generate(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[str]:
-        """Generate and store; the digests, in order."""
-        store = AdapterStore(self.objects)
-        return [store.put(artifact) for artifact in self.factory.generate(conditions, seeds)]
+    def probes(self, base: BaseRecord, settings: ConditionConfig) -> Mapping[str, Tensor]:
+        """The weight probes of a base, as a generator with these settings was trained on them."""
+        key = fingerprint(base.fingerprint, settings)
+        if key not in self._probes:
+            self._probes[key] = stored_probes(self.objects, base, settings)
+        return self._probes[key]
 
-    def get(self, digest: str) -> AdapterArtifact:
-        """A stored artifact; ArtifactError when there is none."""
-        return AdapterStore(self.objects).get(digest)
+    def refusal(self, base: BaseRecord) -> str:
+        """Why the current generator makes nothing for a base; empty when it does."""
+        return refuse_base(base, self.card().spec.architectures, self.config.lora)
 
-    def pull(self, digest: str, folder: Path) -> Path:
-        """Write a stored artifact into a folder."""
-        return AdapterStore(self.objects).pull(digest, folder)
+    def choices(self, base: BaseRecord) -> tuple[LoraSettings, ...]:
+        """The kinds of adapters of a base that the corpus has, as far as usual ranks and alphas go; the default first."""
+        if self.refusal(base):
+            return ()
+        usual = self.config.lora
+        others = [
+            usual.model_copy(update={"r": r, "lora_alpha": float(alpha)})
+            for r in (1, 2, 4, 8, 16, 32, 64)
+            for alpha in sorted({usual.lora_alpha, r, 2 * r})
+        ]
+        return (usual, *(lora for lora in others if lora != usual and self._is_known(base, lora)))
+
+    def num_tokens(self, order: Order) -> int:
+        """How many weight tokens an order has."""
+        return AdapterLayout.of(order.base.spec, order.lora, self.card().spec.token_dim).num_tokens
+
+    def key(self, order: Order, recipe: str) -> str:
+        """The key of an order's answer by a generator under the settings of this service."""
+        return order.key(recipe, self._sampling)
+
+    def find(self, key: str) -> str | None:
+        """The digest that answers, or None. An adapter that has been deleted is no answer."""
+        record = Records(self.objects).get("generated", key)
+        if record is None or not AdapterStore(self.objects).has(record["digest"]):
+            return None
+        return str(record["digest"])
+
+    def about(self, digest: str) -> tuple[LoraSettings, Provenance]:
+        """What a stored adapter is and where it came from, its weights unread; ArtifactError when there is none."""
+        return AdapterStore(self.objects).about(digest)
 
     def uri(self, digest: str) -> str:
         """Where a stored artifact lies."""
         return f"{self.objects.uri}/{AdapterStore.prefix(digest)}".rstrip("/")
 
+    def check(self) -> None:
+        """Raise StoreError when the store is not there (an unmounted folder looks like an empty one)."""
+        if not self.config.serve.generator and current_generator(self.objects, self.config.name) is None:
+            raise StoreError(f"store {self.objects.uri} is not there at the moment; try again, or mount it")
 
-def open_service(config: Config, device: str = "cpu") -> GenerationService:
-    """Load the configured (or current) generator; GeneratorError when there is none."""
-    objects = open_objects(config.store.uri)
-    recipe = config.serve.generator or current_generator(objects, config.name)
-    if recipe is None:
-        raise GeneratorError(f"no generator named {config.name!r} in {objects.uri}; run jobs/train.py first")
-    generator = get_generator(objects, recipe)
+    def _read_base(self, base_id: str) -> BaseRecord:
+        try:
+            return BaseShelf(self.objects, self.config.bases.prefix).record(base_id)
+        except BaseModelError:
+            self.check()
+            raise
+
+    def _read_recipe(self, name: str) -> str:
+        recipe = self.config.serve.generator or current_generator(self.objects, name)
+        if recipe is None:
+            raise GeneratorError(f"no generator named {name!r} in {self.objects.uri}; run jobs/train.py first")
+        return recipe
+
+    def _is_known(self, base: BaseRecord, lora: LoraSettings) -> bool:
+        card = self.card()
+        try:
+            return AdapterLayout.of(base.spec, lora, card.spec.token_dim).digest in card.layouts
+        except LayoutError:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationService:
+    """Generates adapters for the base versions of one store with one generator."""
+
+    stock: Stock
+    factory: AdapterFactory
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of the generator in use."""
+        return self.factory.generator.spec.recipe
+
+    def fulfil(self, orders: Sequence[Order]) -> list[str]:
+        """Generate, store, and note the answers; the digests, in order."""
+        return [self.keep(order, artifact) for order, artifact in zip(orders, self.sample(orders), strict=True)]
+
+    def condition(self, order: Order) -> Condition:
+        """What the generator is told of an order: the base's probes as it was trained on them."""
+        probes = self.stock.probes(order.base, self.factory.encoder.config)
+        return Condition(order.prompt, order.base, probes, order.lora)
+
+    def sample(self, orders: Sequence[Order]) -> list[AdapterArtifact]:
+        """The adapters, sampled together, not stored yet."""
+        conditions = [self.condition(order) for order in orders]
+        artifacts = self.factory.generate(conditions, [order.seed for order in orders])
+        return [_strengthened(*pair, self.factory) for pair in zip(artifacts, orders, conditions, strict=True)]
+
+    def keep(self, order: Order, artifact: AdapterArtifact) -> str:
+        """Store an adapter and note it as the answer to an order; its digest."""
+        self.stock.check()
+        digest = AdapterStore(self.stock.objects).put(artifact)
+        Records(self.stock.objects).commit("generated", self.stock.key(order, self.recipe), {"digest": digest})
+        return digest
+
+    def pull(self, digest: str, folder: Path) -> Path:
+        """Write a stored artifact into a folder."""
+        return AdapterStore(self.stock.objects).pull(digest, folder)
+
+
+def open_service(config: Config, device: str = "cpu", recipe: str = "") -> GenerationService:
+    """Load a generator, the configured (or current) one when none is named; GeneratorError when there is none."""
+    stock = Stock(config, open_objects(config.store.uri))
+    generator = get_generator(stock.objects, recipe or stock.recipe)
     encoder = ConditionEncoder(generator.spec.condition)
     sampling = settled(config.sampling, config.determinism)
-    return GenerationService(config, objects, AdapterFactory(generator, encoder, sampling, device))
+    return GenerationService(stock, AdapterFactory(generator, encoder, sampling, device))
+
+
+def _strengthened(
+    artifact: AdapterArtifact, order: Order, condition: Condition, factory: AdapterFactory
+) -> AdapterArtifact:
+    """The adapter with its change of the weights multiplied by the order's strength."""
+    if order.strength == 1.0:
+        return artifact
+    layout = factory.layout(condition)
+    factors = {name: (a, order.strength * b) for name, (a, b) in artifact.factors(layout).items()}
+    return build_artifact(factors, layout, artifact.provenance.model_copy(update={"strength": order.strength}))
+
+
+def _words(lora: LoraSettings) -> str:
+    return f"r={lora.r}, lora_alpha={lora.lora_alpha:g}, target_modules={','.join(lora.target_modules)}"
+
+
+class Refreshed(Generic[K, V]):
+    """Values that are read again once they are older than `age_s`; the old one stays while the store cannot be reached."""
+
+    def __init__(self, read: Callable[[K], V], age_s: float) -> None:
+        self._read, self._age_s = read, age_s
+        self._known: dict[K, tuple[float, V]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: K) -> V:
+        """The value of a key, read at most `age_s` seconds ago where that was possible."""
+        known = self._known.get(key)
+        if known is not None and time.monotonic() - known[0] < self._age_s:
+            return known[1]
+        with self._lock:
+            known = self._known.get(key)
+            if known is not None and time.monotonic() - known[0] < self._age_s:
+                return known[1]
+            try:
+                value = self._read(key)
+            except MissingObjectError:
+                raise
+            except (StoreError, GeneratorError):
+                if known is None:
+                    raise
+                value = known[1]
+            self._known[key] = (time.monotonic(), value)
+            return value

@@ -1,83 +1,43 @@
-"""The generation service: HTTP -> GenerationService on autoscaled Ray Serve replicas.
+"""The generation service on Ray Serve: an ingress that takes requests, replicas with a generator that answer them.
 
     serve run serve.app:build_app config=infra/configs/quickstart.toml store.uri=./oral-store
     curl -s localhost:8000/v1/adapters -H 'content-type: application/json' \\
          -d '{"prompt": "Classify a dictionary definition.", "base": "minilm-l6-t3", "seed": 0}'
 
-OpenAPI is at /docs and /openapi.json. Concurrent requests of a replica are sampled as one batch.
+The ingress loads no weights and answers what is stored by itself; replicas sample concurrent requests as one batch and
+scale between `serve.min_replicas` (0 is possible) and `serve.max_replicas`. docs/service.md has the whole contract.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+import ray
+from fastapi import FastAPI
 from ray import serve
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+from starlette.concurrency import run_in_threadpool
 
-from oral_ray import __version__
-from oral_ray.cluster import limit_threads, store_uri
+from oral_ray.cluster import scrape_metrics, store_uri
 from oral_ray.config import Config, load_config
-from oral_ray.errors import ArtifactError, BaseModelError, ConditionError, LayoutError, OralError
-from oral_ray.generator.condition import Condition
-from oral_ray.service import GenerationService, open_service
-from serve.schema import AdapterInfo, GenerateRequest, Health, Problem
+from oral_ray.errors import OralError
+from oral_ray.objects import open_objects
+from oral_ray.service import Stock
+from serve.api import build_api
+from serve.broker import Broker
+from serve.catalog import Catalog
+from serve.metrics import IngressMetrics
+from serve.problems import BusyError
+from serve.replica import Replica
+from serve.schema import GenerateRequest, Made, Problem
+from serve.security import Guard, refuse_open_bind
 
-logger = logging.getLogger(__name__)
-STATUS: dict[type[OralError], int] = {ConditionError: 422, BaseModelError: 404, ArtifactError: 404, LayoutError: 422}
-
-
-class Generation:
-    """One replica: a loaded generator, and the three things a client may ask."""
-
-    def __init__(self, config: Config) -> None:
-        limit_threads(max(1, int(config.serve.cpus_per_replica)), config.determinism)
-        self._service: GenerationService = open_service(config, "cuda" if config.serve.gpus_per_replica else "cpu")
-        batching: Any = self._batched
-        batching.set_max_batch_size(config.serve.batch_size)
-        batching.set_batch_wait_timeout_s(config.serve.batch_wait_s)
-
-    async def create(self, request: GenerateRequest) -> AdapterInfo:
-        """Generate an adapter and store it."""
-        condition = await asyncio.to_thread(self._service.condition, request.prompt, request.base)
-        sample: Any = self._batched  # many calls of one request become one call of many
-        digest = await sample((condition, request.seed))
-        return await asyncio.to_thread(self._info, digest)
-
-    async def read(self, adapter_id: str) -> AdapterInfo:
-        """Look up a stored adapter by its id."""
-        if len(adapter_id) != 64 or not set(adapter_id) <= set("0123456789abcdef"):
-            raise ArtifactError(f"{adapter_id[:80]!r} is no adapter id; ids are 64 hexadecimal digits")
-        return await asyncio.to_thread(self._info, adapter_id)
-
-    async def health(self) -> Health:
-        """Answer once the generator is loaded."""
-        return Health(status="ok", generator=self._service.factory.generator.spec.recipe)
-
-    @serve.batch
-    async def _batched(self, requests: list[tuple[Condition, int]]) -> list[str]:
-        conditions, seeds = [condition for condition, _ in requests], [seed for _, seed in requests]
-        return await asyncio.to_thread(self._service.generate, conditions, seeds)
-
-    def _info(self, digest: str) -> AdapterInfo:
-        artifact = self._service.get(digest)
-        origin, lora = artifact.provenance, artifact.lora
-        return AdapterInfo(
-            id=digest,
-            uri=self._service.uri(digest),
-            base=origin.base,
-            base_fingerprint=origin.base_fingerprint,
-            prompt=origin.prompt,
-            seed=origin.seed,
-            generator=origin.generator,
-            r=lora.r,
-            lora_alpha=lora.lora_alpha,
-            target_modules=list(lora.target_modules),
-        )
+logger = logging.getLogger("ray.serve.oral")
+ATTEMPTS = 3
 
 
 def build_app(config: Config | Mapping[str, str]) -> serve.Application:
@@ -89,90 +49,88 @@ def build_app(config: Config | Mapping[str, str]) -> serve.Application:
         overrides = [f"{key}={value}" for key, value in config.items() if key != "config"]
         config = load_config(config.get("config", "infra/configs/quickstart.toml"), overrides)
     config = config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
-    settings = config.serve
-    replicas = serve.deployment(
-        name="generation",
+    settings, logs = config.serve, LoggingConfig(encoding="JSON", enable_access_log=False)
+    deployed: Any = serve.deployment(
+        Replica,
+        name="generator",
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
+        max_ongoing_requests=2 * settings.batch_size,  # the next batch gathers while one is sampled
         max_queued_requests=settings.max_queued_requests,
+        health_check_period_s=max(1.0, settings.refresh_s),
+        graceful_shutdown_timeout_s=settings.drain_s,
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
             "target_ongoing_requests": settings.target_ongoing_requests,
+            "upscale_delay_s": settings.upscale_delay_s,
+            "downscale_delay_s": settings.downscale_delay_s,
+            "metrics_interval_s": 1.0,
+            "look_back_period_s": 2.0,
         },
+        logging_config=logs,
     )
-    return replicas(serve.ingress(lambda: build_api(config))()).bind()
+    fronted: Any = serve.deployment(
+        serve.ingress()(Ingress),
+        name="ingress",
+        num_replicas=settings.ingress_replicas,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=10_000,  # it refuses by itself, with a Problem
+        health_check_period_s=max(1.0, settings.refresh_s),
+        graceful_shutdown_timeout_s=settings.drain_s,
+        logging_config=logs,
+    )
+    return fronted.bind(config, deployed.bind(config))
 
 
-def build_api(config: Config) -> FastAPI:
-    """The HTTP interface of one replica, with its generator loaded: routes, error answers, the limit on bodies."""
-    replica = Generation(config)
-    api = FastAPI(title="oral_ray", version=__version__, description="LoRA adapters from prompts.")
-    api.add_middleware(LimitBody, max_bytes=config.serve.max_body_bytes)
-    failures: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (404, 413, 422, 500)}
-    api.add_api_route(
-        "/v1/adapters", replica.create, methods=["POST"], status_code=201, response_model=AdapterInfo,
-        responses=failures,
-    )  # fmt: skip
-    api.add_api_route("/v1/adapters/{adapter_id}", replica.read, response_model=AdapterInfo, responses=failures)
-    api.add_api_route("/healthz", replica.health, response_model=Health)
-    handlers: dict[type[Exception], Callable[..., Awaitable[JSONResponse]]] = {
-        OralError: _on_oral_error, RequestValidationError: _on_invalid, HTTPException: _on_refused,
-        Exception: _on_unexpected,
-    }  # fmt: skip
-    for kind, handler in handlers.items():
-        api.add_exception_handler(kind, handler)
-    return api
+class Ingress:
+    """The deployment that speaks HTTP."""
+
+    def __init__(self, config: Config, generator: DeploymentHandle) -> None:
+        self._config, self._generator = config, generator
+        self._guard = Guard(config.serve)
+        refuse_open_bind(self._guard, _http_host())
+        self._metrics = IngressMetrics()
+        self._stock = Stock(config, open_objects(config.store.uri))
+        self._broker = Broker(config, self._stock, self._generate, self._metrics)
+        self._catalog = Catalog(config, self._stock)
+        self._resumed: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The application, once this replica is made."""
+        return build_api(self._config, self._broker, self._catalog, self._guard, self._metrics, scrape_metrics)
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds: goes on with the jobs of ingresses that have died, and counts releases."""
+        if self._resumed is None or self._resumed.done():
+            self._resumed = asyncio.create_task(self._look_after())
+
+    async def _look_after(self) -> None:
+        try:
+            if num_jobs := await self._broker.resume():
+                logger.info("went on with %d jobs", num_jobs)
+            for release in (await run_in_threadpool(self._catalog.releases, "")).items:
+                for arm in {adapter.arm for adapter in release.adapters}:
+                    num = sum(adapter.arm == arm for adapter in release.adapters)
+                    self._metrics.released.set(num, {"base": release.base, "arm": arm})
+        except OralError as error:
+            logger.warning("jobs and releases are not looked after at the moment: %s", error)
+
+    async def _generate(self, request: GenerateRequest) -> Made | Problem:
+        """Ask a replica. One that dies on the way is replaced by another: an answer is the same whoever gives it."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return await self._generator.generate.remote(request)
+            except BackPressureError:
+                raise BusyError("too many requests wait for a generator; come back in a few seconds") from None
+            except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
+                logger.warning(
+                    "attempt %d of %d: a generator was lost: %s", attempt + 1, ATTEMPTS, type(error).__name__
+                )
+        raise BusyError(f"{ATTEMPTS} generators were lost on this request; come back in a few seconds")
 
 
-async def _on_oral_error(request: Request, error: OralError) -> JSONResponse:
-    return _problem(STATUS.get(type(error), 500), type(error).__name__, str(error))
-
-
-async def _on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    faults = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-    return _problem(422, "RequestError", "; ".join(faults))
-
-
-async def _on_refused(request: Request, error: HTTPException) -> JSONResponse:
-    answer = _problem(error.status_code, "RequestError", str(error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
-    logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _problem(500, "InternalError", "the service failed on this request; its log has the reason")
-
-
-def _problem(status: int, title: str, detail: str) -> JSONResponse:
-    problem = Problem(title=title, status=status, detail=detail)
-    return JSONResponse(problem.model_dump(), status, media_type="application/problem+json")
-
-
-class LimitBody:
-    """ASGI middleware that answers 413 before a body of more than `max_bytes` is held in memory."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        messages: list[Message] = []
-        num_bytes, more = 0, True
-        while more:
-            message = await receive()
-            messages.append(message)
-            num_bytes += len(message.get("body", b""))
-            more = message["type"] == "http.request" and message.get("more_body", False)
-            if num_bytes > self._max_bytes:
-                detail = f"the body has more than {self._max_bytes} bytes; shorten the prompt"
-                await _problem(413, "BodyTooLarge", detail)(scope, receive, send)
-                return
-        replay = iter(messages)
-
-        async def receive_again() -> Message:
-            return next(replay, None) or await receive()
-
-        await self._app(scope, receive_again, send)
+def _http_host() -> str:
+    """The address that Serve's proxies listen on."""
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    options: Any = ray.get(controller.get_http_config.remote())
+    return str(options.host)

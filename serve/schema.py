@@ -1,10 +1,19 @@
-"""The wire contract of the service: what a client sends and gets. Changes here are changes for every client."""
+"""The wire contract of the service: what a client sends and gets. Changes here are changes for every client.
 
-from typing import Annotated
+Every body is one of these models; every error is a `Problem` (RFC 9457) as application/problem+json.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Literal
 
-from oral_ray.config import Identifier
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from oral_ray.adapters.artifact import Provenance
+from oral_ray.config import Identifier, LoraSettings
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,64}$")]
+FileName = Literal["adapter_model.safetensors", "adapter_config.json", "provenance.json"]
 
 
 class _Message(BaseModel):
@@ -12,33 +21,203 @@ class _Message(BaseModel):
 
 
 class GenerateRequest(_Message):
-    """One adapter to generate: the task in words, a base version of the store, the seed of the sample."""
+    """One adapter to generate: the task in words, a base version of the store, the seed of the sample.
 
-    prompt: Annotated[str, Field(description="The task in words, at most 1000 characters.")]
-    base: Annotated[Identifier, Field(description="Id of a base version in the store.")]
+    `r`, `lora_alpha` and `target_modules` default to those of the service; others must be ones that the generator's
+    corpus has (`/v1/bases` lists them). `strength` multiplies the adapter's change of the weights.
+    """
+
+    prompt: Annotated[str, Field(description="The task in words, at most 1000 characters.", min_length=1)]
+    base: Annotated[Identifier, Field(description="Id of a base version in the store, never a path or uri.")]
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Same prompt, base, generator and seed: same adapter.")] = 0
+    r: Annotated[int, Field(ge=1, le=1024)] | None = None
+    lora_alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
+    target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32)] | None = None
+    strength: Annotated[float, Field(gt=0, le=4)] = 1.0
+
+
+class LoraChoice(_Message):
+    """A kind of adapter, in peft's spelling."""
+
+    r: int
+    lora_alpha: float
+    target_modules: tuple[str, ...]
 
 
 class AdapterInfo(_Message):
-    """A stored adapter: its id (the digest of its content), where it lies, and where it came from."""
+    """A stored adapter: its id (the digest of its content), where it lies, and where it came from.
+
+    `origin` is `generated`, or the arm that an adapter of the corpus or of a release came from.
+    """
 
     id: str
     uri: str
+    origin: str
     base: str
     base_fingerprint: str
+    task: str
     prompt: str
     seed: int
+    strength: float
     generator: str
     r: int
     lora_alpha: float
-    target_modules: list[str]
+    target_modules: tuple[str, ...]
+    files: tuple[FileName, ...] = ("adapter_model.safetensors", "adapter_config.json", "provenance.json")
+
+    @classmethod
+    def of(cls, digest: str, uri: str, lora: LoraSettings, origin: Provenance) -> "AdapterInfo":
+        """What is told of an artifact."""
+        return cls(
+            id=digest, uri=uri, r=lora.r, lora_alpha=lora.lora_alpha, target_modules=lora.target_modules,
+            **origin.model_dump(include={
+                "origin", "base", "base_fingerprint", "task", "prompt", "seed", "strength", "generator",
+            }),
+        )  # fmt: skip
+
+
+class Made(_Message):
+    """What a replica answers to the ingress: the adapter, whose generator made it, and where the time went."""
+
+    adapter: AdapterInfo
+    batch_size: int
+    num_tokens: int
+    queue_s: float
+    sample_s: float
+    store_s: float
+
+
+class AdapterPage(_Message):
+    """Adapters in the order of their ids; `next` goes into `after` of the next request, null at the end."""
+
+    items: tuple[AdapterInfo, ...]
+    next: str | None
+
+
+class ModuleNorm(_Message):
+    """The Frobenius norm of one module's change of the weights, B A lora_alpha / r."""
+
+    module: str
+    role: str
+    layer: int
+    norm: float
+
+
+class Neighbour(_Message):
+    """An adapter of the generator's corpus; `distance` is |dW - dW'| / |dW|, 0 for a copy."""
+
+    id: str
+    base: str
+    task: str
+    prompt: str
+    distance: float
+
+
+class AdapterReport(_Message):
+    """What an adapter looks like: norms by module in layout order, the nearest adapters of the corpus."""
+
+    id: str
+    norms: tuple[ModuleNorm, ...]
+    nearest: tuple[Neighbour, ...]
+
+
+class JobInfo(_Message):
+    """A request that is answered later: it ends as succeeded (`adapter` is set), failed (`problem` is) or cancelled."""
+
+    id: str
+    status: Literal["queued", "succeeded", "failed", "cancelled"]
+    request: GenerateRequest
+    created_s: Annotated[float, Field(description="Seconds since 1970.")]
+    finished_s: float | None = None
+    adapter: AdapterInfo | None = None
+    problem: "Problem | None" = None
+
+
+class BaseInfo(_Message):
+    """A base version in the store; `refusal` says why the current generator makes nothing for it, empty where it does.
+
+    `lora` are the kinds of adapters that may be asked for, the default first.
+    """
+
+    id: str
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    architecture: str
+    fingerprint: str
+    refusal: str
+    lora: tuple[LoraChoice, ...]
+
+
+class BaseList(_Message):
+    """All base versions."""
+
+    items: tuple[BaseInfo, ...]
+
+
+class TaskInfo(_Message):
+    """A task of the configuration: its labels and wordings, examples of what may stand in a prompt."""
+
+    id: str
+    labels: tuple[str, ...]
+    prompts: tuple[str, ...]
+
+
+class TaskList(_Message):
+    """All tasks of the configuration."""
+
+    items: tuple[TaskInfo, ...]
+
+
+class ReleasedInfo(_Message):
+    """One published adapter: the arm that won the gate, with the validation scores of all candidates."""
+
+    task: str
+    arm: str
+    adapter_id: str
+    digest: str
+    uri: str
+    score: float
+    scores: dict[str, float]
+
+
+class ReleaseInfo(_Message):
+    """A release: what was published for one base version at once."""
+
+    base: str
+    sequence: int
+    base_fingerprint: str
+    generator: str
+    adapters: tuple[ReleasedInfo, ...]
+
+
+class ReleaseList(_Message):
+    """The latest release of every base; all releases of one base, newest first, when `base` is given."""
+
+    items: tuple[ReleaseInfo, ...]
+
+
+class ModelInfo(_Message):
+    """A served model in OpenAI's shape: a base id, or `base:adapter_id` as Ray Serve LLM names an adapter."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "oral_ray"
+
+
+class ModelList(_Message):
+    """Bases and published adapters in OpenAI's shape."""
+
+    object: Literal["list"] = "list"
+    data: tuple[ModelInfo, ...]
 
 
 class Health(_Message):
-    """A replica that answers has loaded this generator."""
+    """The service answers; `generator` is the recipe of the current one, where that was asked for."""
 
-    status: str
-    generator: str
+    status: Literal["ok"]
+    generator: str = ""
 
 
 class Problem(_Message):
@@ -48,3 +227,10 @@ class Problem(_Message):
     title: str
     status: int
     detail: str
+    request_id: str = ""
+
+
+def lora_of(request: GenerateRequest, usual: LoraSettings) -> LoraSettings:
+    """The kind of adapter that a request asks for, given the usual one."""
+    named = {name: getattr(request, name) for name in ("r", "lora_alpha", "target_modules")}
+    return usual.model_copy(update={name: value for name, value in named.items() if value is not None})

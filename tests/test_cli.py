@@ -164,10 +164,11 @@ def test_a_request_is_refused_alone_and_reads_the_probes_that_its_generator_was_
     store = f"store.uri={place}/store"
     service = open_service(load_config(place / "run.toml", [store, "lora.r=80"]))
     with pytest.raises(LayoutError, match="rank r=80 is larger"):  # before it is in a batch with other requests
-        service.condition("a task", "v1")
+        service.stock.order("a task", "v1", 0)
     service = open_service(load_config(place / "run.toml", [store, "condition.num_probes=3"]))
     assert service.factory.encoder.config.num_probes != 3
-    assert next(iter(service.condition("a task", "v1").probes.values())).shape == (8, 8)
+    condition = service.condition(service.stock.order("a task", "v1", 0))
+    assert next(iter(condition.probes.values())).shape == (8, 8)
 
 
 def test_list_says_what_is_not_there(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -68,7 +68,7 @@ def url(whole_path: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFac
 def test_a_prompt_becomes_a_stored_adapter_and_the_same_seed_the_same_one(url: str) -> None:
     body = {"prompt": "Which kind of matter is defined here?", "base": "tiny-t2", "seed": 3}
     status, _, made = ask(f"{url}/v1/adapters", body)
-    assert status == 201
+    assert status == 200
     assert (made["prompt"], made["base"], made["seed"]) == (body["prompt"], "tiny-t2", 3)
     assert Path(made["uri"].removeprefix("file://"), "adapter_config.json").is_file()
     assert ask(f"{url}/v1/adapters", body)[2]["id"] == made["id"]
@@ -109,11 +109,15 @@ def test_bad_requests_are_refused_with_the_value_and_the_remedy(url: str, body: 
 def test_what_is_no_json_and_what_is_no_id_are_refused(url: str) -> None:
     assert ask(f"{url}/v1/adapters", raw=b"{")[0] == 422
     assert ask(f"{url}/v1/adapters/{'0' * 64}")[0] == 404
-    assert ask(f"{url}/v1/adapters/not-an-id")[0] == 404
+    assert ask(f"{url}/v1/adapters/not-an-id")[0] == 422
 
 
 def test_errors_of_routing_and_parsing_are_problems_too(url: str) -> None:
-    answers = [ask(f"{url}/nowhere"), ask(f"{url}/v1/adapters"), ask(f"{url}/v1/adapters", raw=b'{"prompt": "\xff"}')]
+    answers = [
+        ask(f"{url}/nowhere"),
+        ask(f"{url}/v1/bases", body={}),
+        ask(f"{url}/v1/adapters", raw=b'{"prompt": "\xff"}'),
+    ]
     assert [(status, kind) for status, kind, _ in answers] == [
         (status, "application/problem+json") for status in (404, 405, 400)
     ]
@@ -122,5 +126,5 @@ def test_errors_of_routing_and_parsing_are_problems_too(url: str) -> None:
 
 def test_the_service_describes_itself(url: str) -> None:
     schema = ask(f"{url}/openapi.json")[2]
-    assert set(schema["paths"]) == {"/v1/adapters", "/v1/adapters/{adapter_id}", "/healthz"}
+    assert {"/v1/adapters", "/v1/jobs/{job_id}", "/v1/bases", "/healthz", "/metrics"} <= set(schema["paths"])
     assert set(schema["components"]["schemas"]["GenerateRequest"]["required"]) == {"prompt", "base"}

@@ -31,7 +31,7 @@ class Provenance(BaseModel):
     """Where an adapter came from. `origin` is the arm (`trained`, `generated`, ...); empty strings where none applies.
 
     `recipe` names the training run of a trained adapter; `generator` and `sampling` (settings as JSON) what a generated
-    one came from.
+    one came from, `strength` what its change of the weights was multiplied by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +42,7 @@ class Provenance(BaseModel):
     task: str = ""
     prompt: str = ""
     seed: int = 0
+    strength: float = 1.0
     step: int = 0
     generator: str = ""
     sampling: str = ""

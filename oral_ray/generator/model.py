@@ -23,6 +23,7 @@ from oral_ray.generator.network import Network
 from oral_ray.generator.spec import GeneratorSpec
 
 WEIGHTS, DESCRIPTION = "generator.safetensors", "generator.json"
+MEAN = "mean."
 AnyNetwork = Network | LatentNetwork
 
 
@@ -47,7 +48,7 @@ def save_generator(generator: Generator, folder: Path) -> None:
     """Write a checkpoint folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": t.detach().cpu().contiguous() for name, t in generator.network.state_dict().items()}
-    tensors |= {f"mean.{digest}": mean for digest, mean in generator.token_stats.means.items()}
+    tensors |= {f"{MEAN}{digest}": mean for digest, mean in generator.token_stats.means.items()}
     for part in ("mean", "axes", "spread"):
         tensors |= {f"probe.{part}.{arch}": t for arch, t in getattr(generator.probe_stats, part).items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
@@ -80,8 +81,8 @@ def load_generator(folder: Path) -> Generator:
     except RuntimeError as error:
         raise GeneratorError(f"generator at {folder} does not fit its own description: {error}") from None
     stats = ProbeStats(part("probe.mean."), part("probe.axes."), part("probe.spread."))
-    odd = [name for name in tensors if not name.startswith(("network.", "mean.", "probe."))]
+    odd = [name for name in tensors if not name.startswith(("network.", MEAN, "probe."))]
     odd += sorted((stats.mean.keys() ^ stats.axes.keys()) | (stats.mean.keys() ^ stats.spread.keys()))
     if odd:
         raise GeneratorError(f"generator at {folder} does not fit its own description: {odd[0]!r} is lost or unknown")
-    return Generator(spec, network.eval(), TokenStats(scales, part("mean.")), stats)
+    return Generator(spec, network.eval(), TokenStats(scales, part(MEAN)), stats)

@@ -90,6 +90,9 @@ class FileObjects:
         with self._reading(key):
             self.path(key).unlink(missing_ok=True)
 
+    def link(self, key: str, valid_s: int) -> str | None:
+        return None
+
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:
         try:

@@ -25,7 +25,8 @@ class ObjectInfo:
 
 
 class Objects(Protocol):
-    """What a store must offer: `list` is sorted by key, a range is cut at the object's end.
+    """What a store must offer: `list` is sorted by key, a range is cut at the object's end, `link` is a url
+    that gives the object to whoever has it, None where the store has no such thing.
 
     A missing key raises MissingObjectError, any other failure StoreError.
     """
@@ -42,6 +43,7 @@ class Objects(Protocol):
     def download(self, key: str, path: Path) -> None: ...
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]: ...
     def delete(self, key: str) -> None: ...
+    def link(self, key: str, valid_s: int) -> str | None: ...
 
 
 def check_key(key: str) -> str:

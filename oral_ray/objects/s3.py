@@ -107,6 +107,11 @@ class S3Objects:
         with self._errors("delete", key):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
 
+    def link(self, key: str, valid_s: int) -> str | None:
+        with self._errors("link to", key):
+            wanted = {"Bucket": self.bucket, "Key": self._key(key)}
+            return str(self._client.generate_presigned_url("get_object", Params=wanted, ExpiresIn=valid_s))
+
     def _key(self, key: str) -> str:
         return self.prefix + check_key(key)
 

@@ -8,15 +8,19 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors.torch import save
+
 from oral_ray.adapters.artifact import (
     CARD,
     CONFIG,
     PROVENANCE,
     WEIGHTS,
     AdapterArtifact,
+    Provenance,
     parse_artifact,
     write_folder,
 )
+from oral_ray.config import LoraSettings
 from oral_ray.errors import ArtifactError, MissingObjectError
 from oral_ray.objects import Objects
 
@@ -32,7 +36,7 @@ class AdapterStore:
     def put(self, artifact: AdapterArtifact) -> str:
         """Store an artifact (a no-op when it is there) and return its digest."""
         digest = artifact.digest
-        if not self._objects.exists(f"{self.prefix(digest)}{CONFIG}"):
+        if not self.has(digest):
             for name, data in artifact.files().items():
                 self._objects.put_if_absent(f"{self.prefix(digest)}{name}", data)
         return digest
@@ -43,6 +47,19 @@ class AdapterStore:
             return self._read(self.prefix(digest), digest)
         except MissingObjectError:
             raise ArtifactError(f"no adapter {digest!r} in {self._objects.uri}; see oral-ray list") from None
+
+    def has(self, digest: str) -> bool:
+        """Whether an artifact is there, completely."""
+        return self._objects.exists(f"{self.prefix(digest)}{CONFIG}")
+
+    def about(self, digest: str) -> tuple[LoraSettings, Provenance]:
+        """What an artifact is and where it came from; its weights are neither read nor checked."""
+        try:
+            files = {name: self._objects.get(self.prefix(digest) + name) for name in (CONFIG, PROVENANCE)}
+        except MissingObjectError:
+            raise ArtifactError(f"no adapter {digest!r} in {self._objects.uri}; see oral-ray list") from None
+        artifact = parse_artifact(files | {WEIGHTS: save({})}, self.prefix(digest).rstrip("/"))
+        return artifact.lora, artifact.provenance
 
     def list(self) -> Iterator[str]:
         """Digests of all complete artifacts."""

@@ -6,15 +6,18 @@ Two runs of one recipe at once cannot mix their files; the first manifest counts
 import hashlib
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from oral_ray.bases.headers import read_header
 from oral_ray.config import canonical_json
-from oral_ray.errors import GeneratorError, MissingObjectError
-from oral_ray.generator.model import DESCRIPTION, WEIGHTS, Generator, load_generator
+from oral_ray.errors import BaseModelError, GeneratorError, MissingObjectError
+from oral_ray.generator.model import DESCRIPTION, MEAN, WEIGHTS, Generator, load_generator
+from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.objects import Objects
 from oral_ray.store.records import Journal
 
@@ -91,6 +94,26 @@ def get_generator(objects: Objects, recipe: str) -> Generator:
             if hashlib.sha256((Path(name) / file).read_bytes()).hexdigest() != digest:
                 raise GeneratorError(f"{key} in {objects.uri} is damaged; {_AGAIN}")
         return load_generator(Path(name))
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorCard:
+    """A generator without its weights: its description, and the digests of the layouts that its corpus has."""
+
+    spec: GeneratorSpec
+    layouts: frozenset[str]
+
+
+def describe_generator(objects: Objects, recipe: str) -> GeneratorCard:
+    """The card of a generator, from its description and the header of its weights; GeneratorError as for loading."""
+    hashes = _require(objects, recipe)["files"]
+    try:
+        description = json.loads(objects.get(_key(recipe, DESCRIPTION, hashes[DESCRIPTION])))
+        header = read_header(objects, _key(recipe, WEIGHTS, hashes[WEIGHTS]))
+        layouts = frozenset(name.removeprefix(MEAN) for name in header if name.startswith(MEAN))
+        return GeneratorCard(GeneratorSpec.model_validate(description["spec"]), layouts)
+    except (ValueError, KeyError, TypeError, MissingObjectError, BaseModelError) as error:
+        raise GeneratorError(f"generator {recipe} in {objects.uri} is damaged: {error}; {_AGAIN}") from None
 
 
 def _require(objects: Objects, recipe: str) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""A generator replica: a loaded generator that answers requests in batches, and follows the current generator.
+
+Requests of different bases, ranks and prompts are sampled together (the factory pads by token count, every adapter draws
+from its own stream). What cannot be made comes back as a Problem, so that it fails no other request of its batch.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+
+from oral_ray.cluster import limit_threads
+from oral_ray.config import Config
+from oral_ray.errors import OralError
+from oral_ray.service import GenerationService, Order, open_service
+from serve.metrics import ReplicaMetrics
+from serve.problems import describe
+from serve.schema import AdapterInfo, GenerateRequest, Made, Problem, lora_of
+
+logger = logging.getLogger("ray.serve.oral")
+Asked = tuple[GenerateRequest, float]
+"""A request, and when it came (time.perf_counter)."""
+
+
+class Replica:
+    """The deployment: gathers requests into batches, and follows the current generator."""
+
+    def __init__(self, config: Config) -> None:
+        limit_threads(max(1, int(config.serve.cpus_per_replica)), config.determinism)
+        self._maker = Maker(config)
+        self._swap: asyncio.Task[None] | None = None
+        batching: Any = self._batched
+        batching.set_max_batch_size(config.serve.batch_size)
+        batching.set_batch_wait_timeout_s(config.serve.batch_wait_s)
+
+    async def generate(self, request: GenerateRequest) -> Made | Problem:
+        """Generate an adapter and store it."""
+        sample: Any = self._batched  # many calls of one request become one call of many
+        return await sample((request, time.perf_counter()))
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds: begin to load the current generator when it is another one."""
+        if self._swap is None or self._swap.done():
+            self._swap = asyncio.create_task(asyncio.to_thread(self._maker.follow))
+
+    @serve.batch
+    async def _batched(self, asked: list[Asked]) -> list[Made | Problem]:
+        return await asyncio.to_thread(self._maker.make, asked)
+
+
+class Maker:
+    """A loaded generator that answers batches of requests; plain and blocking."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._device = "cuda" if config.serve.gpus_per_replica else "cpu"
+        self._service: GenerationService = open_service(config, self._device)
+        self._metrics = ReplicaMetrics()
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of the generator in use."""
+        return self._service.recipe
+
+    def make(self, asked: Sequence[Asked]) -> list[Made | Problem]:
+        """One answer a request, in order; the adapters are stored."""
+        answers: dict[int, Made | Problem] = {}
+        orders: dict[int, Order] = {}
+        for i, (request, _) in enumerate(asked):
+            try:
+                lora = lora_of(request, self._config.lora)
+                orders[i] = self._service.stock.order(
+                    request.prompt, request.base, request.seed, lora, request.strength
+                )
+            except OralError as error:
+                answers[i] = describe(error)
+        made = self._make([(order, asked[i][1]) for i, order in orders.items()])
+        answers |= dict(zip(orders, made, strict=True))
+        return [answers[i] for i in range(len(asked))]
+
+    def follow(self) -> None:
+        """Load the current generator when it is another one.
+
+        Requests are answered by the old one until the new one is ready, and a batch uses one of them throughout.
+        """
+        try:
+            recipe = self._service.stock.recipe
+            if recipe == self._service.recipe:
+                return
+            loaded = open_service(self._config, self._device, recipe)
+        except OralError as error:
+            logger.warning("the generator stays %s: %s", self._service.recipe, error)
+            return
+        logger.info("generator %s takes the place of %s", recipe, self._service.recipe)
+        self._service = loaded
+        self._metrics.swaps.inc(1, {})
+
+    def _make(self, asked: Sequence[tuple[Order, float]]) -> list[Made | Problem]:
+        if not asked:
+            return []
+        service, started = self._service, time.perf_counter()
+        try:
+            artifacts = service.sample([order for order, _ in asked])
+        except OralError as error:
+            if len(asked) == 1:
+                return [describe(error)]
+            return [self._make([one])[0] for one in asked]  # so that the one at fault fails alone
+        sample_s = time.perf_counter() - started
+        self._metrics.batch_size.observe(len(asked), {})
+        self._metrics.sample_s.observe(sample_s, {})
+        answers: list[Made | Problem] = []
+        for (order, arrived), artifact in zip(asked, artifacts, strict=True):
+            before = time.perf_counter()
+            try:
+                digest = service.keep(order, artifact)
+            except OralError as error:
+                answers.append(describe(error))
+                continue
+            made = Made(
+                adapter=AdapterInfo.of(digest, service.stock.uri(digest), artifact.lora, artifact.provenance),
+                batch_size=len(asked),
+                num_tokens=service.stock.num_tokens(order),
+                queue_s=started - arrived,
+                sample_s=sample_s,
+                store_s=time.perf_counter() - before,
+            )
+            self._metrics.tokens.inc(made.num_tokens, {})
+            self._metrics.queue_s.observe(made.queue_s, {})
+            self._metrics.store_s.observe(made.store_s, {})
+            answers.append(made)
+        return answers

@@ -1,0 +1,59 @@
+"""The service in this process: its application over a tiny store with a real (untrained) generator, no Ray cluster."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from oral_ray.config import Config, load_config
+from oral_ray.objects import open_objects
+from oral_ray.service import Stock
+from serve.api import build_api
+from serve.broker import Broker
+from serve.catalog import Catalog
+from serve.metrics import IngressMetrics
+from serve.replica import Maker
+from serve.schema import GenerateRequest, Made, Problem
+from serve.security import Guard
+
+
+class Service:
+    """An ingress with one generator replica, called directly."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.maker = Maker(config)
+        self.stock = Stock(config, open_objects(config.store.uri))
+        metrics = IngressMetrics()
+        self.broker = Broker(config, self.stock, self.generate, metrics)
+        self.api = build_api(
+            config, self.broker, Catalog(config, self.stock), Guard(config.serve), metrics, lambda: "ray_oral_x 1\n"
+        )
+
+    async def generate(self, request: GenerateRequest) -> Made | Problem:
+        """What the deployment does, in batches of one."""
+        return (await asyncio.to_thread(self.maker.make, [(request, time.perf_counter())]))[0]
+
+    @asynccontextmanager
+    async def client(self, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+        transport = httpx.ASGITransport(app=self.api, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", **options) as client:
+            yield client
+
+    def ask(self, talk: Callable[[httpx.AsyncClient], Awaitable[Any]], **options: Any) -> Any:
+        """Run a conversation with the service and return what it returns."""
+
+        async def run() -> Any:
+            async with self.client(**options) as client:
+                return await talk(client)
+
+        return asyncio.run(run())
+
+
+def open_test_service(place: Path, *overrides: str) -> Service:
+    """The service of a place of tests/cli_fixtures.py."""
+    return Service(load_config(place / "run.toml", [f"store.uri={place / 'store'}", *overrides]))
