@@ -56,7 +56,8 @@ class Edge:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                headers["X-Request-Id"] = request_id
+                if not given:  # else Serve's proxy, which gave it, says it
+                    headers["X-Request-Id"] = request_id
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 

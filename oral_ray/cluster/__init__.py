@@ -11,6 +11,6 @@ from oral_ray.cluster.tasks import Call, run_tasks
 from oral_ray.cluster.training import run_workers, worker_checkpoint, worker_rank, worker_report, worker_rows
 
 __all__ = [
-    "Call", "fold_parquet", "limit_threads", "run_tasks", "run_workers", "scrape_metrics", "session", "store_uri", "worker_checkpoint",
-    "worker_rank", "worker_report", "worker_rows", "write_parquet",
+    "Call", "fold_parquet", "limit_threads", "run_tasks", "run_workers", "scrape_metrics", "session", "store_uri",
+    "worker_checkpoint", "worker_rank", "worker_report", "worker_rows", "write_parquet",
 ]  # fmt: skip
