@@ -419,6 +419,8 @@ class StudyConfig(Section):
 class ClusterConfig(Section):
     """The Ray cluster: `address = "local"` starts one in this process; inside `ray job submit` the job's own is used.
 
+    `num_cpus` is the size of a private cluster, and how many CPUs of another one tasks may take: unset, as many as it has
+    when a stage begins, which for an autoscaling cluster that nothing has asked yet is none, so say it there.
     After `stop_after_s` seconds no further task is started; the command ends with code 75 and goes on when run again.
     """
 

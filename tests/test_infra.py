@@ -262,6 +262,23 @@ def test_a_job_that_asks_for_more_than_any_group_has_is_found(everything: list[D
     assert [fault.partition(":")[0] for fault in misfits(config, everything)] == ["training"]
 
 
+@needs_kubectl
+def test_a_cluster_that_stands_empty_is_asked_for_as_many_tasks_as_it_may_grow_to(
+    everything: list[Document], monkeypatch: pytest.MonkeyPatch
+):
+    import ray
+
+    from oral_ray.cluster.tasks import num_in_flight
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 8e9})  # a head with num-cpus 0
+    settings = load_config(ROOT / "infra/configs/cluster.toml").cluster
+    [group] = [g for g in dict(ray_clusters(everything))[TRAIN]["workerGroupSpecs"] if g["groupName"] == "cpu"]
+    cpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert settings.num_cpus == group["maxReplicas"] * cpus
+    assert num_in_flight(settings) == group["maxReplicas"] * (cpus // settings.cpus_per_task)
+    assert num_in_flight(settings.model_copy(update={"num_cpus": None})) == 1
+
+
 def misfits(config: Config, documents: list[Document]) -> Iterator[str]:
     """What a configuration asks for and no worker group can grow to."""
     clusters = dict(ray_clusters(documents))

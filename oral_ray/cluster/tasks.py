@@ -27,7 +27,7 @@ def run_tasks(
 ) -> list[Any]:
     """`function(*arguments)` of every call as Ray tasks, results in the order of calls.
 
-    At most as many tasks as the cluster has CPUs are in flight. A lost worker is retried `retries` times, an exception
+    At most `num_in_flight` are in flight. A lost worker is retried `retries` times, an exception
     of the function is not: the others finish, then the first one is raised. Raises OutOfTimeError when
     `config.stop_after_s` have passed since the process began and calls are left; those in flight finish first.
     """
@@ -41,7 +41,7 @@ def run_tasks(
     task = ray.remote(call).options(
         num_cpus=config.cpus_per_task, num_gpus=config.gpus_per_task or None, max_retries=retries, name=label
     )
-    width = max(1, int(ray.cluster_resources().get("CPU", 1) / config.cpus_per_task))
+    width = num_in_flight(config)
     results: list[Any] = [None] * len(calls)
     waiting: dict[ray.ObjectRef, int] = {}
     failures: list[tuple[int, BaseException]] = []
@@ -72,6 +72,12 @@ def run_tasks(
             "run the same command again to go on"
         )
     return results
+
+
+def num_in_flight(config: ClusterConfig) -> int:
+    """How many tasks may be in flight at once: those of `num_cpus`, by default as many CPUs as the cluster has now."""
+    cpus = config.num_cpus or ray.cluster_resources().get("CPU", 1)
+    return max(1, int(cpus / config.cpus_per_task))
 
 
 def _out_of_time(config: ClusterConfig) -> bool:
