@@ -35,7 +35,8 @@ CLUSTER_SCOPED = {"Namespace", "ClusterQueue", "ResourceFlavor"}
 _SECRET_NAME = re.compile(r"(password|token|secret|access_key|credential)", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
     r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|-----BEGIN|hf_[A-Za-z0-9]{20}"
-    r"|^[^#\n]*\b(password|secret|token|access_key)\w*[ ]*[=:][ ]*['\"]?\w",
+    r"|^[^#\n]*\b\w*(password|secret|access_key)\w*[ ]*[=:][ ]*['\"]?\w"
+    r"|^[^#\n]*\btokens?[ ]*[=:][ ]*['\"](?!file:|env:)\w",
     re.IGNORECASE | re.MULTILINE,
 )
 Document = dict[str, Any]

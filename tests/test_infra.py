@@ -93,6 +93,7 @@ PLANTED = [
     ("ConfigMap/oral-ray-env", "data.AWS_SECRET_ACCESS_KEY", "x", "looks like a secret value"),
     ("ConfigMap/oral-ray-configs", "data.cluster~toml", 'password = "hunter2"', "looks like a secret value"),
     ("ConfigMap/oral-ray-configs", "data.cluster~toml", "x = 'AKIAABCDEFGHIJKLMNOP'", "looks like a secret value"),
+    ("ConfigMap/oral-ray-configs", "data.cluster~toml", "[serve]\ntokens = 'abc'", "looks like a secret value"),
     (CRON, f"{_SUBMIT}.containers.0.env.1", {"name": "RAY_AUTH_TOKEN", "value": "abc"}, "no reference to a Secret"),
     (TRAIN, "spec.authOptions.mode", "disabled", "no token authentication"),
     (SERVE, "spec.rayClusterConfig.authOptions", {}, "no token authentication"),
@@ -326,6 +327,18 @@ def test_the_service_manifest_names_an_application_that_builds_from_its_argument
     module, _, name = application.import_path.partition(":")
     build: Callable[..., Any] = getattr(__import__(module, fromlist=[name]), name)
     assert isinstance(build(application.args), Application)
+
+
+@needs_kubectl
+def test_the_service_reads_its_tokens_from_the_mounted_secret_wherever_its_ingress_runs(everything: list[Document]):
+    kind, _, where = load_config(ROOT / "infra/configs/cluster.toml").serve.tokens.partition(":")
+    assert kind == "file"  # a service that listens on the network without tokens refuses to start
+    served = [pod for pod in pods(everything) if pod.owner == SERVE]
+    assert {pod.role for pod in served} == {"head", "worker"}
+    for pod in served:
+        secrets = {v["name"]: v["secret"]["secretName"] for v in pod.spec["volumes"] if "secret" in v}
+        mounts = {m["mountPath"]: secrets.get(m["name"]) for m in pod.spec["containers"][0]["volumeMounts"]}
+        assert mounts[str(Path(where).parent)] == "oral-ray-tokens"
 
 
 @needs_kubectl
