@@ -1,7 +1,7 @@
 """The command line, `oral-ray ...`: parse, call one function each, print. The only module of the library that prints.
 
-Exit codes: 0 done, 1 something unexpected (with a traceback), 2 an error that the message explains, 75 out of the time
-it was given, run the same command again.
+Exit codes: 0 done, 1 something unexpected (with a traceback), 2 an error that the message explains, 3 some items of many
+failed and the others are done, 75 out of the time it was given, run the same command again.
 """
 
 import argparse
@@ -12,13 +12,14 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from oral_ray import __version__
 from oral_ray.config import Config, load_config
 from oral_ray.errors import ConfigError, OralError, OutOfTimeError
 
 DEFAULT_CONFIG = "infra/configs/quickstart.toml"
+SOME_FAILED = 3
 _JOBS = Path(__file__).parents[1] / "jobs"
 
 
@@ -33,17 +34,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(args.call, args, args.verbose)
 
 
-def run_job(job: Callable[[Config], Any], description: str, argv: Sequence[str] | None = None) -> int:
-    """Entry point of the jobs: `--config FILE section.key=value ...`; prints the job's summary."""
+class Closing(NamedTuple):
+    """What a job prints at its end, and its exit code."""
+
+    text: str
+    code: int = 0
+
+
+def run_job(
+    job: Callable[..., Any],
+    description: str,
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Entry point of the jobs: `--config FILE section.key=value ...`; prints the job's summary.
+
+    A job with `arguments` of its own is called with the parsed ones after the configuration.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     _config_arguments(parser)
+    if arguments:
+        arguments(parser)
     args = parser.parse_args(argv)
 
-    def call(args: argparse.Namespace) -> None:
-        summary = job(_config(args))
-        print(summary if isinstance(summary, str) else json.dumps(summary, indent=1))
+    def call(args: argparse.Namespace) -> int:
+        result = job(_config(args), args) if arguments else job(_config(args))
+        closing = result if isinstance(result, Closing) else Closing(_shown(result))
+        print(closing.text)
+        return closing.code
 
     return guarded(call, args, args.verbose)
+
+
+def _shown(result: Any) -> str:
+    return result if isinstance(result, str) else json.dumps(result, indent=1)
 
 
 def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace, verbose: bool) -> int:
@@ -53,7 +77,7 @@ def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace,
     for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "filelock", "httpx", "ray", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        call(args)
+        return call(args) or 0
     except OralError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 75 if isinstance(error, OutOfTimeError) else 2
@@ -65,7 +89,6 @@ def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace,
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -361,14 +361,25 @@ class EvaluationConfig(Section):
 
 
 class RegenerateConfig(Section):
-    """The nightly job: which landed bases, which candidates, when a candidate is good enough."""
+    """The nightly job: which landed bases, which candidates, when a candidate is good enough.
+
+    `num_candidates` samples are generated; `refined` is the best of the others after `refine_steps` steps on that base.
+    A pair of base and task is tried `retries` times more where its worker or the store fails. `--watch` lists every
+    `poll_s`, and sooner what the SQS queue `events` names.
+    """
 
     bases: tuple[str, ...] = ("*",)
     num_candidates: PositiveInt = 1
-    candidates: tuple[Literal["generated", "reuse_new", "reuse_old"], ...] = ("generated", "reuse_new", "reuse_old")
+    candidates: Annotated[tuple[Literal["generated", "reuse_new", "reuse_old", "refined"], ...], Distinct] = (
+        "generated", "reuse_new", "reuse_old",
+    )  # fmt: skip
+    refine_steps: PositiveInt = 10
     min_gain_over_base: float = 0.0
     quiet_period_s: float = 0.0
     publish_prefix: str = "published"
+    retries: NonNegativeInt = 2
+    poll_s: PositiveFloat = 300.0
+    events: str = ""
 
 
 class ServeConfig(Section):
@@ -421,6 +432,8 @@ class ClusterConfig(Section):
 
     `num_cpus` is the size of a private cluster, and how many CPUs of another one tasks may take: unset, as many as it has
     when a stage begins, which for an autoscaling cluster that nothing has asked yet is none, so say it there.
+    `address = "none"` runs tasks one after another in this process, without Ray (not the shards, not the training).
+
     After `stop_after_s` seconds no further task is started; the command ends with code 75 and goes on when run again.
     """
 

@@ -38,14 +38,17 @@ class GateDecision(BaseModel):
 
 def plan_releases(
     bases: Sequence[BaseRecord], tasks: Sequence[str], architectures: Collection[str], lora: LoraSettings,
-    released: Collection[tuple[str, str]],
+    released: Collection[tuple[str, str, str]],
 ) -> list[PlanItem]:  # fmt: skip
-    """One item a (base, task). `released` holds (base fingerprint, task) pairs that are published already."""
+    """One item a (base, task). `released` holds (base id, base fingerprint, task) of what is published already."""
+    refusals: dict[str, str] = {}  # one layout an architecture, not one a base
     items = []
     for base in bases:
-        refusal = refuse_base(base, architectures, lora)
+        if base.spec.digest not in refusals:
+            refusals[base.spec.digest] = refuse_base(base, architectures, lora)
+        refusal = refusals[base.spec.digest]
         for task in tasks:
-            if (base.fingerprint, task) in released:
+            if (base.id, base.fingerprint, task) in released:
                 items.append(PlanItem(base=base.id, task=task, action="skip", reason="already released"))
             elif refusal:
                 items.append(PlanItem(base=base.id, task=task, action="skip", reason=refusal))

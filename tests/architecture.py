@@ -28,7 +28,7 @@ SOLE_IMPORTERS = {
     "mamba_ssm": ("oral_ray/generator/ssm.py",),
     "triton": ("oral_ray/generator/ssm.py",),
     "deepspeed": ("oral_ray/generator/engines.py",),
-    "boto3": ("oral_ray/objects/s3.py",),
+    "boto3": ("oral_ray/objects/s3.py", "oral_ray/bases/events.py"),
     "peft": ("oral_ray/adapters/",),
     "matplotlib": ("oral_ray/report/figures.py",),
     "httpx": ("oral_ray/client/client.py",),

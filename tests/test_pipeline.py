@@ -66,7 +66,11 @@ def test_a_finished_job_does_nothing_when_it_is_run_again(whole_path: tuple[Path
     before = {path: path.stat().st_mtime_ns for path in whole_path[0].rglob("*") if path.is_file()}
     row = json.loads(finished(job("train", tiny_bert, str(whole_path[0]), whole_path[1])))
     assert row["step"] == 304
-    summary = json.loads(finished(job("regenerate", tiny_bert, str(whole_path[0]), whole_path[1])))
+    night = whole_path[1] / "night.json"
+    assert "not due" in finished(
+        job("regenerate", tiny_bert, str(whole_path[0]), whole_path[1], "--summary", str(night))
+    )
+    summary = json.loads(night.read_text())
     assert {item["action"] for item in summary["plan"]} == {"skip"}
     assert len(summary["published"]) == 2
     assert before == {path: path.stat().st_mtime_ns for path in whole_path[0].rglob("*") if path.is_file()}

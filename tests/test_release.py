@@ -1,13 +1,18 @@
 """Only the best candidate is ever published, only when it beats the base, and every refusal has a reason."""
 
+import time
+import tracemalloc
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.families import FAMILIES
 from oral_ray.bases.spec import build_spec
 from oral_ray.config import LoraSettings
-from oral_ray.release import decide, plan_releases
+from oral_ray.release import decide, plan_releases, refuse_base
 
 ARMS = ("generated", "reuse_new", "reuse_old")
 ACCURACY = st.integers(0, 20).map(lambda hits: hits / 20)  # few values, so that ties are common
@@ -86,7 +91,8 @@ def test_every_task_of_every_new_base_is_planned_in_order():
 
 
 def test_what_is_released_for_the_same_content_is_skipped():
-    items = plan(llama("v1"), llama("v2"), released={("fingerprint-of-v1", "t2"), ("v2", "t1")})
+    released = {("v1", "fingerprint-of-v1", "t2"), ("v2", "fingerprint-of-v1", "t1"), ("v1", "v1", "t1")}
+    items = plan(llama("v1"), llama("v2"), released=released)
     assert [item[2] for item in items] == ["generate", "skip", "generate", "generate"]
     assert items[1] == ("v1", "t2", "skip", "already released")
 
@@ -103,3 +109,82 @@ def test_a_rank_that_does_not_fit_is_skipped_with_the_largest_that_does():
     assert [item[2] for item in items] == ["skip", "skip"]
     assert items[0][3] == "rank r=9 is larger than the smallest target module allows (8); lower lora.r"
     assert [item[2] for item in plan(llama("v1"), r=8)] == ["generate", "generate"]
+
+
+FAMILY_CONFIGS = {
+    "llama": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "mistral": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "qwen2": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2},
+    "gemma": {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+        "num_key_value_heads": 1,
+    },
+    "bert": {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1},
+    "gpt2": {"n_embd": 8, "n_layer": 2},
+}  # fmt: skip
+SPECS = [
+    build_spec({"model_type": name, **config, "num_hidden_layers": config.get("num_hidden_layers", 1) + more}, {}, "x")
+    for name, config in FAMILY_CONFIGS.items()
+    for more in (0, 1)
+]
+
+
+@st.composite
+def nights(draw: st.DrawFn):
+    """What may lie in a store: bases of several families, some of them released, and what the generator can do."""
+    bases = [
+        BaseRecord(id=f"b{i}", uri="u", spec=draw(st.sampled_from(SPECS)), fingerprint=draw(st.sampled_from("fgh")))
+        for i in range(draw(st.integers(0, 6)))
+    ]
+    tasks = draw(st.lists(st.sampled_from(["t1", "t2", "t3"]), unique=True))
+    known = {spec.digest for spec in draw(st.lists(st.sampled_from(SPECS)))}
+    pairs = st.tuples(st.sampled_from(["b0", "b1", "b2", "b3"]), st.sampled_from("fgh"), st.sampled_from(["t1", "t2"]))
+    targets = draw(st.sampled_from([("q", "v"), ("qkv",), ("up",), ("nonsense",)]))
+    lora = LoraSettings(r=draw(st.sampled_from([1, 8, 9, 100])), target_modules=targets)
+    return bases, tasks, known, lora, draw(st.sets(pairs))
+
+
+@given(nights())
+def test_every_complete_unreleased_pair_is_generated_or_has_a_reason(night):
+    bases, tasks, known, lora, released = night
+    items = plan_releases(bases, tasks, known, lora, released)
+    assert [(item.base, item.task) for item in items] == [(base.id, task) for base in bases for task in tasks]
+    by_id = {base.id: base for base in bases}
+    for item in items:
+        base = by_id[item.base]
+        done, refusal = (base.id, base.fingerprint, item.task) in released, refuse_base(base, known, lora)
+        assert item.reason
+        assert (item.action == "generate") == (not done and not refusal)
+        assert item.reason == ("already released" if done else refusal or "new base version or task")
+
+
+@given(nights())
+def test_a_plan_that_was_carried_out_leaves_nothing_to_do(night):
+    bases, tasks, known, lora, released = night
+    by_id = {base.id: base for base in bases}
+    first = plan_releases(bases, tasks, known, lora, released)
+    made = {(i.base, by_id[i.base].fingerprint, i.task) for i in first if i.action == "generate"}
+    assert all(item.action == "skip" for item in plan_releases(bases, tasks, known, lora, released | made))
+
+
+def test_the_families_of_these_tests_are_known_ones():
+    assert FAMILY_CONFIGS.keys() <= FAMILIES.keys()
+
+
+def test_a_thousand_bases_with_twenty_tasks_are_planned_in_seconds_and_little_memory():
+    config = {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    }  # fmt: skip
+    kinds = [build_spec(config | {"num_hidden_layers": 28 + i}, {}, "x") for i in range(5)]
+    bases = [BaseRecord(id=f"b{i}", uri="u", spec=kinds[i % 5], fingerprint=f"f{i}") for i in range(1000)]
+    tasks = [f"t{i}" for i in range(20)]
+    released = {(f"b{i}", f"f{i}", task) for i in range(0, 1000, 2) for task in tasks}
+    tracemalloc.start()
+    started = time.process_time()
+    items = plan_releases(bases, tasks, {kind.digest for kind in kinds[:4]}, LoraSettings(r=8), released)
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert Counter(item.action for item in items) == {"generate": 8_000, "skip": 12_000}
+    assert seconds < 5.0
+    assert peak < 500e6

@@ -1,43 +1,239 @@
-"""Publishing: one adapter a task, and two runs that decide the same make one release."""
+"""The nightly job on the small store, in this process: idempotent, one bad item stops no other, races lose nothing."""
 
+import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from factory_fixtures import base_of, layout_of, random_artifact
+import pytest
+import torch
+from nightly_fixtures import copied, land, published, tiny_config
 
 from oral_ray.config import Config
+from oral_ray.errors import ArtifactError, ConfigError, StoreError
 from oral_ray.objects import FileObjects
 from oral_ray.release import GateDecision
-from oral_ray.stages.regenerate import Outcome, _publish
-from oral_ray.store.adapters import AdapterStore
-from oral_ray.store.releases import ReleaseStore
+from oral_ray.stages import regenerate
+from oral_ray.stages.gate import Outcome
+from oral_ray.stages.summary import FailedItem, RegenerationSummary, summary_html, summary_text, write_summary
+from oral_ray.store.heads import latest_releases
+from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
+
+TASKS = ["wordnet/matter", "wordnet/mind"]
 
 
-def outcome(task: str, digest: str, score: float = 0.5) -> Outcome:
-    decision = GateDecision(arm="generated", reason="")
-    return Outcome(base="v1", task=task, decision=decision, scores={"generated": score}, digest=digest)
+@pytest.fixture
+def nightly(whole_path: tuple[Path, Path, str], tiny_bert: Path, tmp_path: Path) -> Iterator[tuple[Path, Config]]:
+    """A store in which `v9` has landed and nothing is released, and the configuration of the job."""
+    store = copied(whole_path[0], tmp_path / "store")
+    land(store, "v9")
+    yield store, tiny_config(store, tiny_bert, 'regenerate.bases=["tiny-t2", "v9"]')
+    torch.use_deterministic_algorithms(False)
 
 
-def test_a_second_run_that_decided_the_same_adds_nothing(tiny_bert: Path, objects: FileObjects):
-    digests = [AdapterStore(objects).put(random_artifact(layout_of(tiny_bert), seed=seed)) for seed in range(3)]
-    found = {"v1": base_of(tiny_bert).record.model_copy(update={"id": "v1"})}
-    outcomes = [outcome("a", digests[0]), outcome("b", digests[1])]
-    for _ in range(2):  # the second one has decided before it could see the release of the first
-        _publish(Config(), objects, "g1", found, outcomes)
-    releases = ReleaseStore(objects)
-    assert releases.sequence("v1") == [1]
-    assert [adapter.task for adapter in releases.get("v1", 1).adapters] == ["a", "b"]
-    _publish(Config(), objects, "g1", found, [outcome("b", digests[2], 0.6), outcome("c", digests[2])])
-    latest = releases.latest("v1")
-    assert latest is not None
-    assert {adapter.task: adapter.digest for adapter in latest.adapters} == {
-        "a": digests[0], "b": digests[2], "c": digests[2],
-    }  # fmt: skip
+def state(store: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
 
 
-def test_another_generator_starts_a_release_of_its_own(tiny_bert: Path, objects: FileObjects):
-    digest = AdapterStore(objects).put(random_artifact(layout_of(tiny_bert)))
-    found = {"v1": base_of(tiny_bert).record.model_copy(update={"id": "v1"})}
-    _publish(Config(), objects, "g1", found, [outcome("a", digest)])
-    _publish(Config(), objects, "g2", found, [outcome("b", digest)])
+def test_a_landed_version_gets_an_adapter_a_task_and_a_second_run_does_nothing(nightly: tuple[Path, Config]):
+    store, config = nightly
+    looked = regenerate.dry_run(config)
+    assert [(item.base, item.action) for item in looked.plan] == [("tiny-t2", "generate")] * 2 + [
+        ("v9", "generate")
+    ] * 2
+    assert published(store) == set()
+    summary = regenerate.run(config)
+    assert summary.failed == ()
+    assert [(row["base"], row["task"]) for row in summary.published] == [
+        (base, task) for base in ("tiny-t2", "v9") for task in TASKS
+    ]
+    assert published(store) == {f"{row['base']}/{row['adapter_id']}" for row in summary.published}
+    assert len(list((store / "runs").iterdir())) == 1
+    before = state(store)
+    again = regenerate.run(config)
+    assert {item.reason for item in again.plan} == {"already released"}
+    assert again.published == summary.published
+    assert state(store) == before
+
+
+def test_a_checkpoint_uploaded_again_under_the_same_path_is_a_new_version(nightly: tuple[Path, Config]):
+    store, config = nightly
+    regenerate.run(config)
+    (store / "bases/v9/model.safetensors").unlink()
+    (store / "bases/v9").rename(store / "old")
+    land(store, "v9", noise=2e-3)
+    summary = regenerate.run(config)
+    assert {item.base for item in summary.plan if item.action == "generate"} == {"v9"}
+    releases = ReleaseStore(FileObjects(store))
+    assert releases.sequence("v9") == [1, 2]
+    assert releases.get("v9", 1).base_fingerprint != releases.get("v9", 2).base_fingerprint
+
+
+def test_an_item_that_fails_is_named_and_the_others_are_released_and_the_next_run_adds_it(
+    nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+):
+    store, config = nightly
+    real, tried = regenerate.regenerate_item, []
+
+    def broken(config: Config, item):
+        tried.append(item.task)
+        if (item.base.id, item.task) == ("v9", "wordnet/mind"):
+            raise StoreError("the store is tired")
+        return real(config, item)
+
+    monkeypatch.setattr(regenerate, "regenerate_item", broken)
+    summary = regenerate.run(config)
+    assert summary.failed == (FailedItem(base="v9", task="wordnet/mind", reason="the store is tired"),)
+    assert len(tried) == 4 + config.regenerate.retries, "a store that fails is asked again"
+    assert [(row["base"], row["task"]) for row in summary.published] == [
+        ("tiny-t2", TASKS[0]), ("tiny-t2", TASKS[1]), ("v9", TASKS[0]),
+    ]  # fmt: skip
+    monkeypatch.undo()
+    assert len(regenerate.run(config).published) == 4
+    latest = ReleaseStore(FileObjects(store)).latest("v9")
+    assert latest is not None and [adapter.task for adapter in latest.adapters] == TASKS
+
+
+def test_where_nothing_beats_the_base_nothing_is_published_and_the_decision_is_kept(nightly: tuple[Path, Config]):
+    store, config = nightly
+    strict = config.model_copy(update={"regenerate": config.regenerate.model_copy(update={"min_gain_over_base": 1.0})})
+    summary = regenerate.run(strict)
+    assert published(store) == set()
+    assert not (store / "releases").exists()
+    text = summary_text(summary)
+    assert text.count("no candidate beats base by more than 1.0") == 4
+    before = state(store)
+    assert regenerate.run(strict).outcomes == summary.outcomes
+    assert state(store) == before
+
+
+def adapter(task: str, digest: str = "d" * 64) -> ReleasedAdapter:
+    return ReleasedAdapter(task=task, arm="generated", adapter_id=task, digest=digest, uri="u", score=1.0, scores={})
+
+
+def test_two_runs_at_once_make_one_release_where_they_agree_and_lose_nothing_where_they_do_not(objects: FileObjects):
+    base = Release(base="v1", base_fingerprint="f", generator="g", recipe="run", adapters=())
+    record = _Record()
+    start = threading.Barrier(6)
+
+    def publish(tasks: list[str]) -> None:
+        start.wait()
+        regenerate._release(Config(), objects, "g", record, [adapter(task) for task in tasks])  # type: ignore[arg-type]
+
+    wanted = [["a", "b"], ["a", "b"], ["b"], ["c"], ["a", "c"], ["d"]]
+    threads = [threading.Thread(target=publish, args=(tasks,)) for tasks in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     latest = ReleaseStore(objects).latest("v1")
-    assert latest is not None and [adapter.task for adapter in latest.adapters] == ["b"]
+    assert latest == base.model_copy(update={"adapters": tuple(adapter(task) for task in "abcd")})
+    number = ReleaseStore(objects).sequence("v1")[-1]
+    regenerate._release(Config(), objects, "g", record, [adapter("a", "e" * 64)])  # type: ignore[arg-type]
+    assert ReleaseStore(objects).sequence("v1")[-1] == number, "what is released for this version stays"
+    regenerate._release(Config(), objects, "g2", record, [adapter("a")])  # type: ignore[arg-type]
+    latest = ReleaseStore(objects).latest("v1")
+    assert latest is not None and [a.task for a in latest.adapters] == ["a"], "another generator starts anew"
+
+
+class _Record:
+    id, fingerprint = "v1", "f"
+
+
+def test_the_latest_releases_cost_one_listing_and_what_is_new(objects: FileObjects):
+    releases = ReleaseStore(objects)
+    for name in ("a", "b"):
+        releases.append(Release(base=name, base_fingerprint="f", generator="g", recipe="r", adapters=()))
+    first = latest_releases(objects)
+    assert {base: head.number for base, head in first.items()} == {"a": 1, "b": 1}
+    counted = _Counted(objects)
+    assert latest_releases(counted) == first  # type: ignore[arg-type]
+    assert counted.calls == ["get cache/releases.json", "list releases/"]
+    releases.append(Release(base="b", base_fingerprint="f2", generator="g", recipe="r", adapters=()))
+    counted = _Counted(objects)
+    assert latest_releases(counted)["b"].number == 2  # type: ignore[arg-type]
+    assert counted.calls == [
+        "get cache/releases.json", "list releases/", "get releases/b/00000002.json", "put cache/releases.json",
+    ]  # fmt: skip
+    objects.put("releases/a/00000001.json", b"{")
+    objects.put("cache/releases.json", b"{")
+    assert list(latest_releases(objects)) == ["b"], "a damaged release stops no other base"
+
+
+class _Counted:
+    def __init__(self, objects: FileObjects) -> None:
+        self._objects, self.calls, self.uri = objects, [], objects.uri
+
+    def __getattr__(self, name: str):
+        def call(key: str, *rest):
+            self.calls.append(f"{name} {key}")
+            return getattr(self._objects, name)(key, *rest)
+
+        return call
+
+
+def test_a_watch_runs_again_for_what_an_event_names_and_lists_everything_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    config = Config().model_copy(update={"store": Config().store.model_copy(update={"uri": f"file://{tmp_path}"})})
+    regenerate_config = config.regenerate.model_copy(update={"poll_s": 0.2, "events": "https://queue"})
+    config = config.model_copy(update={"regenerate": regenerate_config})
+    runs, done = [], []
+
+    class Queue:
+        def __init__(self, url: str) -> None:
+            assert url == "https://queue"
+
+        def wait(self, seconds: float):
+            return [regenerate_hint(f"file://{tmp_path}/bases/v3/config.json")] if len(runs) == 1 else []
+
+        def done(self, hints) -> None:
+            done.extend(hints)
+
+    monkeypatch.setattr(regenerate, "EventQueue", Queue)
+    monkeypatch.setattr(regenerate, "run", lambda config, only=None: runs.append(only))
+    watching = regenerate.watch(config)
+    for _ in range(3):
+        next(watching)
+    assert runs == [None, {"v3"}, None]
+    assert len(done) == 1, "a hint is deleted after the run, not before"
+
+
+def regenerate_hint(uri: str):
+    from oral_ray.bases.events import Hint
+
+    return Hint((uri,), "receipt")
+
+
+def test_a_summary_says_everything_in_text_html_and_json(tmp_path: Path):
+    outcome = Outcome(
+        base="v1", task="t<1>", decision=GateDecision(arm=None, reason="no candidate"), scores={"base": 0.5},
+        refused={"reuse_new": "it is damaged"}, digest="",
+    )  # fmt: skip
+    summary = RegenerationSummary(
+        started="now", generator="g" * 32, outcomes=(outcome,), failed=(FailedItem(base="v2", task="t", reason="bad"),)
+    )
+    for part in ("v1", "no candidate", "it is damaged", "v2", "bad"):
+        assert part in summary_text(summary)
+        assert part in summary_html(summary)
+    assert "t&lt;1&gt;" in summary_html(summary)
+    for name in ("a.json", "a.html", "a.txt"):
+        write_summary(summary, tmp_path / "deep" / name)
+    assert RegenerationSummary.model_validate(json.loads((tmp_path / "deep/a.json").read_text())) == summary
+    with pytest.raises(ConfigError, match=r"\.json, \.html, \.txt"):
+        write_summary(summary, tmp_path / "a.pdf")
+
+
+def test_a_generator_that_makes_broken_adapters_is_refused_and_reuse_is_published(
+    nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+):
+    _, config = nightly
+
+    def broken(*args):
+        raise ArtifactError("the adapter holds values that are not finite")
+
+    monkeypatch.setattr("oral_ray.stages.cells.generate", broken)
+    summary = regenerate.run(config)
+    assert {row["arm"] for row in summary.published} <= {"reuse_new", "reuse_old"}
+    assert len(summary.published) == 4
+    assert "the adapter holds values that are not finite" in summary_text(summary)

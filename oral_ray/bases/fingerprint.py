@@ -4,21 +4,18 @@ It hashes config.json, all headers and sampled byte ranges of every weight file.
 """
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
-from oral_ray.bases.spec import read_config, read_tensors
+from oral_ray.bases.headers import Files, TensorEntry
 from oral_ray.config import canonical_json
-from oral_ray.errors import BaseModelError
-from oral_ray.objects import Objects
 
 NUM_RANGES, RANGE_BYTES = 16, 65536
 
 
-def content_fingerprint(objects: Objects, prefix: str = "") -> str:
+def content_fingerprint(files: Files, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> str:
     """32 hex digits over config.json, all headers, and 16 ranges of 64 KiB of every weight file."""
-    tensors = read_tensors(objects, prefix)
-    if not tensors:
-        raise BaseModelError(f"{objects.uri}/{prefix} has no safetensors weights; convert the checkpoint first")
-    digest = hashlib.sha256(canonical_json(read_config(objects, prefix)).encode())
+    digest = hashlib.sha256(canonical_json(config).encode())
     ends: dict[str, int] = {}
     for name, entry in sorted(tensors.items()):
         digest.update(f"{name} {entry.dtype} {entry.shape} {entry.start} {entry.end}\n".encode())
@@ -26,5 +23,5 @@ def content_fingerprint(objects: Objects, prefix: str = "") -> str:
     for key, end in sorted(ends.items()):
         starts = sorted({max(0, (end - RANGE_BYTES) * i // (NUM_RANGES - 1)) for i in range(NUM_RANGES)})
         for start in starts:
-            digest.update(objects.range(key, start, min(RANGE_BYTES, end - start)))
+            digest.update(files.range(key, start, min(RANGE_BYTES, end - start)))
     return digest.hexdigest()[:32]

@@ -7,16 +7,26 @@ the data exactly and agree with dtype and shape, the file must end where the las
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from oral_ray.errors import BaseModelError
-from oral_ray.objects import Objects
 
 MAX_HEADER_BYTES = 100_000_000
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+
+
+class Files(Protocol):
+    """What reading a checkpoint needs of a store; every `Objects` is one."""
+
+    uri: str
+
+    def get(self, key: str) -> bytes: ...
+    def range(self, key: str, start: int, length: int) -> bytes: ...
+    def num_bytes(self, key: str) -> int: ...
+    def exists(self, key: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +40,30 @@ class TensorEntry:
     end: int
 
 
-def read_header(objects: Objects, key: str) -> dict[str, TensorEntry]:
+def read_header(files: Files, key: str) -> dict[str, TensorEntry]:
     """All tensors of one .safetensors object; BaseModelError says what is wrong with it."""
-    num_bytes = objects.num_bytes(key)
-    prefix = objects.range(key, 0, 8)
+    num_bytes = files.num_bytes(key)
+    prefix = files.range(key, 0, 8)
     length = int.from_bytes(prefix, "little") if len(prefix) == 8 else -1
     if length < 2 or length > min(MAX_HEADER_BYTES, num_bytes - 8):
         raise BaseModelError(
-            f"{objects.uri}/{key}: header length {length} is not possible in a file of {num_bytes} bytes "
+            f"{files.uri}/{key}: header length {length} is not possible in a file of {num_bytes} bytes "
             f"(at most {MAX_HEADER_BYTES}); the file is truncated or no safetensors file, upload it again"
         )
     try:
-        header: dict[str, Any] = json.loads(objects.range(key, 8, length), object_pairs_hook=_no_name_twice)
+        header: dict[str, Any] = json.loads(files.range(key, 8, length), object_pairs_hook=_no_name_twice)
         header.pop("__metadata__", None)
         entries = {name: _entry(key, name, item, 8 + length) for name, item in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BaseModelError(f"{objects.uri}/{key}: malformed safetensors header: {error}; upload it again") from None
+        raise BaseModelError(f"{files.uri}/{key}: malformed safetensors header: {error}; upload it again") from None
     end = 8 + length
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
         if entry.start != end:
-            raise BaseModelError(f"{objects.uri}/{key}: tensors overlap or leave a gap at byte {end}; upload it again")
+            raise BaseModelError(f"{files.uri}/{key}: tensors overlap or leave a gap at byte {end}; upload it again")
         end = entry.end
     if end != num_bytes:
         raise BaseModelError(
-            f"{objects.uri}/{key}: truncated or padded, {num_bytes} bytes where its header needs {end}; upload it again"
+            f"{files.uri}/{key}: truncated or padded, {num_bytes} bytes where its header needs {end}; upload it again"
         )
     return entries
 

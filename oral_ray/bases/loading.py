@@ -50,6 +50,9 @@ def load_base(record: BaseRecord, dtype: Dtype = "float32") -> LoadedBase:
                 f"{record.fingerprint}; it was replaced, run the catalog again"
             )
         model, tokenizer = load_folder(folder, record.spec.kind)
+    for name, parameter in model.named_parameters():  # the catalog reads samples of the weights only
+        if not torch.isfinite(parameter).all():
+            raise BaseModelError(f"base {record.id!r}: {name} holds values that are not finite; do not use this base")
     return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
 
 

@@ -16,10 +16,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from oral_ray.bases.families import FAMILIES, ROLE_OF_LEAF, Family
-from oral_ray.bases.headers import TensorEntry, read_header
+from oral_ray.bases.headers import Files, TensorEntry, read_header
 from oral_ray.config import fingerprint
 from oral_ray.errors import BaseModelError
-from oral_ray.objects import Objects
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -66,45 +65,45 @@ class BaseModelSpec(BaseModel):
         )
 
 
-def read_spec(objects: Objects, prefix: str = "") -> BaseModelSpec:
+def read_spec(files: Files, prefix: str = "") -> BaseModelSpec:
     """The spec of the checkpoint under a prefix; BaseModelError when config and headers disagree or are not enough."""
-    config = read_config(objects, prefix)
-    return build_spec(config, read_tensors(objects, prefix), f"{objects.uri}/{prefix}".rstrip("/"))
+    config = read_config(files, prefix)
+    return build_spec(config, read_tensors(files, prefix), f"{files.uri}/{prefix}".rstrip("/"))
 
 
-def read_config(objects: Objects, prefix: str = "") -> dict[str, Any]:
+def read_config(files: Files, prefix: str = "") -> dict[str, Any]:
     """config.json under a prefix, as a mapping."""
     key = f"{prefix}config.json"
-    if not objects.exists(key):
-        raise BaseModelError(f"no base model at {objects.uri}/{prefix}: config.json is missing; check the path")
-    config = _read_json(objects, key)
+    if not files.exists(key):
+        raise BaseModelError(f"no base model at {files.uri}/{prefix}: config.json is missing; check the path")
+    config = _read_json(files, key)
     if not isinstance(config.get("model_type"), str):
-        raise BaseModelError(f"{objects.uri}/{key} names no model_type; it is no transformers config.json")
+        raise BaseModelError(f"{files.uri}/{key} names no model_type; it is no transformers config.json")
     return config
 
 
-def read_tensors(objects: Objects, prefix: str = "") -> dict[str, TensorEntry]:
+def read_tensors(files: Files, prefix: str = "") -> dict[str, TensorEntry]:
     """All tensors of the checkpoint under a prefix, sharded or not; empty when there are no safetensors files.
 
     Raises BaseModelError for a damaged file, a missing shard, or a tensor that its index promises and no shard has.
     """
-    if objects.exists(prefix + INDEX):
-        weight_map = _read_json(objects, prefix + INDEX).get("weight_map")
+    if files.exists(prefix + INDEX):
+        weight_map = _read_json(files, prefix + INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise BaseModelError(f"{objects.uri}/{prefix}{INDEX} has no weight_map; upload it again")
+            raise BaseModelError(f"{files.uri}/{prefix}{INDEX} has no weight_map; upload it again")
         tensors: dict[str, TensorEntry] = {}
         for shard in sorted(set(weight_map.values())):
-            if "/" in shard or not objects.exists(prefix + shard):
-                raise BaseModelError(f"shard {shard!r} of {objects.uri}/{prefix} is missing; wait for it or upload it")
-            header = read_header(objects, prefix + shard)
+            if "/" in shard or not files.exists(prefix + shard):
+                raise BaseModelError(f"shard {shard!r} of {files.uri}/{prefix} is missing; wait for it or upload it")
+            header = read_header(files, prefix + shard)
             tensors |= {name: entry for name, entry in header.items() if weight_map.get(name) == shard}
         lost = sorted(set(weight_map) - set(tensors))
         if lost:
             raise BaseModelError(
-                f"{objects.uri}/{prefix}: {len(lost)} tensors of the index are not in their shard: {lost[0]!r}"
+                f"{files.uri}/{prefix}: {len(lost)} tensors of the index are not in their shard: {lost[0]!r}"
             )
         return tensors
-    return read_header(objects, prefix + SINGLE) if objects.exists(prefix + SINGLE) else {}
+    return read_header(files, prefix + SINGLE) if files.exists(prefix + SINGLE) else {}
 
 
 def build_spec(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], where: str) -> BaseModelSpec:
@@ -114,7 +113,7 @@ def build_spec(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], wh
     try:
         modules = _from_family(family, config) if family else _from_tensors(tensors)
         hidden = int(config.get("hidden_size") or config["n_embd"])
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise BaseModelError(
             f"{where}/config.json lacks or garbles {error}; it is not a full {model_type} config"
         ) from None
@@ -182,16 +181,14 @@ def _from_tensors(tensors: Mapping[str, TensorEntry]) -> tuple[LinearModule, ...
     return tuple(sorted(modules, key=lambda module: (module.layer, module.name)))
 
 
-def _read_json(objects: Objects, key: str) -> dict[str, Any]:
-    num_bytes = objects.num_bytes(key)
+def _read_json(files: Files, key: str) -> dict[str, Any]:
+    num_bytes = files.num_bytes(key)
     if num_bytes > MAX_JSON_BYTES:
-        raise BaseModelError(
-            f"{objects.uri}/{key} has {num_bytes} bytes; a JSON file of a checkpoint has at most 50 MB"
-        )
+        raise BaseModelError(f"{files.uri}/{key} has {num_bytes} bytes; a JSON file of a checkpoint has at most 50 MB")
     try:
-        value = json.loads(objects.get(key))
+        value = json.loads(files.get(key))
     except (ValueError, RecursionError) as error:
-        raise BaseModelError(f"{objects.uri}/{key} is not valid JSON: {error}; upload it again") from None
+        raise BaseModelError(f"{files.uri}/{key} is not valid JSON: {error}; upload it again") from None
     if not isinstance(value, dict):
-        raise BaseModelError(f"{objects.uri}/{key} holds no JSON object; upload it again")
+        raise BaseModelError(f"{files.uri}/{key} holds no JSON object; upload it again")
     return value

@@ -40,6 +40,9 @@ def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if config.address == "none":
+        yield
+        return
     address = os.environ.get("RAY_ADDRESS") or config.address
     if address == "local":
         for name, value in _PRIVATE.items():

@@ -4,7 +4,7 @@ Every adapter that is scored is an artifact of the store, named by digest; every
 nothing is computed twice.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
@@ -50,6 +50,24 @@ class Cell(Section):
 
 def generate_all(config: Config, requests: Sequence[Request], found: dict[str, BaseRecord]) -> list[str]:
     """Generate and store on the cluster what is not made yet; digests in the order of requests."""
+
+    def make(left: list[Request]) -> list[str]:
+        call = (generate, (config, left, {request.base: found[request.base] for request in left}))
+        [made] = run_tasks([call], config.cluster, determinism=config.determinism, retries=1, label="generate")
+        return made
+
+    return _made(config, requests, found, make)
+
+
+def generate_here(config: Config, requests: Sequence[Request], found: dict[str, BaseRecord]) -> list[str]:
+    """The same in this process, for a worker that goes on with what it made."""
+    return _made(config, requests, found, lambda left: generate(config, left, found))
+
+
+def _made(
+    config: Config, requests: Sequence[Request], found: dict[str, BaseRecord],
+    make: Callable[[list[Request]], list[str]],
+) -> list[str]:  # fmt: skip
     records = Records(open_objects(config.store.uri))
     settings = settled(config.sampling, config.determinism).model_dump(
         mode="json", exclude={"num_steps", "max_batch_tokens"}
@@ -60,12 +78,9 @@ def generate_all(config: Config, requests: Sequence[Request], found: dict[str, B
     ]
     kept = {recipe: records.get("generated", recipe) for recipe in recipes}
     left = {recipe: request for recipe, request in zip(recipes, requests, strict=True) if kept[recipe] is None}
-    if left:
-        call = (generate, (config, list(left.values()), {r.base: found[r.base] for r in left.values()}))
-        [made] = run_tasks([call], config.cluster, determinism=config.determinism, retries=1, label="generate")
-        for (recipe, request), digest in zip(left.items(), made, strict=True):
-            about = request.model_dump(mode="json") | {"digest": digest}
-            kept[recipe] = records.commit("generated", recipe, about)
+    for recipe, digest in zip(left, make(list(left.values())) if left else (), strict=True):
+        about = left[recipe].model_dump(mode="json") | {"digest": digest}
+        kept[recipe] = records.commit("generated", recipe, about)
     return [str((kept[recipe] or {})["digest"]) for recipe in recipes]
 
 

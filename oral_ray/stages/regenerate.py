@@ -1,179 +1,237 @@
 """Stage 5: for every complete, unreleased base version: generate, compare with reuse, gate on validation, publish.
 
-Reads generators, corpus and landed bases; writes `<publish_prefix>/<base>/<adapter_id>/` and `releases/<base>/`. Reads
-no test data.
+Reads generators, corpus and landed bases; writes `<publish_prefix>/<base>/<adapter_id>/`, `releases/<base>/`, a record of
+every decision, and one of the run (`runs/`) where there was something to do. Reads no test data.
+
+    summary = run(config)                       # once
+    for summary in watch(config): ...           # again and again
+    plan = survey(config, recipe).plan          # only look
 """
 
 import fnmatch
+import functools
 import logging
-
-import numpy as np
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from oral_ray.bases.catalog import BaseRecord, SkippedBase, discover
-from oral_ray.config import Config, Section
+from oral_ray.bases.events import MAX_WAIT_S, EventQueue, changed_bases
+from oral_ray.cluster import each_task
+from oral_ray.config import Config, LandedOrigin, canonical_json
+from oral_ray.errors import GeneratorError, OralError, StoreError
 from oral_ray.objects import Objects, open_objects
-from oral_ray.release import GateDecision, PlanItem, decide, plan_releases
-from oral_ray.stages import cells, corpus, train
-from oral_ray.stages.cells import ZERO_SHOT, Cell, Request
-from oral_ray.store.adapters import AdapterStore
-from oral_ray.store.generators import get_generator
+from oral_ray.release import PlanItem, plan_releases
+from oral_ray.stages import corpus, train
+from oral_ray.stages.gate import Item, Outcome, decided, regenerate_item
+from oral_ray.stages.summary import FailedItem, RegenerationSummary
+from oral_ray.store.bases import BaseShelf
+from oral_ray.store.generators import current_generator, get_generator
+from oral_ray.store.heads import Head, latest_releases
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 from oral_ray.tasks import load_task
 
 logger = logging.getLogger(__name__)
 
 
-class Outcome(Section):
-    """What came of one (base, task): the gate's decision with the validation score of every candidate."""
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What lies in the store, and what is to be done about it."""
 
-    base: str
-    task: str
-    decision: GateDecision
-    scores: dict[str, float]
-    digest: str
-
-
-class RegenerationSummary(Section):
-    """What one run found, planned and decided, and what stands published for the chosen bases afterwards."""
-
-    skipped_bases: tuple[SkippedBase, ...]
-    plan: tuple[PlanItem, ...]
-    outcomes: tuple[Outcome, ...]
-    published: tuple[dict[str, str], ...]
+    bases: dict[str, BaseRecord]
+    skipped: list[SkippedBase]
+    plan: list[PlanItem]
+    heads: dict[str, Head]
 
 
-def run(config: Config) -> RegenerationSummary:
-    """Regenerate everything that is due; a second run finds it released and does nothing."""
+def watch(config: Config) -> Iterator[RegenerationSummary]:
+    """A run now, one every `regenerate.poll_s`, and in between one for the bases that an event names; without end."""
+    queue = EventQueue(config.regenerate.events) if config.regenerate.events else None
+    while True:
+        listed_s = time.monotonic()
+        yield run(config)
+        while (left_s := listed_s + config.regenerate.poll_s - time.monotonic()) > 0:
+            if queue is None:
+                time.sleep(left_s)
+                continue
+            hints = queue.wait(min(left_s, MAX_WAIT_S))
+            if changed := changed_bases(hints, open_objects(config.store.uri).uri, config.bases.prefix):
+                yield run(config, changed)
+            queue.done(hints)
+
+
+def run(config: Config, only: Collection[str] | None = None) -> RegenerationSummary:
+    """Regenerate everything that is due (of the bases `only`); a second run finds it released and does nothing."""
+    started, objects = datetime.now(UTC), open_objects(config.store.uri)
+    needed = _needed(config, objects)
+    recipe = train.run(needed)
+    found = survey(config, recipe, only)
+    items = _items(config, needed, recipe, found)
+    known = [decided(config, item) for item in items]
+    outcomes = [outcome for outcome in known if outcome is not None and outcome.decision.arm is None]
+    todo = [item for item, outcome in zip(items, known, strict=True) if outcome is None or outcome.decision.arm]
+    made, failed = _work(config, objects, recipe, todo)
+    heads = latest_releases(objects) if todo else found.heads
+    summary = RegenerationSummary(
+        started=started.isoformat(timespec="seconds"),
+        wall_s=(datetime.now(UTC) - started).total_seconds(),
+        generator=recipe,
+        skipped_bases=tuple(found.skipped),
+        plan=tuple(found.plan),
+        outcomes=tuple(outcomes + made),
+        failed=tuple(failed),
+        published=tuple(row for base_id in found.bases for row in _published(heads.get(base_id), base_id)),
+    )
+    if todo:
+        objects.put(f"runs/{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json", canonical_json(summary).encode())
+    return summary
+
+
+def dry_run(config: Config) -> RegenerationSummary:
+    """What `run` would find and do; it starts nothing and trains no generator."""
     objects = open_objects(config.store.uri)
-    recipe = train.run(config)
-    generator = get_generator(objects, recipe)
-    landed, skipped = discover(objects, config.bases.prefix, config.regenerate.quiet_period_s)
-    chosen = [base for base in landed if any(fnmatch.fnmatch(base.id, glob) for glob in config.regenerate.bases)]
-    releases = ReleaseStore(objects)
-    released = {(base.fingerprint, adapter.task) for base in chosen for adapter in _current(releases, base, recipe)}
-    plan = plan_releases(chosen, config.tasks.ids, generator.spec.architectures, config.lora, released)
-    found = {base.id: base for base in chosen}
-    todo = [item for item in plan if item.action == "generate"]
-    candidates = _candidates(config, recipe, found, todo)
-    outcomes = _decide(config, objects, found, candidates)
-    _publish(config, objects, recipe, found, outcomes)
+    recipe = current_generator(objects, config.name)
+    if recipe is None:
+        raise GeneratorError(
+            f"{objects.uri} has no generator of {config.name!r}; run jobs/train.py, or without --dry-run"
+        )
+    found = survey(config, recipe)
     return RegenerationSummary(
-        skipped_bases=tuple(skipped),
-        plan=tuple(plan),
-        outcomes=tuple(outcomes),
-        published=tuple(row for base in chosen for row in _published(releases, base)),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        generator=recipe,
+        skipped_bases=tuple(found.skipped),
+        plan=tuple(found.plan),
+        published=tuple(row for base_id in found.bases for row in _published(found.heads.get(base_id), base_id)),
     )
 
 
-def _current(releases: ReleaseStore, base: BaseRecord, recipe: str) -> tuple[ReleasedAdapter, ...]:
-    latest = releases.latest(base.id)
-    fresh = latest is not None and (latest.base_fingerprint, latest.generator) == (base.fingerprint, recipe)
-    return latest.adapters if latest is not None and fresh else ()
+def survey(config: Config, recipe: str, only: Collection[str] | None = None) -> Survey:
+    """Look what has landed and what is released, and plan."""
+    objects = open_objects(config.store.uri)
+    landed, skipped = discover(objects, config.bases.prefix, config.regenerate.quiet_period_s, only)
+    chosen = [base for base in landed if any(fnmatch.fnmatch(base.id, glob) for glob in config.regenerate.bases)]
+    heads = latest_releases(objects)
+    released = {
+        (base.id, base.fingerprint, adapter.task)
+        for base in chosen
+        if base.id in heads
+        for adapter in _current(heads[base.id].release, base.fingerprint, recipe)
+    }
+    architectures = get_generator(objects, recipe).spec.architectures
+    plan = plan_releases(chosen, config.tasks.ids, architectures, config.lora, released)
+    return Survey({base.id: base for base in chosen}, skipped, plan, heads)
 
 
-def _candidates(
-    config: Config, recipe: str, found: dict[str, BaseRecord], todo: list[PlanItem]
-) -> dict[tuple[str, str], dict[str, str]]:
-    """Digests by (base, task), then by candidate name."""
-    requests = [
-        Request(
-            arm="generated",
-            base=item.base,
-            task=item.task,
-            prompt=load_task(item.task).prompt,
-            seed=seed,
-            recipe=recipe,
-            num_steps=config.sampling.num_steps,
-        )
-        for item in todo
-        for seed in range(config.regenerate.num_candidates)
-        if "generated" in config.regenerate.candidates
+def _needed(config: Config, objects: Objects) -> Config:
+    """Without the unseen versions that others put there, or that are there: one that is broken must not stop the rest."""
+    shelf = BaseShelf(objects, config.bases.prefix)
+    versions = [
+        version
+        for version in config.bases.versions
+        if version.seen or not (isinstance(version.origin, LandedOrigin) or shelf.has(version.id))
     ]
-    digests: dict[tuple[str, str], dict[str, str]] = {(item.base, item.task): {} for item in todo}
-    for request, made in zip(requests, cells.generate_all(config, requests, found), strict=True):
-        name = "generated" if request.seed == 0 else f"generated-{request.seed}"
-        digests[request.base, request.task][name] = made
-    known = corpus.run(config)
-    for item in todo:
-        same = [b for b in corpus.seen_ids(config) if known[b].spec.digest == found[item.base].spec.digest]
-        newest = [b for b in (corpus.newest_seen(config, item.base),) if b in same] or same[-1:]
-        for name, base_id in (("reuse_new", newest), ("reuse_old", same[:1])):
-            if name in config.regenerate.candidates and base_id:
-                run_ = corpus.plan_run(config, item.task, [known[base_id[0]]], config.corpus.seeds[0])
-                digests[item.base, item.task][name] = corpus.train_runs(config, [run_], known)[0].digests[-1]
-    return digests
+    return config.model_copy(update={"bases": config.bases.model_copy(update={"versions": tuple(versions)})})
 
 
-def _decide(
-    config: Config, objects: Objects, found: dict[str, BaseRecord], candidates: dict[tuple[str, str], dict[str, str]]
-) -> list[Outcome]:
-    wanted = [
-        Cell(
-            base=base_id,
-            dtype=config.bases.dtype,
-            task=task_id,
-            digests=tuple(sorted({ZERO_SHOT, *digests.values()})),
-            split="validation",
-            limit=config.evaluation.max_validation,
-        )
-        for (base_id, task_id), digests in candidates.items()
-    ]
-    answers = cells.score_all(config, objects, wanted, found)
-    outcomes = []
-    for (base_id, task_id), digests in candidates.items():
-        correct = answers[base_id, task_id]
-        scores = {name: float(np.mean(correct[digest])) for name, digest in digests.items()}
-        scores["base"] = float(np.mean(correct[ZERO_SHOT]))
-        decision = decide(scores, list(digests), config.regenerate.min_gain_over_base)
-        digest = digests[decision.arm] if decision.arm else ""
-        outcomes.append(Outcome(base=base_id, task=task_id, decision=decision, scores=scores, digest=digest))
-    return outcomes
+def _items(config: Config, needed: Config, recipe: str, found: Survey) -> list[Item]:
+    """What is to be done, with the adapters of the corpus that each could reuse; trained where they are missing."""
+    known = corpus.run(needed)
+    seen = corpus.seen_ids(config)
+
+    @functools.cache
+    def of_corpus(base_id: str, task_id: str) -> str:
+        run_ = corpus.plan_run(needed, task_id, [known[base_id]], config.corpus.seeds[0])
+        return corpus.train_runs(needed, [run_], known)[0].digests[-1]
+
+    fingerprints = {task_id: load_task(task_id).fingerprint for task_id in config.tasks.ids}
+    items = []
+    for planned in found.plan:
+        if planned.action != "generate":
+            continue
+        base = found.bases[planned.base]
+        same = [base_id for base_id in seen if known[base_id].spec.digest == base.spec.digest]
+        newest = [base_id for base_id in (corpus.newest_seen(config, base.id),) if base_id in same] or same[-1:]
+        reuse = {
+            name: of_corpus(base_ids[0], planned.task)
+            for name, base_ids in (("reuse_new", newest), ("reuse_old", same[:1]))
+            if name in config.regenerate.candidates and base_ids
+        }
+        of_task = fingerprints[planned.task]
+        items.append(Item(base=base, task=planned.task, task_fingerprint=of_task, recipe=recipe, reuse=reuse))
+    return items
 
 
-def _publish(
-    config: Config, objects: Objects, recipe: str, found: dict[str, BaseRecord], outcomes: list[Outcome]
+def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> tuple[list[Outcome], list[FailedItem]]:
+    """Decide and publish every item on the cluster; a base is released as soon as its last item has ended."""
+    left = {base_id: [item.base.id for item in items].count(base_id) for base_id in {item.base.id for item in items}}
+    won: dict[str, list[ReleasedAdapter]] = {base_id: [] for base_id in left}
+    outcomes, failed = {}, []
+    for i, result in each_task(
+        [(regenerate_item, (config, item)) for item in items], config.cluster, determinism=config.determinism,
+        retries=config.regenerate.retries, label="regenerate", retry_on=(StoreError,),
+    ):  # fmt: skip
+        base = items[i].base
+        if isinstance(result, Exception):
+            failed.append(FailedItem(base=base.id, task=items[i].task, reason=_one_line(result)))
+        else:
+            outcomes[i], adapter = result
+            won[base.id] += [adapter] if adapter else []
+        left[base.id] -= 1
+        if not left[base.id] and won[base.id]:
+            try:
+                _release(config, objects, recipe, base, won[base.id])
+            except OralError as error:
+                failed.append(FailedItem(base=base.id, task="*", reason=_one_line(error)))
+    return [outcomes[i] for i in sorted(outcomes)], sorted(failed, key=lambda item: (item.base, item.task))
+
+
+def _release(
+    config: Config, objects: Objects, recipe: str, base: BaseRecord, adapters: Collection[ReleasedAdapter]
 ) -> None:
-    """Publish what the gate chose: adapters first, then one release a base that names them all, one adapter a task.
+    """One release that names what was released for the same base and generator, and these adapters, one a task.
 
-    A run that decided the same at the same time has released them already, and then nothing is added.
+    When a run at the same time was faster, it is made again on top of that one's, so that no item of either is lost.
     """
-    store, releases = AdapterStore(objects), ReleaseStore(objects)
-    for base_id in dict.fromkeys(outcome.base for outcome in outcomes if outcome.decision.arm):
-        adapters = {adapter.task: adapter for adapter in _current(releases, found[base_id], recipe)}
-        for outcome in outcomes:
-            if outcome.base == base_id and outcome.decision.arm:
-                adapter_id = f"{outcome.task.replace('/', '-')}-{outcome.digest[:12]}"
-                adapters[outcome.task] = ReleasedAdapter(
-                    task=outcome.task,
-                    arm=outcome.decision.arm,
-                    adapter_id=adapter_id,
-                    digest=outcome.digest,
-                    uri=store.publish(outcome.digest, config.regenerate.publish_prefix, base_id, adapter_id),
-                    score=outcome.scores[outcome.decision.arm],
-                    scores=outcome.scores,
-                )
-        releases.append(
-            Release(
-                base=base_id,
-                base_fingerprint=found[base_id].fingerprint,
-                generator=recipe,
-                recipe=config.name,
-                adapters=tuple(adapters.values()),
-            )
+
+    def change(before: Release | None) -> Release:
+        tasks = {adapter.task: adapter for adapter in adapters}
+        tasks |= {adapter.task: adapter for adapter in _current(before, base.fingerprint, recipe)}
+        return Release(
+            base=base.id,
+            base_fingerprint=base.fingerprint,
+            generator=recipe,
+            recipe=config.name,
+            adapters=tuple(tasks[task] for task in sorted(tasks)),
         )
 
+    number = ReleaseStore(objects).amend(base.id, change)
+    logger.info("base %s: release %d", base.id, number)
 
-def _published(releases: ReleaseStore, base: BaseRecord) -> list[dict[str, str]]:
+
+def _current(release: Release | None, base_fingerprint: str, recipe: str) -> tuple[ReleasedAdapter, ...]:
+    """The adapters of a release, when it is one of this very base version and generator."""
+    fresh = release is not None and (release.base_fingerprint, release.generator) == (base_fingerprint, recipe)
+    return release.adapters if release is not None and fresh else ()
+
+
+def _published(head: Head | None, base_id: str) -> list[dict[str, str]]:
     """Rows of what the latest release of a base holds; `path` is empty where the store is no folder."""
-    latest = releases.latest(base.id)
     return [
         {
-            "base": base.id,
+            "base": base_id,
             "task": adapter.task,
             "arm": adapter.arm,
             "adapter_id": adapter.adapter_id,
             "uri": adapter.uri,
             "path": adapter.uri.removeprefix("file://") if adapter.uri.startswith("file://") else "",
         }
-        for adapter in (latest.adapters if latest else ())
+        for adapter in (head.release.adapters if head else ())
     ]
+
+
+def _one_line(error: Exception) -> str:
+    """The reason of a failure; of a traceback its last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if isinstance(error, OralError) else lines[-1]

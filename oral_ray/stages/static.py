@@ -83,6 +83,13 @@ def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRe
     return [str((kept[recipe] or {})["digest"]) for recipe in recipes]
 
 
+def train_here(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
+    """The digest of a run, trained in this process where it is not done."""
+    recipe = _recipe(config, run, bases)
+    kept = Records(open_objects(config.store.uri)).get("static", recipe)
+    return str((kept or train_run(config, run, bases, recipe))["digest"])
+
+
 def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recipe: str) -> dict[str, str]:
     """Worker: train one static adapter, store it, commit its record."""
     objects = open_objects(config.store.uri)

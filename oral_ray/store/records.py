@@ -76,9 +76,17 @@ class Journal:
 
     def append(self, value: Any, unless: Callable[[int], bool]) -> int:
         """Add an entry and return its number; that of the last one when `unless(last)`. Writers at once take turns."""
+        return self.amend(lambda last: None if last and unless(last) else value)
+
+    def amend(self, change: Callable[[int], Any]) -> int:
+        """Add what `change` makes of the last entry (0: none) and return its number; that of the last one for None.
+
+        When another writer was faster, `change` is asked again about its entry, so that nothing of either is lost.
+        """
         while True:
             last = max(self.numbers(), default=0)
-            if last and unless(last):
+            value = change(last)
+            if value is None:
                 return last
             if self._objects.put_if_absent(self.key(last + 1), canonical_json(value).encode()):
                 return last + 1

@@ -1,6 +1,7 @@
 """Releases: which adapters are current for a base. Append-only: `releases/<base>/<seq>.json`, latest = highest seq."""
 
 import json
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -74,6 +75,19 @@ class ReleaseStore:
     def append(self, release: Release) -> int:
         """Add a release and return its number; an equal latest release is not added again."""
         return self._journal(release.base).append(release, unless=lambda seq: self.get(release.base, seq) == release)
+
+    def amend(self, base_id: str, change: Callable[[Release | None], Release]) -> int:
+        """Add what `change` makes of the latest release and return its number; an equal one is not added again.
+
+        Two writers at once see each other's release: `change` is asked again about the one that was faster.
+        """
+
+        def changed(last: int) -> Release | None:
+            before = self.get(base_id, last) if last else None
+            after = change(before)
+            return None if after == before else after
+
+        return self._journal(base_id).amend(changed)
 
     def _journal(self, base_id: str) -> Journal:
         return Journal(self._objects, f"releases/{base_id}/")
