@@ -10,7 +10,7 @@ import re
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from oral_ray.config import canonical_json
-from oral_ray.errors import MissingObjectError, ReleaseError
+from oral_ray.errors import MissingObjectError, ReleaseError, StoreError
 from oral_ray.objects import Objects
 from oral_ray.store.releases import Release, ReleaseStore
 
@@ -51,7 +51,10 @@ def latest_releases(objects: Objects) -> dict[str, Head]:
         except ReleaseError as error:
             logger.error("%s", error)
     if heads != known.heads:
-        objects.put(_CACHE, canonical_json(_Heads(heads=heads)).encode())
+        try:
+            objects.put(_CACHE, canonical_json(_Heads(heads=heads)).encode())
+        except StoreError as error:  # who may only read does without
+            logger.warning("the latest releases cannot be kept: %s", error)
     return heads
 
 
