@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test test-browser lint bench clean
 
 quickstart: $(VENV)/quickstart.ok
 	$(BIN)/python jobs/quickstart.py --config infra/configs/quickstart.toml $(if $(STORE),--store $(STORE)) $(ARGS)
 
 test: $(VENV)/test.ok
 	$(BIN)/python -m pytest $(ARGS)
+
+# Needs Debian's chromium and chromium-driver; skipped with a message without them.
+test-browser: $(VENV)/test.ok
+	$(BIN)/python -m pytest -m browser tests/test_page_browser.py $(ARGS)
 
 lint: $(VENV)/dev.ok
 	$(BIN)/ruff check .

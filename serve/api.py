@@ -36,6 +36,7 @@ from serve.schema import (
     TaskList,
 )
 from serve.security import Guard, Scope
+from serve.static import add_page
 
 T = TypeVar("T")
 _IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -56,6 +57,7 @@ def build_api(
     add_generation(api, broker, guard)
     add_reading(api, broker, catalog, guard)
     add_operation(api, broker, guard, scrape)
+    add_page(api)
     as_problems(api)
     return api
 

@@ -5,6 +5,7 @@ of serve/edge.py needs no exception.
 """
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -25,7 +26,7 @@ def add_page(api: FastAPI) -> None:
             api.add_api_route(route, _answer(path), methods=["GET", "HEAD"], include_in_schema=False)
 
 
-def _answer(path: Path):  # noqa: ANN202
+def _answer(path: Path) -> Callable[[Request], Awaitable[Response]]:
     data, media_type = path.read_bytes(), TYPES[path.suffix]
     headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
 

@@ -48,7 +48,7 @@ class Job(_Answer):
     """A request that is answered later; `adapter` once it has succeeded, `problem` once it has failed."""
 
     id: str
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    status: Literal["queued", "succeeded", "failed", "cancelled"]
     adapter: Adapter | None = None
     problem: Fault | None = None
 
