@@ -252,7 +252,9 @@ def test_a_job_that_fails_in_a_worker_says_why_in_its_last_line_and_leaves_the_s
     assert contents(place) == before
 
 
-@pytest.mark.parametrize("order", [("smollm2", "seed=7", "--stage", "tasks"), ("smollm2", "--stage", "tasks", "seed=7")])
+@pytest.mark.parametrize(
+    "order", [("smollm2", "seed=7", "--stage", "tasks"), ("smollm2", "--stage", "tasks", "seed=7")]
+)
 def test_overrides_of_a_study_stand_before_or_after_its_options(order: tuple[str, ...], monkeypatch):
     asked: list[int] = []
     monkeypatch.setattr("oral_ray.stages.study.run_stage", lambda config, stage: asked.append(config.seed) or stage)

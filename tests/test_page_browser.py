@@ -1,8 +1,9 @@
 """The page in a real browser: prompt to adapter to download to peft; refusals, tokens and narrow screens.
 
-`make test-browser`. With ORAL_SCREENSHOTS=DIR the pictures of docs/screenshots are taken from the service at ORAL_PAGE_URL.
+`make test-browser`.
 """
 
+import asyncio
 import json
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from service_fixtures import Service, open_test_service
 
 from oral_ray.adapters.lora import load_strictly
 from oral_ray.bases.loading import open_base
+from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
+from serve.schema import GenerateRequest, Made
 
 pytestmark = [
     pytest.mark.browser,
@@ -23,6 +26,7 @@ pytestmark = [
         not (CHROMIUM.exists() and DRIVER.exists()), reason="needs chromium: apt-get install chromium chromium-driver"
     ),
 ]
+RELEASED = "Sort matter into artifact, substance, food and object."
 PROMPT = "Is it a cat or a dog?"
 TASKS = 'tasks.ids=["wordnet/matter", "wordnet/mind"]'
 
@@ -41,7 +45,17 @@ def wide_and_light(browser: Any) -> None:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Service:
-    return open_test_service(build_place(tmp_path_factory.mktemp("page"), tiny_bert), TASKS)
+    """A service whose store has one release, of an adapter from RELEASED."""
+    service = open_test_service(build_place(tmp_path_factory.mktemp("page"), tiny_bert), TASKS)
+    made = asyncio.run(service.generate(GenerateRequest(prompt=RELEASED, base="v1")))
+    assert isinstance(made, Made)
+    adapter = ReleasedAdapter(
+        task="wordnet/matter", arm="reuse_new", adapter_id="wordnet-matter-1", digest=made.adapter.id, uri="", score=0.75,
+        scores={"base": 0.5, "generated": 0.7, "reuse_new": 0.75},
+    )  # fmt: skip
+    release = Release(base="v1", base_fingerprint="f", generator="r1", recipe="r", adapters=(adapter,))
+    ReleaseStore(service.stock.objects).append(release)
+    return service
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +126,16 @@ def test_the_heat_map_has_a_cell_a_module_and_they_differ(browser: Any, url: str
     )
     assert len(cells) == 4  # two layers, q and v
     assert len(set(cells)) > 1
+
+
+def test_a_released_adapter_shows_what_was_measured_best_first(browser: Any, url: str) -> None:
+    page = Page(browser, url)
+    browser.find_element("link text", "wordnet/matter").click()
+    page.until(lambda: page["result"].is_displayed(), "the released adapter")
+    rows = [row.text.split() for row in browser.find_elements("css selector", ".arms li")]
+    assert rows == [["reuse", "new", "75.0%"], ["generated", "70.0%"], ["base", "50.0%"]]
+    widths = page.run("return [...document.querySelectorAll('.bar')].map(b => getComputedStyle(b).backgroundSize)")
+    assert [size.split("%")[0].split("(")[-1] for size in widths] == ["75", "70", "50"]
 
 
 def test_everything_is_done_by_keyboard_and_focus_is_seen(browser: Any, url: str) -> None:

@@ -52,7 +52,7 @@ function showKinds() {
 }
 
 function showExamples() {
-  const prompts = known.tasks.map((task) => task.prompts[0]).filter(Boolean).slice(0, 4);
+  const prompts = known.tasks.map(({ prompts }, i) => prompts[i % prompts.length]).filter(Boolean).slice(0, 4);
   $("examples").replaceChildren(...prompts.map((prompt) =>
     h("button", { type: "button", class: "chip", title: prompt, onclick: () => ($("prompt").value = prompt, $("prompt").focus()) }, prompt)));
   $("examples").hidden = prompts.length === 0;

@@ -112,7 +112,7 @@ function neighbours(report) {
       h("span", { class: "hint" }, near.base),
       h("span", { class: "score" }, near.distance.toFixed(2))));
   return section(text, h("ol", { class: "near" }, items),
-    h("p", { class: "hint" }, "Relative distance of ΔW: 0 is a copy, about 1 is unrelated."));
+    h("p", { class: "hint" }, "Relative distance of ΔW: 0 is a copy, about 1.4 is unrelated."));
 }
 
 function provenance(adapter) {
