@@ -2,23 +2,31 @@
 
     factory = AdapterFactory(get_generator(objects, recipe), encoder, config.sampling)
     artifacts = factory.generate([Condition(prompt, base, probes, lora)], seeds=[0])
+    digest = factory.stream(condition, seed=0, folder=Path("big-adapter"))     # never held in memory
 
 Letters: B adapters, L tokens, D token dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from oral_ray import __version__
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact
-from oral_ray.adapters.layout import AdapterLayout
-from oral_ray.adapters.tokens import detokenize, positions, token_mask
+from oral_ray.adapters.gauge import Factors
+from oral_ray.adapters.layout import AdapterLayout, AdapterSlot
+from oral_ray.adapters.tokens import detokenize, positions, slot_mask, slot_positions, token_mask
+from oral_ray.adapters.writer import AdapterWriter
 from oral_ray.config import SamplingConfig, canonical_json, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.condition import Condition, ConditionEncoder
 from oral_ray.generator.model import Generator
+from oral_ray.generator.network import Network
+from oral_ray.generator.pieces import NoiseStream, Piece, sample_pieces
+
+PIECE_TOKENS = 2048  # 2-core EPYC: larger pieces leave the cache, smaller ones pay for calls (docs/scale.md)
 
 
 def settled(sampling: SamplingConfig, determinism: bool) -> SamplingConfig:
@@ -55,24 +63,81 @@ class AdapterFactory:
         layouts = [self.layout(condition) for condition in conditions]
         artifacts: list[AdapterArtifact | None] = [None] * len(conditions)
         for chosen in self._batches(layouts):
-            tokens = self._sample(
-                [conditions[i] for i in chosen], [layouts[i] for i in chosen], [seeds[i] for i in chosen]
-            )
-            for i, tokens_LD in zip(chosen, tokens, strict=True):
-                factors = detokenize(self.generator.token_stats.denormalize(tokens_LD, layouts[i]), layouts[i])
-                provenance = Provenance(
-                    origin=origin,
-                    base=conditions[i].base.id,
-                    base_fingerprint=conditions[i].base.fingerprint,
-                    task=task,
-                    prompt=conditions[i].prompt,
-                    seed=seeds[i],
-                    generator=self.generator.spec.recipe,
-                    sampling=canonical_json(self.sampling),
-                    code_version=__version__,
+            if layouts[chosen[0]].num_tokens > self.sampling.max_batch_tokens:  # then it is alone
+                [i] = chosen
+                factors = [self._gather(conditions[i], layouts[i], seeds[i])]
+            else:
+                tokens = self._sample(
+                    [conditions[i] for i in chosen], [layouts[i] for i in chosen], [seeds[i] for i in chosen]
                 )
-                artifacts[i] = build_artifact(factors, layouts[i], provenance)
+                stats = self.generator.token_stats
+                factors = [
+                    detokenize(stats.denormalize(tokens_LD, layouts[i]), layouts[i])
+                    for i, tokens_LD in zip(chosen, tokens, strict=True)
+                ]
+            for i, found in zip(chosen, factors, strict=True):
+                provenance = self._provenance(conditions[i], seeds[i], origin, task)
+                artifacts[i] = build_artifact(found, layouts[i], provenance)
         return [artifact for artifact in artifacts if artifact is not None]
+
+    def stream(self, condition: Condition, seed: int, folder: Path, origin: str = "generated", task: str = "") -> str:
+        """Write one adapter of any size into a folder as it is sampled, and return its digest.
+
+        The same adapter as `generate` makes, up to rounding (and exactly, where `generate` samples in pieces too).
+        """
+        layout = self.layout(condition)
+        with AdapterWriter(folder, layout, self._provenance(condition, seed, origin, task)) as writer:
+            for slot, rows in self._slots(condition, layout, seed):
+                writer.write(slot, rows)
+        return writer.digest
+
+    def _gather(self, condition: Condition, layout: AdapterLayout, seed: int) -> Factors:
+        found: dict[str, dict[str, Tensor]] = {}
+        for slot, rows in self._slots(condition, layout, seed):
+            found.setdefault(slot.module, {})[slot.factor] = rows.cpu()
+        return {module: (pair["A"].contiguous(), pair["B"].T.contiguous()) for module, pair in found.items()}
+
+    def _slots(self, condition: Condition, layout: AdapterLayout, seed: int) -> Iterator[tuple[AdapterSlot, Tensor]]:
+        """Every slot with its values as rank rows [r, width], sampled in pieces of whole slots."""
+        network = self.generator.network
+        if not isinstance(network, Network):
+            raise GeneratorError("a latent generator cannot sample in pieces; use the per-token generator")
+        text_1E, model_1G = self._encode([condition])
+        noise = NoiseStream(_rng(condition, seed), layout.num_tokens, layout.token_dim)
+        groups = list(_groups(layout, PIECE_TOKENS))
+        pieces = (
+            Piece(
+                torch.cat([slot_positions(layout, slot) for slot in group]),
+                torch.cat([slot_mask(layout, slot) for slot in group]),
+                noise.take(sum(layout.lora.r * slot.chunks for slot in group)),
+            )
+            for group in groups
+        )
+        sampled = sample_pieces(network, pieces, text_1E, model_1G, self.sampling)
+        for group, tokens_LD in zip(groups, sampled, strict=True):
+            counts = [layout.lora.r * slot.chunks for slot in group]
+            for slot, own_LD in zip(group, tokens_LD.cpu().split(counts), strict=True):
+                yield slot, self.generator.token_stats.slot_rows(own_LD, layout, slot)
+
+    def _provenance(self, condition: Condition, seed: int, origin: str, task: str) -> Provenance:
+        return Provenance(
+            origin=origin,
+            base=condition.base.id,
+            base_fingerprint=condition.base.fingerprint,
+            task=task,
+            prompt=condition.prompt,
+            seed=seed,
+            generator=self.generator.spec.recipe,
+            sampling=canonical_json(self.sampling),
+            code_version=__version__,
+        )
+
+    def _encode(self, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor]:
+        """c_text [B, E] and c_model [B, G]."""
+        stats = self.generator.probe_stats
+        text_BE = self.encoder.encode_prompts([condition.prompt for condition in conditions])
+        model_BG = torch.stack([self.encoder.encode_base(c.base, c.probes, stats) for c in conditions])
+        return text_BE.to(self._device), model_BG.to(self._device)
 
     def layout(self, condition: Condition) -> AdapterLayout:
         """The layout of what a condition asks for."""
@@ -93,10 +158,7 @@ class AdapterFactory:
     ) -> list[Tensor]:
         """Normalised tokens [L, D] of each adapter of one batch."""
         longest, token_dim = max(layout.num_tokens for layout in layouts), layouts[0].token_dim
-        rngs = [
-            torch.Generator().manual_seed(derive_seed(seed, "sample", condition.base.fingerprint, condition.prompt))
-            for seed, condition in zip(seeds, conditions, strict=True)
-        ]
+        rngs = [_rng(condition, seed) for seed, condition in zip(seeds, conditions, strict=True)]
 
         def draw_noise() -> Tensor:
             noise_BLD = torch.zeros(len(layouts), longest, token_dim)
@@ -106,14 +168,12 @@ class AdapterFactory:
 
         position_BLP = torch.stack([_padded(positions(layout), longest) for layout in layouts])
         mask_BLD = torch.stack([_padded(token_mask(layout), longest) for layout in layouts])
-        text_BE = self.encoder.encode_prompts([condition.prompt for condition in conditions])
-        stats = self.generator.probe_stats
-        model_BG = torch.stack([self.encoder.encode_base(c.base, c.probes, stats) for c in conditions])
+        text_BE, model_BG = self._encode(conditions)
         tokens_BLD = self.generator.network.sample(
             position_BLP.to(self._device),
             mask_BLD.to(self._device),
-            text_BE.to(self._device),
-            model_BG.to(self._device),
+            text_BE,
+            model_BG,
             draw_noise,
             self.sampling,
         )
@@ -122,3 +182,22 @@ class AdapterFactory:
 
 def _padded(rows_LX: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(rows_LX, (0, 0, 0, length - len(rows_LX)))
+
+
+def _rng(condition: Condition, seed: int) -> torch.Generator:
+    """The adapter's own stream of noise."""
+    return torch.Generator().manual_seed(derive_seed(seed, "sample", condition.base.fingerprint, condition.prompt))
+
+
+def _groups(layout: AdapterLayout, piece_tokens: int) -> Iterator[list[AdapterSlot]]:
+    """Consecutive whole slots of at most `piece_tokens` tokens together; a larger slot is alone."""
+    group: list[AdapterSlot] = []
+    count = 0
+    for slot in layout.slots:
+        num_tokens = layout.lora.r * slot.chunks
+        if group and count + num_tokens > piece_tokens:
+            yield group
+            group, count = [], 0
+        group.append(slot)
+        count += num_tokens
+    yield group

@@ -117,11 +117,20 @@ class AdapterArtifact:
 
 def build_artifact(factors: Factors, layout: AdapterLayout, provenance: Provenance) -> AdapterArtifact:
     """Wrap factors as an artifact that plain peft loads; ArtifactError where they do not fit the layout."""
+    config = peft_config(layout, provenance.base)
+    tensors = {slot.key: factors[slot.module][slot.factor == "B"].float().contiguous() for slot in layout.slots}
+    artifact = AdapterArtifact(config, tensors, provenance)
+    artifact.check(layout)
+    return artifact
+
+
+def peft_config(layout: AdapterLayout, base: str) -> dict[str, Any]:
+    """adapter_config.json of an adapter of this layout."""
     alpha = layout.lora.lora_alpha
-    config = {
+    return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": provenance.base,
+        "base_model_name_or_path": base,
         "r": layout.lora.r,
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "target_modules": list(layout.target_modules),
@@ -130,10 +139,6 @@ def build_artifact(factors: Factors, layout: AdapterLayout, provenance: Provenan
         "fan_in_fan_out": layout.fan_in_fan_out,
         "inference_mode": True,
     }
-    tensors = {slot.key: factors[slot.module][slot.factor == "B"].float().contiguous() for slot in layout.slots}
-    artifact = AdapterArtifact(config, tensors, provenance)
-    artifact.check(layout)
-    return artifact
 
 
 def parse_artifact(files: dict[str, bytes], name: str) -> AdapterArtifact:

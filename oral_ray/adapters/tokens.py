@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from oral_ray.adapters.gauge import Factors
-from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.layout import AdapterLayout, AdapterSlot
 from oral_ray.bases.families import ROLES
 from oral_ray.errors import LayoutError
 
@@ -64,38 +64,40 @@ def detokenize(tokens_LD: Tensor, layout: AdapterLayout) -> Factors:
 @lru_cache(maxsize=16)
 def token_mask(layout: AdapterLayout) -> Tensor:
     """Boolean mask [L, D]: which entries of a token are values of the adapter."""
-    parts = []
-    for slot in layout.slots:
-        flat = torch.arange(slot.chunks * layout.token_dim) < slot.width
-        parts.append(flat.reshape(slot.chunks, layout.token_dim).repeat(layout.lora.r, 1))
-    return torch.cat(parts)
+    return torch.cat([slot_mask(layout, slot) for slot in layout.slots])
+
+
+def slot_mask(layout: AdapterLayout, slot: AdapterSlot) -> Tensor:
+    """The rows of `token_mask` of one slot."""
+    flat = torch.arange(slot.chunks * layout.token_dim) < slot.width
+    return flat.reshape(slot.chunks, layout.token_dim).repeat(layout.lora.r, 1)
 
 
 @lru_cache(maxsize=16)
 def positions(layout: AdapterLayout) -> Tensor:
     """Position features [L, P], all of order one."""
-    parts = []
-    for slot in layout.slots:
-        rank = torch.arange(layout.lora.r).repeat_interleave(slot.chunks).float()
-        offset = torch.arange(slot.chunks).repeat(layout.lora.r).float() * layout.token_dim
-        fixed = torch.zeros(len(ROLES) + 2)
-        fixed[ROLES.index(slot.role)] = 1.0
-        fixed[len(ROLES) + (slot.factor == "B")] = 1.0
-        sizes = torch.tensor([math.log2(slot.d_in) / 16, math.log2(slot.d_out) / 16, math.log2(layout.lora.r) / 8])
-        count = len(rank)
-        parts.append(
-            torch.cat(
-                [
-                    fixed.expand(count, -1),
-                    _waves(torch.full((count,), slot.depth)),
-                    _waves(rank / 16),
-                    _waves(offset / 16384),
-                    sizes.expand(count, -1),
-                ],
-                dim=1,
-            )
-        )
-    return torch.cat(parts)
+    return torch.cat([slot_positions(layout, slot) for slot in layout.slots])
+
+
+def slot_positions(layout: AdapterLayout, slot: AdapterSlot) -> Tensor:
+    """The rows of `positions` of one slot."""
+    rank = torch.arange(layout.lora.r).repeat_interleave(slot.chunks).float()
+    offset = torch.arange(slot.chunks).repeat(layout.lora.r).float() * layout.token_dim
+    fixed = torch.zeros(len(ROLES) + 2)
+    fixed[ROLES.index(slot.role)] = 1.0
+    fixed[len(ROLES) + (slot.factor == "B")] = 1.0
+    sizes = torch.tensor([math.log2(slot.d_in) / 16, math.log2(slot.d_out) / 16, math.log2(layout.lora.r) / 8])
+    count = len(rank)
+    return torch.cat(
+        [
+            fixed.expand(count, -1),
+            _waves(torch.full((count,), slot.depth)),
+            _waves(rank / 16),
+            _waves(offset / 16384),
+            sizes.expand(count, -1),
+        ],
+        dim=1,
+    )
 
 
 def _waves(x_L: Tensor) -> Tensor:
@@ -125,17 +127,27 @@ class TokenStats:
 
     def scale(self, layout: AdapterLayout) -> Tensor:
         """One scale a token, [L, 1]: of its role and factor at the nearest relative depth."""
-        values = []
+        values: list[float] = []
         for slot in layout.slots:
-            known = self.scales.get((slot.role, slot.factor))
-            if known is None:
-                roles = sorted({role for role, _ in self.scales})
-                raise LayoutError(
-                    f"the corpus has no adapter of role {slot.role!r}; this generator knows {', '.join(roles)}"
-                )
-            nearest = min(known, key=lambda item: abs(item[0] - slot.depth))
-            values += [nearest[1]] * (layout.lora.r * slot.chunks)
+            values += [self.slot_scale(slot)] * (layout.lora.r * slot.chunks)
         return torch.tensor(values)[:, None]
+
+    def slot_scale(self, slot: AdapterSlot) -> float:
+        """The scale of one slot; LayoutError for a role that the corpus does not know."""
+        known = self.scales.get((slot.role, slot.factor))
+        if known is None:
+            roles = sorted({role for role, _ in self.scales})
+            raise LayoutError(
+                f"the corpus has no adapter of role {slot.role!r}; this generator knows {', '.join(roles)}"
+            )
+        return min(known, key=lambda item: abs(item[0] - slot.depth))[1]
+
+    def slot_rows(self, tokens_LD: Tensor, layout: AdapterLayout, slot: AdapterSlot) -> Tensor:
+        """One slot's normalised tokens as its values [r, width], float32: `denormalize` and `detokenize` of a slot."""
+        tokens_LD = tokens_LD * self.slot_scale(slot)
+        if layout.digest in self.means:
+            tokens_LD = tokens_LD + self.means[layout.digest][slot.first_token : slot.first_token + len(tokens_LD)]
+        return tokens_LD.reshape(layout.lora.r, -1)[:, : slot.width].float()
 
 
 class TokenMoments:

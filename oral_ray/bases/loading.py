@@ -65,6 +65,8 @@ def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
 
     if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise BaseModelError(f"base model at {folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); add its files")
+    if kind not in ("encoder", "causal"):
+        raise BaseModelError(f"{folder} is of kind {kind!r}; it has layouts, but nothing here trains or scores on it")
     auto = AutoModelForCausalLM if kind == "causal" else AutoModel
     try:
         with _quiet_transformers():

@@ -9,13 +9,13 @@ unknown one the linear modules are read off the headers.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from oral_ray.bases.families import FAMILIES, ROLE_OF_LEAF, Family
+from oral_ray.bases.families import FAMILIES, ROLE_OF_LEAF, Kind, Tower
 from oral_ray.bases.headers import Files, TensorEntry, read_header
 from oral_ray.config import fingerprint
 from oral_ray.errors import BaseModelError
@@ -45,7 +45,7 @@ class BaseModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_type: str
-    kind: Literal["encoder", "causal"]
+    kind: Kind
     hidden_size: int
     num_layers: int
     modules: tuple[LinearModule, ...]
@@ -59,8 +59,9 @@ class BaseModelSpec(BaseModel):
     def metadata(self) -> str:
         """The sentence that describes the architecture to the generator (ORAL section 3.2)."""
         roles = ", ".join(dict.fromkeys(module.role for module in self.modules))
+        what = "language model" if self.kind in ("encoder", "causal") else "model"
         return (
-            f"{self.model_type} {self.kind} language model with {self.num_layers} layers, "
+            f"{self.model_type} {self.kind} {what} with {self.num_layers} layers, "
             f"hidden size {self.hidden_size} and linear modules {roles}."
         )
 
@@ -77,9 +78,10 @@ def read_config(files: Files, prefix: str = "") -> dict[str, Any]:
     if not files.exists(key):
         raise BaseModelError(f"no base model at {files.uri}/{prefix}: config.json is missing; check the path")
     config = _read_json(files, key)
-    if not isinstance(config.get("model_type"), str):
+    model_type = config.get("model_type") or config.get("_class_name")  # diffusers names the class instead
+    if not isinstance(model_type, str):
         raise BaseModelError(f"{files.uri}/{key} names no model_type; it is no transformers config.json")
-    return config
+    return config | {"model_type": model_type}
 
 
 def read_tensors(files: Files, prefix: str = "") -> dict[str, TensorEntry]:
@@ -111,9 +113,10 @@ def build_spec(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], wh
     model_type = str(config["model_type"])
     family = FAMILIES.get(model_type)
     try:
-        modules = _from_family(family, config) if family else _from_tensors(tensors)
-        hidden = int(config.get("hidden_size") or config["n_embd"])
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        towers = family.towers(config) if family else ()
+        modules = _from_towers(towers) if towers else _from_tensors(tensors)
+        hidden = towers[-1].sizes["hidden"] if towers else int(config.get("hidden_size") or config["n_embd"])
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise BaseModelError(
             f"{where}/config.json lacks or garbles {error}; it is not a full {model_type} config"
         ) from None
@@ -149,23 +152,28 @@ def weight_entry(module: LinearModule, tensors: Mapping[str, TensorEntry], where
     raise BaseModelError(f"{where}: no tensor for {full!r} among {len(tensors)}; the checkpoint is of another model")
 
 
-def _from_family(family: Family, config: Mapping[str, Any]) -> tuple[LinearModule, ...]:
-    sizes = family.sizes(config)
-    for name, size in sizes.items():
-        if not isinstance(size, int) or not 0 < size <= (MAX_LAYERS if name == "layers" else MAX_WIDTH):
-            raise TypeError(f"a possible value for {name!r} (it gives {size!r})")
-    return tuple(
-        LinearModule(
-            name=family.prefix.format(i=layer) + name,
-            role=role,
-            layer=layer,
-            d_in=sizes[d_in],
-            d_out=sizes[d_out],
-            transposed=family.transposed,
+def _from_towers(towers: Sequence[Tower]) -> tuple[LinearModule, ...]:
+    """The modules of all towers; layers are counted through, in the order in which data passes them."""
+    modules: list[LinearModule] = []
+    first = 0
+    for tower in towers:
+        for name, size in tower.sizes.items():
+            if not isinstance(size, int) or not 0 < size <= (MAX_LAYERS if name == "layers" else MAX_WIDTH):
+                raise TypeError(f"a possible value for {name!r} (it gives {size!r})")
+        modules += (
+            LinearModule(
+                name=tower.prefix.format(i=layer) + name,
+                role=role,
+                layer=first + layer,
+                d_in=tower.sizes[d_in],
+                d_out=tower.sizes[d_out],
+                transposed=tower.transposed,
+            )
+            for layer in range(tower.sizes["layers"])
+            for role, name, d_in, d_out in tower.rows
         )
-        for layer in range(sizes["layers"])
-        for role, name, d_in, d_out in family.rows
-    )
+        first += tower.sizes["layers"]
+    return tuple(modules)
 
 
 def _from_tensors(tensors: Mapping[str, TensorEntry]) -> tuple[LinearModule, ...]:

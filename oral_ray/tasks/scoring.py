@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from torch.nn import functional as F  # noqa: N812
 from oral_ray.errors import TaskError
 from oral_ray.tasks.task import ANSWER, Example
 
-ModelKind = Literal["encoder", "causal"]
 TextBatch = dict[str, Tensor]
 TEMPERATURE = 0.05
 MAX_TEXT_TOKENS = 256
@@ -115,8 +114,8 @@ class TextHead:
         return [*tokens, self.tokenizer.eos_token_id]
 
 
-def build_head(kind: ModelKind, model: nn.Module, tokenizer: Any, labels: Sequence[str]) -> Head:
-    """The head of a task on a bare base model, for free text where there are no labels.
+def build_head(kind: str, model: nn.Module, tokenizer: Any, labels: Sequence[str]) -> Head:
+    """The head of a task on a bare base model of kind `encoder` or `causal`, for free text where there are no labels.
 
     Raises TaskError where two labels start with one token, and for free text on an encoder.
     """

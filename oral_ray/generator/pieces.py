@@ -1,0 +1,109 @@
+"""Sampling one adapter piece by piece: memory of one piece, whatever the adapter's size.
+
+A token's denoising depends on its own noise and prototype alone, and prototypes on what came before through the state of
+the recurrence; so a piece is sampled to the end before the next one is begun, and only that state is carried. Noise comes
+from the adapter's one stream in order, so that its values do not depend on where the pieces are cut.
+
+Policy of number formats: noise, the sampler's arithmetic, the recurrence's scan and what comes out are float32; matrix
+products are of the network's own type (float32; `network.to(torch.bfloat16)` halves its memory, for devices that gain).
+
+Letters: L tokens of a piece, D token dim, P position features, E text size, G model-condition size.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oral_ray.config import DiffusionObjective, SamplingConfig
+from oral_ray.errors import GeneratorError
+from oral_ray.generator import diffusion
+from oral_ray.generator.network import Network
+from oral_ray.generator.spec import guidance_terms, sum_weighted
+from oral_ray.generator.ssm import MambaState
+
+NOISE_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive tokens of one adapter: positions [L, P], mask [L, D], unit noise [L, D]."""
+
+    position_LP: Tensor
+    mask_LD: Tensor
+    noise_LD: Tensor
+
+
+class NoiseStream:
+    """The values of `torch.randn(num_tokens, token_dim)` of one stream, in pieces.
+
+    torch fills blocks of 16 values at a time, so it is always asked for a multiple of 16 tokens, but for the last ones.
+    """
+
+    def __init__(self, rng: torch.Generator, num_tokens: int, token_dim: int) -> None:
+        self._rng, self._to_draw = rng, num_tokens
+        self._left = torch.empty(0, token_dim)
+
+    def take(self, num_tokens: int) -> Tensor:
+        """The next tokens [num_tokens, D]."""
+        parts = [self._left]
+        have = len(self._left)
+        while have < num_tokens:
+            # the last draw takes what is left: a short one of its own could fall below a block
+            draw = NOISE_TOKENS if self._to_draw >= 2 * NOISE_TOKENS else self._to_draw
+            if not draw:
+                raise ValueError(f"{num_tokens} tokens were asked for, {have} are left")
+            parts.append(torch.randn(draw, self._left.shape[1], generator=self._rng))
+            self._to_draw -= draw
+            have += draw
+        drawn = torch.cat(parts) if len(parts) > 1 else parts[0]
+        self._left = drawn[num_tokens:]
+        return drawn[:num_tokens]
+
+
+def check_streams(sampling: SamplingConfig) -> None:
+    """Raise GeneratorError for a sampler that draws noise for the whole adapter at every step."""
+    if sampling.sampler == "ddpm":
+        raise GeneratorError(
+            "sampler 'ddpm' draws noise for the whole adapter at every step and cannot sample it in pieces; "
+            "use sampling.sampler=ddim or dpmpp"
+        )
+
+
+@torch.no_grad()
+def sample_pieces(
+    network: Network, pieces: Iterable[Piece], text_1E: Tensor, model_1G: Tensor, sampling: SamplingConfig
+) -> Iterator[Tensor]:
+    """Normalised tokens [L, D] of each piece, in order; what `Network.sample` gives for the whole, up to rounding."""
+    check_streams(sampling)
+    like = next(network.parameters())
+    text_1E, model_1G = text_1E.to(like), model_1G.to(like)
+    terms = guidance_terms(sampling, text_1E)
+    states: list[list[MambaState | None] | None] = [None] * len(terms)
+    for piece in pieces:
+        position_1LP, mask_1LD = piece.position_LP[None].to(like), piece.mask_LD[None].to(like.device)
+        noise_1LD = piece.noise_LD[None].to(like.device)
+        branches: list[tuple[float, Tensor]] = []
+        for i, (weight, use_text, use_model) in enumerate(terms):
+            prototypes, states[i] = network.prototypes(position_1LP, text_1E, model_1G, use_text, use_model, states[i])
+            branches.append((weight, prototypes))
+        yield _sample(network, branches, mask_1LD, noise_1LD, sampling)[0]
+
+
+def _sample(
+    network: Network, branches: list[tuple[float, Tensor]], mask_BLD: Tensor, noise_BLD: Tensor,
+    sampling: SamplingConfig,
+) -> Tensor:  # fmt: skip
+    if not isinstance(network.objective, DiffusionObjective):
+        return sum_weighted([(w, network.regress(z, mask_BLD.shape[-1]).float()) for w, z in branches]) * mask_BLD
+    schedule, prediction = network.objective.schedule, network.objective.prediction
+    dtype = branches[0][1].dtype
+
+    def denoise(x: Tensor, t: float) -> Tensor:
+        x = x * mask_BLD
+        time_B = torch.full((len(x),), t, device=x.device)
+        raw = [(w, network.denoiser(x.to(dtype), z, time_B).float()) for w, z in branches]
+        return sum_weighted([(w, diffusion.to_x0(r, x, t, schedule, prediction)) for w, r in raw])
+
+    return diffusion.sample(denoise, lambda: noise_BLD, sampling.sampler, sampling.num_steps, schedule) * mask_BLD
