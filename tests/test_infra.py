@@ -162,6 +162,8 @@ def test_only_who_must_reach_a_port_reaches_it(everything: list[Document]):
     train, serve, worker, redis = (
         labels[key] for key in (("train", "head"), ("serve", "head"), ("serve", "worker"), ("redis", ""))
     )
+    [everywhere] = pick(everything, "NetworkPolicy", "deny-all")  # also what no other policy is about
+    assert everywhere["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     sources = {
         "submit": ("oral-ray", labels["submit", ""].labels),
         "train": ("oral-ray", labels["train", "worker"].labels),
@@ -174,7 +176,7 @@ def test_only_who_must_reach_a_port_reaches_it(everything: list[Document]):
     targets = {
         "train dashboard": (train, 8265), "train gcs": (train, 6379), "train metrics": (train, 8080),
         "serve dashboard": (serve, 8265), "serve http": (worker, 8000), "serve metrics": (worker, 8080),
-        "redis": (redis, 6379),
+        "redis": (redis, 6379), "submit": (labels["submit", ""], 8265),
     }  # fmt: skip
     reached = {
         who: {what for what, (pod, port) in targets.items() if reaches(everything, source, pod, port)}
@@ -245,6 +247,7 @@ def test_the_nightly_command_is_taken_by_ray_and_by_the_job_and_fits_the_cluster
     assert options["address"] == "http://oral-ray-train-head-svc:8265"  # the operator's name for the head's Service
     assert pick(documents, "RayCluster", "oral-ray-train")
     assert not options["no_wait"]  # else a failed job would pass for a good one
+    assert pick(documents, "CronJob")[0]["spec"]["concurrencyPolicy"] == "Forbid"
     config = job_config([*options["entrypoint"]], monkeypatch)
     assert config.store.uri.startswith("s3://")
     assert [*misfits(config, documents)] == []
