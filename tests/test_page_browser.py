@@ -103,7 +103,7 @@ def test_a_prompt_is_generated_and_downloaded_and_peft_loads_it(browser: Any, ur
     page = Page(browser, url)
     digest = page.generate(PROMPT)
     assert page.text("result-title") == PROMPT
-    assert "Done in" in page.text("live")
+    assert "Generated in" in page.text("live")
     assert "Not measured" in page.text("result")
     assert digest in page.text("result")
     page["download"].click()
@@ -190,6 +190,8 @@ def test_what_a_prompt_says_is_shown_and_never_run(browser: Any, url: str) -> No
 
 def test_a_stored_adapter_has_an_address(browser: Any, url: str) -> None:
     digest = Page(browser, url).generate(PROMPT)
+    assert Page(browser, url).generate(PROMPT) == digest
+    assert "Found in the store in" in browser.find_element("id", "live").text
     page = Page(browser, f"{url}/#{digest}")
     page.until(lambda: page["result"].is_displayed(), "the stored adapter")
     assert "Stored adapter" in page.text("result")

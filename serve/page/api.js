@@ -47,13 +47,15 @@ export const sleep = (seconds, signal) =>
   });
 
 // Generate: repeats what may pass, waits for a job where there is one, and says what happens to `tell`.
+// `stored`: an equal request was answered before, and so was this one.
 export async function generate(request, signal, tell) {
   const headers = { "idempotency-key": crypto.randomUUID?.() ?? String(Math.random()), prefer: "wait=20" };
   for (let attempt = 1; ; attempt++) {
     try {
       const answer = await call("/v1/adapters", { method: "POST", body: request, headers, signal });
       const made = await answer.json();
-      return answer.status === 202 ? await finished(made, signal, tell) : made;
+      if (answer.status === 202) return { adapter: await finished(made, signal, tell), stored: false };
+      return { adapter: made, stored: (answer.headers.get("cache-status") ?? "").includes("hit") };
     } catch (error) {
       const passes = [429, 502, 503, 504].includes(error.status) && attempt < 6;
       if (!passes) throw error;

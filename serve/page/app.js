@@ -78,10 +78,10 @@ function showReleases() {
               h("td", {}, item.scores.base === undefined ? "not measured" : `${(100 * item.scores.base).toFixed(1)}%`)))))))));
 }
 
-async function showAdapter(adapter, took = 0) {
+async function showAdapter(adapter, told = "Stored adapter") {
   const report = await read(`/v1/adapters/${adapter.id}/report`).catch(() => null);
   const base = known.bases.find((item) => item.id === adapter.base);
-  $("result").replaceChildren(...renderCard({ adapter, report, base, took, ...known }));
+  $("result").replaceChildren(...renderCard({ adapter, report, base, told, ...known }));
   $("result").hidden = false;
   $("result").focus({ preventScroll: true });
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -126,12 +126,13 @@ async function submit(event) {
   showFault(null);
   $("live").textContent = "Generating the adapter.";
   try {
-    const adapter = await generate(request, running.signal, (text) => ($("live").textContent = text));
+    const { adapter, stored } = await generate(request, running.signal, (text) => ($("live").textContent = text));
     const took = seconds();
     $("result").dataset.id = adapter.id;
     history.replaceState(null, "", `#${adapter.id}`);
-    $("live").textContent = `Done in ${took.toFixed(2)} s.`;
-    await showAdapter(adapter, took);
+    const told = `${stored ? "Found in the store" : "Generated"} in ${took.toFixed(2)} s`;
+    $("live").textContent = `${told}.`;
+    await showAdapter(adapter, told);
   } catch (error) {
     $("live").textContent = error.name === "AbortError" ? "Cancelled." : "";
     if (error.name !== "AbortError") showFault(error);

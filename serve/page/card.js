@@ -9,14 +9,14 @@ const short = (digest, n = 12) => digest.slice(0, n);
 const percent = (value) => `${(100 * value).toFixed(1)}%`;
 const section = (title, ...children) => h("section", { class: "panel" }, h("h3", {}, title), ...children);
 
-// about: { adapter, report, base, releases, tasks, took }
+// about: { adapter, report, base, releases, tasks, told }
 export function renderCard(about) {
-  const { adapter, report, base, took } = about;
+  const { adapter, report, base, told } = about;
   const folder = `${adapter.base}-${short(adapter.id)}`;
   return [
     h("div", { class: "card-head" },
       h("div", {},
-        h("p", { class: "eyebrow" }, took ? `Ready in ${took.toFixed(2)} s` : "Stored adapter"),
+        h("p", { class: "eyebrow" }, told),
         h("h2", { id: "result-title" }, adapter.prompt || adapter.task || "An adapter without a prompt"),
         h("p", { class: "hint" }, `${adapter.base} · rank ${adapter.r} · ${adapter.target_modules.join(", ")} · strength ${adapter.strength}`)),
       downloadButton(adapter, folder)),
