@@ -8,10 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from oral_ray.adapters.artifact import AdapterArtifact, Provenance, write_folder
+from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact, write_folder
+from oral_ray.bench.layouts import layout_of
 from oral_ray.cli import main
 from oral_ray.errors import ArtifactError
-from oral_ray.export import FILE_NAME, export_diffusers
+from oral_ray.export import FILE_NAME, diffusers_tensors, export_diffusers
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 MODULES = {
@@ -67,6 +68,14 @@ def test_diffusers_applies_the_file_to_a_unet_as_the_artifact_says(tmp_path: Pat
         a, b = (artifact.tensors[f"base_model.model.{module}.lora_{factor}.weight"] for factor in "AB")
         change = unet.state_dict()[f"{module}.weight"] - before[f"{module}.weight"]
         torch.testing.assert_close(change, b @ a * (8 / 2), atol=1e-4, rtol=1e-4)
+
+
+def test_a_layout_of_stable_diffusion_is_exported_whole() -> None:
+    layout = layout_of("stable-diffusion-2.1-unet", "q,v", r=2, token_dim=1024)
+    provenance = Provenance(origin="generated", base="sd", base_fingerprint="f")
+    factors = {slot.module: (torch.zeros(2, slot.d_in), torch.zeros(slot.d_out, 2)) for slot in layout.slots}
+    tensors = diffusers_tensors(build_artifact(factors, layout, provenance))
+    assert set(tensors) == {f"unet.{slot.module}.lora_{slot.factor}.weight" for slot in layout.slots}
 
 
 @pytest.mark.parametrize(
