@@ -1,0 +1,47 @@
+"""What Serve's proxy says by itself (no replica, a replica lost on the way) as a Problem, like every other error.
+
+Serve loads it where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy:middlewares stands in the environment of the
+Ray node.
+"""
+
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.problems import MEDIA_TYPE, problem
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve puts in front of its proxy."""
+    return [Middleware(ProxyProblems)]
+
+
+class ProxyProblems:
+    """Turns an error of the proxy into a Problem with Retry-After; leaves the application's own answers alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_replaced = started = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal is_replaced, started
+            if message["type"] == "http.response.start":
+                kind = dict(message["headers"]).get(b"content-type", b"")
+                is_replaced = message["status"] >= 500 and not kind.startswith(MEDIA_TYPE.encode())
+                started = True
+                if is_replaced:
+                    await _unavailable()(scope, receive, send)
+            if not is_replaced:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        finally:
+            if scope["type"] == "http" and not started and not scope["path"].startswith("/-/"):
+                await _unavailable()(scope, receive, send)
+
+
+def _unavailable() -> Response:
+    return problem(503, "UnavailableError", "the service lost this request on the way; send it again")
