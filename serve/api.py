@@ -68,7 +68,7 @@ def add_generation(api: FastAPI, broker: Broker, guard: Guard) -> None:
 
     @api.post(
         "/v1/adapters", response_model=AdapterInfo, tags=["generate"],
-        responses=_problems(400, 408, 413, 422, 503) | {202: {"model": JobInfo, "description": "Accepted as a job"}},
+        responses=_problems(400, 404, 408, 413, 422) | {202: {"model": JobInfo, "description": "Accepted as a job"}},
     )  # fmt: skip
     async def create(
         asked: GenerateRequest,
@@ -205,6 +205,12 @@ def _needs(guard: Guard, scope: Scope) -> Callable[..., str]:
     async def admit(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> str:
+        known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+        if unknown := sorted(request.query_params.keys() - known):
+            detail = (
+                f"unknown query parameter {ascii(unknown[0])[:80]}; valid here: {', '.join(sorted(known)) or 'none'}"
+            )
+            raise RefusedError(422, "RequestError", detail)
         server = request.scope.get("server")
         return guard.admit(credentials.credentials if credentials else None, scope, server[0] if server else None)
 

@@ -8,10 +8,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
 
+from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.cluster import limit_threads
 from oral_ray.config import Config
 from oral_ray.errors import OralError
@@ -37,9 +39,10 @@ class Replica:
         batching.set_batch_wait_timeout_s(config.serve.batch_wait_s)
 
     async def generate(self, request: GenerateRequest) -> Made | Problem:
-        """Generate an adapter and store it."""
+        """Generate an adapter and store it. Storing waits for a disk or a network; the next batch is sampled meanwhile."""
         sample: Any = self._batched  # many calls of one request become one call of many
-        return await sample((request, time.perf_counter()))
+        sampled = await sample((request, time.perf_counter()))
+        return sampled if isinstance(sampled, Problem) else await asyncio.to_thread(self._maker.keep, sampled)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds: begin to load the current generator when it is another one."""
@@ -47,8 +50,20 @@ class Replica:
             self._swap = asyncio.create_task(asyncio.to_thread(self._maker.follow))
 
     @serve.batch
-    async def _batched(self, asked: list[Asked]) -> list[Made | Problem]:
-        return await asyncio.to_thread(self._maker.make, asked)
+    async def _batched(self, asked: list[Asked]) -> list["Sampled | Problem"]:
+        return await asyncio.to_thread(self._maker.sample, asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """An adapter that is not stored yet, the service that sampled it, and where the time went."""
+
+    order: Order
+    artifact: AdapterArtifact
+    service: GenerationService
+    batch_size: int
+    queue_s: float
+    sample_s: float
 
 
 class Maker:
@@ -65,21 +80,41 @@ class Maker:
         """The recipe of the generator in use."""
         return self._service.recipe
 
-    def make(self, asked: Sequence[Asked]) -> list[Made | Problem]:
-        """One answer a request, in order; the adapters are stored."""
-        answers: dict[int, Made | Problem] = {}
+    def sample(self, asked: Sequence[Asked]) -> list[Sampled | Problem]:
+        """One adapter a request, in order, all of one generator; what cannot be made is a Problem."""
+        service, answers = self._service, dict[int, Sampled | Problem]()
         orders: dict[int, Order] = {}
         for i, (request, _) in enumerate(asked):
             try:
                 lora = lora_of(request, self._config.lora)
-                orders[i] = self._service.stock.order(
-                    request.prompt, request.base, request.seed, lora, request.strength
-                )
+                orders[i] = service.stock.order(request.prompt, request.base, request.seed, lora, request.strength)
             except OralError as error:
                 answers[i] = describe(error)
-        made = self._make([(order, asked[i][1]) for i, order in orders.items()])
-        answers |= dict(zip(orders, made, strict=True))
+        sampled = self._sample(service, [(order, asked[i][1]) for i, order in orders.items()])
+        answers |= dict(zip(orders, sampled, strict=True))
         return [answers[i] for i in range(len(asked))]
+
+    def keep(self, sampled: Sampled) -> Made | Problem:
+        """Store a sampled adapter."""
+        service, started = sampled.service, time.perf_counter()
+        try:
+            digest = service.keep(sampled.order, sampled.artifact)
+            num_tokens = service.stock.num_tokens(sampled.order)
+        except OralError as error:
+            return describe(error)
+        made = Made(
+            adapter=AdapterInfo.of(
+                digest, service.stock.uri(digest), sampled.artifact.lora, sampled.artifact.provenance
+            ),
+            batch_size=sampled.batch_size,
+            num_tokens=num_tokens,
+            queue_s=sampled.queue_s,
+            sample_s=sampled.sample_s,
+            store_s=time.perf_counter() - started,
+        )
+        self._metrics.tokens.inc(num_tokens, {})
+        self._metrics.store_s.observe(made.store_s, {})
+        return made
 
     def follow(self) -> None:
         """Load the current generator when it is another one.
@@ -98,37 +133,22 @@ class Maker:
         self._service = loaded
         self._metrics.swaps.inc(1, {})
 
-    def _make(self, asked: Sequence[tuple[Order, float]]) -> list[Made | Problem]:
+    def _sample(self, service: GenerationService, asked: Sequence[tuple[Order, float]]) -> list[Sampled | Problem]:
         if not asked:
             return []
-        service, started = self._service, time.perf_counter()
+        started = time.perf_counter()
         try:
             artifacts = service.sample([order for order, _ in asked])
         except OralError as error:
             if len(asked) == 1:
                 return [describe(error)]
-            return [self._make([one])[0] for one in asked]  # so that the one at fault fails alone
+            return [self._sample(service, [one])[0] for one in asked]  # so that the one at fault fails alone
         sample_s = time.perf_counter() - started
         self._metrics.batch_size.observe(len(asked), {})
         self._metrics.sample_s.observe(sample_s, {})
-        answers: list[Made | Problem] = []
-        for (order, arrived), artifact in zip(asked, artifacts, strict=True):
-            before = time.perf_counter()
-            try:
-                digest = service.keep(order, artifact)
-            except OralError as error:
-                answers.append(describe(error))
-                continue
-            made = Made(
-                adapter=AdapterInfo.of(digest, service.stock.uri(digest), artifact.lora, artifact.provenance),
-                batch_size=len(asked),
-                num_tokens=service.stock.num_tokens(order),
-                queue_s=started - arrived,
-                sample_s=sample_s,
-                store_s=time.perf_counter() - before,
-            )
-            self._metrics.tokens.inc(made.num_tokens, {})
-            self._metrics.queue_s.observe(made.queue_s, {})
-            self._metrics.store_s.observe(made.store_s, {})
-            answers.append(made)
-        return answers
+        for _, arrived in asked:
+            self._metrics.queue_s.observe(started - arrived, {})
+        return [
+            Sampled(order, artifact, service, len(asked), started - arrived, sample_s)
+            for (order, arrived), artifact in zip(asked, artifacts, strict=True)
+        ]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from oral_ray.adapters.artifact import Provenance
 from oral_ray.config import Identifier, LoraSettings
+from oral_ray.generator.condition import MAX_PROMPT_CHARS
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -27,7 +28,11 @@ class GenerateRequest(_Message):
     corpus has (`/v1/bases` lists them). `strength` multiplies the adapter's change of the weights.
     """
 
-    prompt: Annotated[str, Field(description="The task in words, at most 1000 characters.", min_length=1)]
+    # refused by check_prompt, in its own words; the document says what it refuses
+    prompt: Annotated[str, Field(
+        description="The task in words.",
+        json_schema_extra={"minLength": 1, "maxLength": MAX_PROMPT_CHARS, "pattern": r"\S"},
+    )]  # fmt: skip
     base: Annotated[Identifier, Field(description="Id of a base version in the store, never a path or uri.")]
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Same prompt, base, generator and seed: same adapter.")] = 0
     r: Annotated[int, Field(ge=1, le=1024)] | None = None

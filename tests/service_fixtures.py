@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,12 @@ class Service:
 
     async def generate(self, request: GenerateRequest) -> Made | Problem:
         """What the deployment does, in batches of one."""
-        return (await asyncio.to_thread(self.maker.make, [(request, time.perf_counter())]))[0]
+        return (await asyncio.to_thread(self.make, [request]))[0]
+
+    def make(self, requests: Sequence[GenerateRequest]) -> list[Made | Problem]:
+        """One batch, sampled and stored."""
+        sampled = self.maker.sample([(request, time.perf_counter()) for request in requests])
+        return [one if isinstance(one, Problem) else self.maker.keep(one) for one in sampled]
 
     @asynccontextmanager
     async def client(self, **options: Any) -> AsyncIterator[httpx.AsyncClient]:

@@ -46,14 +46,14 @@ def get(service: Service, path: str, **headers: str) -> httpx.Response:
 def count_made(service: Service, monkeypatch: pytest.MonkeyPatch, hold: threading.Event | None = None) -> list[Any]:
     """The requests that reach a generator from now on; each waits for `hold` where there is one."""
     seen: list[Any] = []
-    make = service.maker.make
+    sample = service.maker.sample
 
     def counted(asked: Any) -> Any:
         seen.extend(request for request, _ in asked)
         assert hold is None or hold.wait(20)
-        return make(asked)
+        return sample(asked)
 
-    monkeypatch.setattr(service.maker, "make", counted)
+    monkeypatch.setattr(service.maker, "sample", counted)
     return seen
 
 
@@ -96,9 +96,9 @@ def test_a_batched_answer_is_the_single_one_up_to_rounding(service: Service):
             ("One task.", 52, 2.0),
         )
     ]
-    batched = service.maker.make([(request, 0.0) for request in asked])
+    batched = service.make(asked)
     for request, together in zip(asked, batched, strict=True):
-        [alone] = service.maker.make([(request, 0.0)])
+        [alone] = service.make([request])
         assert isinstance(alone, Made) and isinstance(together, Made) and together.batch_size == 3
         left, right = (tensors(service, made.adapter.id) for made in (alone, together))
         assert left.keys() == right.keys()
@@ -107,7 +107,7 @@ def test_a_batched_answer_is_the_single_one_up_to_rounding(service: Service):
 
 def test_one_bad_request_fails_alone_in_its_batch(service: Service):
     asked = [GenerateRequest(prompt="a task", base=base, seed=60) for base in ("v1", "v9")]
-    good, bad = service.maker.make([(request, 0.0) for request in asked])
+    good, bad = service.make(asked)
     assert isinstance(good, Made) and isinstance(bad, Problem) and bad.status == 404 and "v9" in bad.detail
 
 

@@ -45,7 +45,15 @@ async def client(asked: dict, number: int, until: float, rows: list, answers: di
             if writer is None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", asked["port"])
             status, kind, answer = await asyncio.wait_for(
-                ask(reader, writer, "POST", "/v1/adapters", json.dumps(wanted).encode(), asked.get("headers", "")), 120
+                ask(
+                    reader,
+                    writer,
+                    "POST",
+                    asked.get("prefix", "") + "/v1/adapters",
+                    json.dumps(wanted).encode(),
+                    asked.get("headers", ""),
+                ),
+                120,
             )
         except (TimeoutError, OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
             status, kind, answer, writer = 0, type(error).__name__, b"", None

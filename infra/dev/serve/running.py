@@ -24,8 +24,9 @@ port = int(sys.argv[1])
 ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 for line in sys.stdin:
-    overrides = json.loads(line)
-    serve.run(build_app(dict(item.split("=", 1) for item in overrides)))
+    name, overrides = json.loads(line)
+    app = build_app(dict(item.split("=", 1) for item in overrides))
+    serve.run(app, name=name, route_prefix="/" if name == "default" else f"/{name}")
     print("UP", flush=True)
 serve.shutdown()
 ray.shutdown()
@@ -50,8 +51,9 @@ class Running:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
         )  # fmt: skip
 
-    def deploy(self, *overrides: str) -> None:
-        self.process.stdin.write(json.dumps([*self._common, *overrides]) + "\n")
+    def deploy(self, *overrides: str, name: str = "default") -> None:
+        """Start an application, or one in the place of the one of this name; others than `default` are under /<name>."""
+        self.process.stdin.write(json.dumps([name, [*self._common, *overrides]]) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.strip() == "UP":

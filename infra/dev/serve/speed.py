@@ -3,14 +3,18 @@
 python infra/dev/serve/speed.py --store STORE   ->  out/bench/serve.json
     [{mode, clients, p50_s, p95_s, p99_s, throughput_per_s, errors}]
 
-Modes: direct (one order a call), direct-batched (8 a call), new-batched and new-unbatched (an adapter that does not exist
-yet, replicas with serve.batch_size 8 and 1), stored (one that exists). One replica with one thread throughout. `direct`
-does what a replica does: sample and store.
+Modes: direct and direct-batched (sample and store, 1 and `clients` orders a call, what a replica does), new-batched and
+new-unbatched (an adapter that does not exist yet; serve.batch_size 8 and 1), stored (one that exists). One replica with
+one thread each; the modes take turns in several rounds, so that a slow minute of the machine is nobody's own.
 """
 
 import argparse
+import json
+import os
 import subprocess
 import sys
+import time
+from collections import defaultdict
 from pathlib import Path
 
 from running import BASE, ROOT, Running, begin_load, copy_of, end_load, summary, write
@@ -22,71 +26,86 @@ from oral_ray.config import load_config
 from oral_ray.service import open_service
 limit_threads(1, False)
 config = load_config(sys.argv[1], [f"store.uri={sys.argv[2]}", "determinism=false"])
-service, base, seconds = open_service(config), sys.argv[3], float(sys.argv[4])
-rows, seed = [], 10**12
-for batch in (1, 8, 16):
-    taken, until = [], 0.0
-    for repetition in range(10**6):
-        orders = [service.stock.order("Is it an act, an event or a process?", base, seed + i) for i in range(batch)]
+service, seed = open_service(config), 10**12
+for line in sys.stdin:
+    batch, seconds = json.loads(line)
+    taken, until = [], time.perf_counter() + seconds
+    while not taken or time.perf_counter() < until:
+        prompt = "Is it an act, an event or a process?"
+        orders = [service.stock.order(prompt, sys.argv[3], seed + i) for i in range(batch)]
         seed += batch
         started = time.perf_counter()
         service.fulfil(orders)
-        if repetition == 1:
-            until = started + seconds
-        if repetition:
-            taken.append(time.perf_counter() - started)
-        if repetition > 1 and time.perf_counter() > until:
-            break
-    rows.append([batch, taken])
-json.dump(rows, sys.stdout)
+        taken.append(time.perf_counter() - started)
+    print(json.dumps(taken), flush=True)
 """
+CLIENTS = (1, 4, 16, 64)
+BATCHES = (8, 16)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--config", default="infra/configs/quickstart.toml")
-    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    rows = []
+    taken: dict[tuple[str, int], list[float]] = defaultdict(list)
+    spans: dict[tuple[str, int], float] = defaultdict(float)
+    errors: dict[tuple[str, int], int] = defaultdict(int)
+    seed = 1000
     with copy_of(args.store) as store:
         service = Running(args.config, store)
+        direct = subprocess.Popen(
+            [sys.executable, "-c", DIRECT, args.config, str(store), BASE], cwd=ROOT, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
         try:
             one = ("serve.min_replicas=1", "serve.max_replicas=1", "serve.max_queued_requests=256")
-            seed = 1000
-            for mode, size in (("new-batched", 8), ("new-unbatched", 1)):
-                service.deploy(*one, f"serve.batch_size={size}")
-                end_load(begin_load(service.port, 4, first_seed=0, fresh=False, seconds=3))  # warm, and what is stored
-                for clients in (1, 4, 16, 64):
-                    seed += 10**6
-                    rows.append(measure(service, mode, clients, seed, args.seconds))
-                if mode == "new-batched":
-                    rows += [measure(service, "stored", n, 0, args.seconds, fresh=False) for n in (1, 4, 16, 64)]
+            service.deploy(*one, "serve.batch_size=8")
+            service.deploy(*one, "serve.batch_size=1", name="unbatched")
+            for prefix in ("", "/unbatched"):  # warm, and what `stored` asks for
+                end_load(begin_load(service.port, 4, 0, fresh=False, seconds=4, prefix=prefix))
+            _direct(direct, 1, 1.0)
+
+            for _ in range(args.rounds):
+                for batch in (1, *BATCHES):
+                    key = ("direct" if batch == 1 else "direct-batched", batch)
+                    found = _direct(direct, batch, args.seconds)
+                    taken[key] += found
+                    spans[key] += sum(found)
+                for mode, prefix, fresh in (
+                    ("new-batched", "", True), ("new-unbatched", "/unbatched", True), ("stored", "", False)
+                ):  # fmt: skip
+                    for clients in CLIENTS:
+                        seed += 10**6
+                        rows = end_load(begin_load(
+                            service.port, clients, seed if fresh else 0, fresh=fresh, seconds=args.seconds, prefix=prefix
+                        ))["rows"]  # fmt: skip
+                        key = (mode, clients)
+                        good = [row for row in rows if row[2] == 200]
+                        taken[key] += [row[1] for row in good]
+                        errors[key] += len(rows) - len(good)
+                        spans[key] += max(row[0] + row[1] for row in rows) - min(row[0] for row in rows)
+                time.sleep(0.5)
         finally:
+            direct.stdin.close()
             service.stop()
-        done = subprocess.run(
-            [sys.executable, "-c", DIRECT, args.config, str(store), BASE, str(args.seconds)], cwd=ROOT,
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    import json
-
-    for batch, taken in json.loads(done.stdout):
-        mode = "direct" if batch == 1 else f"direct-batched-{batch}"
-        rate = round(batch * len(taken) / sum(taken), 2)
-        rows.append({"mode": mode, "clients": batch, **summary(taken), "throughput_per_s": rate, "errors": 0})
+    rows = []
+    for (mode, clients), seconds in taken.items():
+        made = len(seconds) * (clients if mode == "direct-batched" else 1)
+        rows.append({
+            "mode": mode, "clients": clients, **summary(seconds),
+            "throughput_per_s": round(made / spans[mode, clients], 2), "errors": errors[mode, clients],
+        })  # fmt: skip
+        print(rows[-1])
     write("serve.json", rows)
-    for row in rows:
-        print(row)
 
 
-def measure(service: Running, mode: str, clients: int, seed: int, seconds: float, fresh: bool = True) -> dict:
-    seen = end_load(begin_load(service.port, clients, seed, fresh=fresh, seconds=seconds))["rows"]
-    good = [row for row in seen if row[2] == 200]
-    span_s = max(row[0] + row[1] for row in seen) - min(row[0] for row in seen)
-    return {
-        "mode": mode, "clients": clients, **summary([row[1] for row in good]),
-        "throughput_per_s": round(len(good) / span_s, 2), "errors": len(seen) - len(good),
-    }  # fmt: skip
+def _direct(process: subprocess.Popen, batch: int, seconds: float) -> list[float]:
+    process.stdin.write(json.dumps([batch, seconds]) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
 
 
 if __name__ == "__main__":
