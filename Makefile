@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: quickstart test test-browser lint bench clean
+.PHONY: quickstart test test-browser lint bench clean bench-serve serve-faults serve-soak serve-autoscale
 
 quickstart: $(VENV)/quickstart.ok
 	$(BIN)/python jobs/quickstart.py --config infra/configs/quickstart.toml $(if $(STORE),--store $(STORE)) $(ARGS)
@@ -24,6 +24,14 @@ lint: $(VENV)/dev.ok
 
 bench: $(VENV)/quickstart.ok
 	$(BIN)/oral-ray bench all
+
+# Measurements of the service: out/bench/serve*.json, copies under docs/results. STORE is that of `make quickstart`.
+bench-serve serve-faults serve-soak serve-autoscale: $(VENV)/quickstart.ok
+	PYTHONPATH=. $(BIN)/python infra/dev/serve/$(MEASURE_$@).py --store $(or $(STORE),oral-store) $(ARGS)
+MEASURE_bench-serve = speed
+MEASURE_serve-faults = faults
+MEASURE_serve-soak = soak
+MEASURE_serve-autoscale = autoscale
 
 clean:
 	rm -rf $(VENV) build out *.egg-info

@@ -12,7 +12,9 @@ from cli_fixtures import build_place
 from service_fixtures import Service, open_test_service
 
 from oral_ray.adapters.artifact import read_folder
+from oral_ray.objects import FileObjects
 from oral_ray.store.generators import get_generator, promote_generator, put_generator
+from serve.jobs import JobStore
 from serve.schema import GenerateRequest, Made, Problem
 
 BODY = {"prompt": "Which metal is it?", "base": "v1"}
@@ -188,6 +190,15 @@ def test_a_cancelled_job_stays_cancelled(fresh: Path, monkeypatch: pytest.Monkey
         return [*answers, (await client.get(where)).json()["status"], (await client.delete(where)).json()["status"]]
 
     assert service.ask(talk) == ["cancelled"] * 3
+
+
+def test_the_first_outcome_of_a_job_counts_whichever_ingress_brings_it(objects: FileObjects):
+    jobs, other = JobStore(objects), JobStore(objects)
+    job = jobs.create(GenerateRequest(prompt="a task", base="v1"), "anonymous", "")
+    assert [one.id for one in other.open_jobs()] == [job.id]
+    assert jobs.finish(job, None).status == "cancelled"
+    assert other.finish(job, Problem(title="x", status=500, detail="late")).status == "cancelled"
+    assert other.info(job.id).status == "cancelled" and not list(other.open_jobs())
 
 
 def test_a_job_that_cannot_be_done_fails_with_its_problem(fresh: Path, monkeypatch: pytest.MonkeyPatch):

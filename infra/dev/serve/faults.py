@@ -11,6 +11,7 @@ whose adapter is not (by digest, prompt and seed) what was asked for, or differs
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from load import PROMPT
-from running import BASE, Running, begin_load, copy_of, end_load, wait_until, write
+from running import BASE, ROOT, Running, begin_load, copy_of, end_load, wait_until, write
 
 from oral_ray.config import load_config
 from oral_ray.generator.model import save_generator
@@ -81,18 +82,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--config", default="infra/configs/quickstart.toml")
+    parser.add_argument("--only", choices=FAULTS, action="append", help="these faults; the others' rows stay")
     args = parser.parse_args()
-    rows = []
+    kept = ROOT / "out/bench/serve_faults.json"
+    rows = {row["fault"]: row for row in (json.loads(kept.read_text()) if args.only and kept.exists() else [])}
     with copy_of(args.store) as store, small_disk(store / "adapters"):
         service = Running(args.config, store)
         try:
             service.deploy("serve.min_replicas=2", "serve.max_replicas=2", "serve.cpus_per_replica=0.5")
             for number, (name, fault) in enumerate(FAULTS.items(), 1):
-                rows.append({"fault": name, **suffer(service, store, args.config, fault, 10**7 * number)})
-                print(rows[-1], flush=True)
+                if name in (args.only or FAULTS):
+                    rows[name] = {"fault": name, **suffer(service, store, args.config, fault, 10**7 * number)}
+                    print(json.dumps(rows[name]), flush=True)
+                    write("serve_faults.json", list(rows.values()))
         finally:
             service.stop()
-    write("serve_faults.json", rows)
 
 
 def suffer(service: Running, store: Path, config: str, fault, seed: int) -> dict:

@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from running import BASE, ROOT, Running, begin_load, copy_of, end_load, summary, write
+from running import BASE, ROOT, Running, begin_load, copy_of, end_load, summary, wait_until, write
 
 DIRECT = """
 import json, sys, time
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--config", default="infra/configs/quickstart.toml")
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--pause", type=Path, help="measure once this file exists: when the machine is one's own")
     args = parser.parse_args()
     taken: dict[tuple[str, int], list[float]] = defaultdict(list)
     spans: dict[tuple[str, int], float] = defaultdict(float)
@@ -64,6 +65,9 @@ def main() -> None:
             one = ("serve.min_replicas=1", "serve.max_replicas=1", "serve.max_queued_requests=256")
             service.deploy(*one, "serve.batch_size=8")
             service.deploy(*one, "serve.batch_size=1", name="unbatched")
+            print("services are up", flush=True)
+            if args.pause:
+                wait_until(args.pause.exists, 1200)
             for prefix in ("", "/unbatched"):  # warm, and what `stored` asks for
                 end_load(begin_load(service.port, 4, 0, fresh=False, seconds=4, prefix=prefix))
             _direct(direct, 1, 1.0)
