@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: quickstart test test-browser lint bench clean bench-serve serve-faults serve-soak serve-autoscale
+.PHONY: quickstart test test-s3 test-browser lint bench clean bench-serve serve-faults serve-soak serve-autoscale
 
 quickstart: $(VENV)/quickstart.ok
 	$(BIN)/python jobs/quickstart.py --config infra/configs/quickstart.toml $(if $(STORE),--store $(STORE)) $(ARGS)
@@ -16,6 +16,10 @@ test: $(VENV)/test.ok
 # Needs Debian's chromium and chromium-driver; skipped with a message without them.
 test-browser: $(VENV)/test.ok
 	$(BIN)/python -m pytest -m browser tests/test_page_browser.py $(ARGS)
+
+# The store on a real Ceph (Debian packages, installed where they may be), also behind a proxy that spoils every fifth call.
+test-s3: $(VENV)/test.ok
+	infra/dev/test_s3.sh $(BIN)/python
 
 lint: $(VENV)/dev.ok
 	$(BIN)/ruff check .

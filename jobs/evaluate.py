@@ -39,7 +39,7 @@ def main(config: Config) -> str:
         if config.tasks.unseen:
             evaluate.run_unseen(config)
             folders.append(out / "unseen")
-    pd.DataFrame(read_metrics(open_objects(config.store.uri), recipe)).to_parquet(out / "metrics.parquet")
+    pd.DataFrame(read_metrics(open_objects(config.store), recipe)).to_parquet(out / "metrics.parquet")
     summary = {
         "command": shlex.join(sys.argv),
         "config": config.model_dump(mode="json"),

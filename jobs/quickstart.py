@@ -42,7 +42,7 @@ def main(config: Config) -> str:
 
     evaluate.chosen_bases(config)
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    probe(open_objects(config.store.uri))
+    probe(open_objects(config.store))
     started = time.perf_counter()
     with session(config.cluster, config.determinism):
         wall_s["start ray"] = time.perf_counter() - started
@@ -54,7 +54,7 @@ def main(config: Config) -> str:
         regenerated = timed("regenerate", regenerate.run)
     wall_s["total"] = time.perf_counter() - started
     out = Path(config.out)
-    pd.DataFrame(read_metrics(open_objects(config.store.uri), recipe)).to_parquet(out / "metrics.parquet")
+    pd.DataFrame(read_metrics(open_objects(config.store), recipe)).to_parquet(out / "metrics.parquet")
     summary = {
         "command": shlex.join(sys.argv),
         "published": list(regenerated.published),

@@ -22,7 +22,7 @@ def main(config: Config) -> dict[str, Any]:
     """Train unless it is done, and return a summary row."""
     with session(config.cluster, config.determinism):
         recipe = train.run(config)
-    last = read_metrics(open_objects(config.store.uri), recipe)[-1]
+    last = read_metrics(open_objects(config.store), recipe)[-1]
     return {"generator": recipe, "uri": f"{config.store.uri}/generators/{recipe}", **last}
 
 

@@ -55,10 +55,25 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
+class S3Config(Section):
+    """How S3 is spoken to: at most `concurrency` requests of `part_bytes` a store are under way, which bounds memory too.
+
+    What is throttled (503), fails (5xx) or loses its connection is tried up to `attempts` times, with growing random
+    pauses.
+    """
+
+    concurrency: PositiveInt = 8
+    part_bytes: Annotated[int, Field(ge=5 * 2**20)] = 8 * 2**20
+    attempts: PositiveInt = 8
+    connect_timeout_s: PositiveFloat = 10.0
+    read_timeout_s: PositiveFloat = 60.0
+
+
 class StoreConfig(Section):
     """Where everything is kept: a folder path, `file:///...` or `s3://bucket/prefix`."""
 
     uri: str = "./oral-store"
+    s3: S3Config = S3Config()
 
 
 class ImportOrigin(Section):

@@ -211,7 +211,7 @@ class GenerationService:
 
 def open_service(config: Config, device: str = "cpu", recipe: str = "") -> GenerationService:
     """Load a generator, the configured (or current) one when none is named; GeneratorError when there is none."""
-    stock = Stock(config, open_objects(config.store.uri))
+    stock = Stock(config, open_objects(config.store))
     generator = get_generator(stock.objects, recipe or stock.recipe)
     encoder = ConditionEncoder(generator.spec.condition)
     sampling = settled(config.sampling, config.determinism)

@@ -90,7 +90,7 @@ class Ingress:
         self._guard = Guard(config.serve)
         refuse_open_bind(self._guard, _http_host())
         self._metrics = IngressMetrics()
-        self._stock = Stock(config, open_objects(config.store.uri))
+        self._stock = Stock(config, open_objects(config.store))
         self._broker = Broker(config, self._stock, self._generate, self._metrics)
         self._catalog = Catalog(config, self._stock)
         self._resumed: asyncio.Task[None] | None = None

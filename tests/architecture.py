@@ -12,7 +12,8 @@ from pathlib import Path
 FLOORS = (
     ("errors",),
     ("packages",),
-    ("tasks", "objects", "config"),
+    ("tasks", "config"),
+    ("objects",),
     ("bases", "cluster"),
     ("adapters",),
     ("generator",),

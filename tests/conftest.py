@@ -1,5 +1,6 @@
 """What several test files share: the process environment, tiny base models with a real tokenizer, a folder store."""
 
+import contextlib
 import os
 
 os.environ["RAY_AUTH_MODE"] = "token"
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from s3_servers import faulty_process, moto_process, spoilt
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.objects import FileObjects, S3Objects
@@ -97,14 +99,15 @@ def save_model(model_class, config, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """The address of an S3 server (moto) on a free port of the loopback interface."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """The address of an S3 server: moto in a process of its own, or what ORAL_TEST_S3_ENDPOINT names (`make test-s3`)."""
+    given = os.environ.get("ORAL_TEST_S3_ENDPOINT")
+    with contextlib.nullcontext(given) if given else moto_process() as endpoint:
+        if not os.environ.get("ORAL_TEST_S3_FAULTS"):
+            yield endpoint
+            return
+        with faulty_process(endpoint) as proxy:
+            yield proxy
+            print(f"\nspoilt calls: {spoilt(proxy)}")
 
 
 @pytest.fixture
@@ -116,8 +119,8 @@ def s3_objects(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytes
 
     for name, value in {
         "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ACCESS_KEY_ID": os.environ.get("ORAL_TEST_S3_KEY", "test"),
+        "AWS_SECRET_ACCESS_KEY": os.environ.get("ORAL_TEST_S3_SECRET", "test"),
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)

@@ -14,19 +14,21 @@ import uuid
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from oral_ray.config import StoreConfig
 from oral_ray.errors import StoreError
 from oral_ray.objects.file import FileObjects
-from oral_ray.objects.protocol import ObjectInfo, Objects, check_key
+from oral_ray.objects.protocol import ObjectInfo, Objects, check_key, in_parallel
 from oral_ray.objects.s3 import S3Objects
 
-__all__ = ["FileObjects", "ObjectInfo", "Objects", "S3Objects", "check_key", "open_objects", "probe"]
+__all__ = ["FileObjects", "ObjectInfo", "Objects", "S3Objects", "check_key", "in_parallel", "open_objects", "probe"]
 
 
-def open_objects(uri: str) -> Objects:
+def open_objects(store: str | StoreConfig) -> Objects:
     """Open the store at a folder path, `file:///...` or `s3://bucket/prefix`; nothing is read or written yet."""
-    parts = urlsplit(uri)
+    config = StoreConfig(uri=store) if isinstance(store, str) else store
+    uri, parts = config.uri, urlsplit(config.uri)
     if parts.scheme == "s3":
-        return S3Objects(parts.netloc, parts.path.strip("/"))
+        return S3Objects(parts.netloc, parts.path.strip("/"), config.s3)
     if parts.scheme == "file":
         return FileObjects(Path(unquote(parts.path)))
     if "://" not in uri and uri:

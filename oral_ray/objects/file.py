@@ -19,6 +19,7 @@ class FileObjects:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self.uri = f"file://{self.root}"
+        self.concurrency = 4
 
     def path(self, key: str) -> Path:
         """The file of a key; StoreError where a symbolic link leads out of the store."""
@@ -92,6 +93,16 @@ class FileObjects:
 
     def link(self, key: str, valid_s: int) -> str | None:
         return None
+
+    def leftovers(self) -> Iterator[ObjectInfo]:
+        for path in sorted(self.root.rglob(f"{_TEMPORARY}*")):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                key = path.relative_to(self.root).as_posix()
+                yield ObjectInfo(key, stat.st_size, stat.st_mtime, f"{stat.st_ino}-{stat.st_mtime_ns}")
+
+    def discard(self, leftover: ObjectInfo) -> None:
+        self.delete(leftover.key)
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:

@@ -1,13 +1,18 @@
-"""What an object store must offer, and which keys are names."""
+"""What an object store must offer, which keys are names, and how several objects are moved at once."""
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from oral_ray.errors import StoreError
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _PART = re.compile(r"[^\x00-\x1f\\/]+")
 
 
@@ -28,10 +33,12 @@ class Objects(Protocol):
     """What a store must offer: `list` is sorted by key, a range is cut at the object's end, `link` is a url
     that gives the object to whoever has it, None where the store has no such thing.
 
-    A missing key raises MissingObjectError, any other failure StoreError.
+    A missing key raises MissingObjectError, any other failure StoreError. `leftovers` are the traces of writes that never
+    ended (or have not yet): temporary files, unfinished multipart uploads; no listing shows them, `discard` removes one.
     """
 
     uri: str
+    concurrency: int
 
     def get(self, key: str) -> bytes: ...
     def range(self, key: str, start: int, length: int) -> bytes: ...
@@ -44,6 +51,28 @@ class Objects(Protocol):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]: ...
     def delete(self, key: str) -> None: ...
     def link(self, key: str, valid_s: int) -> str | None: ...
+    def leftovers(self) -> Iterator[ObjectInfo]: ...
+    def discard(self, leftover: ObjectInfo) -> None: ...
+
+
+def in_parallel(objects: Objects, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """`function` of every item, in order, at most `objects.concurrency` of them at once and as many results waiting.
+
+    The first failure is raised where its result would come, and nothing further is started.
+    """
+    items, waiting = iter(items), deque[Future[_R]]()
+    with ThreadPoolExecutor(objects.concurrency, thread_name_prefix="objects") as pool:
+        try:
+            for item in itertools.islice(items, objects.concurrency):
+                waiting.append(pool.submit(function, item))
+            while waiting:
+                result = waiting.popleft().result()
+                for item in itertools.islice(items, 1):
+                    waiting.append(pool.submit(function, item))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def check_key(key: str) -> str:

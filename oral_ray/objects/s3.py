@@ -1,19 +1,32 @@
-"""A bucket prefix as an object store. The only importer of boto3 for storage."""
+"""A bucket prefix as an object store. The only importer of boto3 for storage.
 
+Bytes are checked on the way: every write carries a Content-MD5, which every server verifies (a CRC32 trailer is newer, and
+radosgw 16 would store it as content). Throttling, 5xx and lost connections are tried again by botocore, with jitter; an
+answer that breaks off is asked for again here. Memory stays below `concurrency` x `part_bytes`.
+"""
+
+import base64
 import contextlib
+import functools
+import hashlib
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from oral_ray.config import S3Config
 from oral_ray.errors import MissingObjectError, StoreError
 from oral_ray.objects.protocol import ObjectInfo, check_key
+
+_R = TypeVar("_R")
+_IO_BYTES = 262_144  # what s3transfer writes to disk at once
 
 
 class S3Objects:
     """A bucket prefix. Endpoint, region and keys come from the environment, as boto3 reads them."""
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, config: S3Config | None = None) -> None:
         import boto3
         from botocore.config import Config
 
@@ -21,21 +34,25 @@ class S3Objects:
             raise StoreError("store uri 's3://' names no bucket; use s3://bucket/prefix")
         self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self.config = config or S3Config()
+        self.concurrency = self.config.concurrency
         self._client: Any = boto3.client(
             "s3",
             config=Config(
-                retries={"mode": "standard", "total_max_attempts": 8},
-                connect_timeout=10,
-                read_timeout=60,
-                max_pool_connections=32,
+                retries={"mode": "standard", "total_max_attempts": self.config.attempts},
+                connect_timeout=self.config.connect_timeout_s,
+                read_timeout=self.config.read_timeout_s,
+                max_pool_connections=2 * self.concurrency + 2,  # transfers, and small requests beside them
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             ),
         )
+        for operation in ("PutObject", "UploadPart"):
+            self._client.meta.events.register(f"before-call.s3.{operation}", _add_md5)
 
     def get(self, key: str) -> bytes:
         with self._errors("read", key):
-            return self._client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+            return self._body(Key=self._key(key))
 
     def range(self, key: str, start: int, length: int) -> bytes:
         from botocore.exceptions import ClientError
@@ -45,7 +62,7 @@ class S3Objects:
             return b""
         with self._errors("read", key):
             try:
-                return self._client.get_object(Bucket=self.bucket, Key=name, Range=wanted)["Body"].read()
+                return self._body(Key=name, Range=wanted)
             except ClientError as error:
                 if error.response["Error"].get("Code") == "InvalidRange":  # it starts past the end
                     return b""
@@ -53,7 +70,7 @@ class S3Objects:
 
     def num_bytes(self, key: str) -> int:
         with self._errors("read", key):
-            return int(self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"])
+            return int(self._ask("head_object", Key=self._key(key))["ContentLength"])
 
     def exists(self, key: str) -> bool:
         try:
@@ -64,39 +81,43 @@ class S3Objects:
 
     def put(self, key: str, data: bytes) -> None:
         with self._errors("write", key):
-            self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data)
+            self._ask("put_object", Key=self._key(key), Body=data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
-        for attempt in range(8):
+        name, again = self._key(key), False
+        for attempt in range(self.config.attempts):
             with self._errors("write", key):
                 try:
-                    self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+                    self._client.put_object(Bucket=self.bucket, Key=name, Body=data, IfNoneMatch="*")
                     return True
                 except ClientError as error:
                     code = error.response["Error"].get("Code")
                     if code in ("PreconditionFailed", "412"):
-                        return False
+                        # An earlier try may have been ours: written, its answer lost.
+                        again = again or error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+                        return again and self.get(key) == data
                     if code not in ("ConditionalRequestConflict", "409"):
                         raise
-            time.sleep(0.05 * 2**attempt)
-        raise StoreError(f"create-if-absent of {key!r} in {self.uri} kept conflicting; try again")
+                except _broken():
+                    again = True
+            _wait(attempt)
+        raise StoreError(f"create-if-absent of {key!r} in {self.uri} kept conflicting or breaking off; try again")
 
     def upload(self, path: Path, key: str) -> None:
-        with self._errors("write", key):
-            self._client.upload_file(str(path), self.bucket, self._key(key))
+        name = self._key(key)
+        with self._errors("write", key), _local(path):
+            self._again(lambda: self._transfers.upload(str(path), self.bucket, name).result())
 
     def download(self, key: str, path: Path) -> None:
-        with self._errors("read", key):
-            self._client.download_file(self.bucket, self._key(key), str(path))
+        name = self._key(key)
+        with self._errors("read", key), _local(path):
+            self._again(lambda: self._transfers.download(self.bucket, name, str(path)).result())
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._errors("list", prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix + prefix
-            )
-            for page in pages:
+            for page in self._pages("list_objects_v2", ["ContinuationToken"], Prefix=self.prefix + prefix):
                 for item in page.get("Contents", ()):
                     key = item["Key"][len(self.prefix) :]
                     if not key.endswith("/"):  # a folder marker, which pyarrow and consoles leave, is no object of ours
@@ -105,7 +126,70 @@ class S3Objects:
 
     def delete(self, key: str) -> None:
         with self._errors("delete", key):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+            self._ask("delete_object", Key=self._key(key))
+
+    def leftovers(self) -> Iterator[ObjectInfo]:
+        with self._errors("list", "uploads of"):
+            for page in self._pages("list_multipart_uploads", ["KeyMarker", "UploadIdMarker"], Prefix=self.prefix):
+                for item in page.get("Uploads", ()):
+                    key = item["Key"][len(self.prefix) :]
+                    yield ObjectInfo(key, 0, item["Initiated"].timestamp(), item["UploadId"])
+
+    def discard(self, leftover: ObjectInfo) -> None:
+        from botocore.exceptions import ClientError
+
+        name = self._key(leftover.key)
+        with self._errors("discard", leftover.key):
+            try:
+                self._ask("abort_multipart_upload", Key=name, UploadId=leftover.tag)
+            except ClientError as error:
+                if error.response["Error"].get("Code") != "NoSuchUpload":  # it was finished or discarded meanwhile
+                    raise
+
+    @functools.cached_property
+    def _transfers(self) -> Any:
+        """The one transfer manager of this store, so that many files at once share its bounds."""
+        from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+        part_bytes = self.config.part_bytes
+        config = TransferConfig(
+            multipart_threshold=2 * part_bytes,
+            multipart_chunksize=part_bytes,
+            max_concurrency=self.concurrency,
+            io_chunksize=_IO_BYTES,
+            max_io_queue=max(1, self.concurrency * part_bytes // _IO_BYTES),
+            num_download_attempts=self.config.attempts,
+            preferred_transfer_client="classic",  # the other one takes neither these bounds nor these retries
+        )
+        return create_transfer_manager(self._client, config)
+
+    def _body(self, **request: str) -> bytes:
+        return self._again(lambda: self._client.get_object(Bucket=self.bucket, **request)["Body"].read())
+
+    def _ask(self, operation: str, **request: Any) -> dict[str, Any]:
+        return self._again(lambda: getattr(self._client, operation)(Bucket=self.bucket, **request))
+
+    def _pages(self, operation: str, markers: Sequence[str], **request: str) -> Iterator[dict[str, Any]]:
+        """Every page of a listing; a paginator of botocore would lose all of them when one breaks off."""
+        while True:
+            page = self._ask(operation, **request)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            request |= {marker: page[f"Next{marker}"] for marker in markers}
+
+    def _again(self, request: Callable[[], _R]) -> _R:
+        """Do what botocore leaves: an answer that breaks off is asked for again; a timeout it has tried often enough."""
+        from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+
+        for attempt in range(1, self.config.attempts):
+            try:
+                return request()
+            except (ConnectTimeoutError, ReadTimeoutError):
+                raise
+            except _broken():
+                _wait(attempt)
+        return request()
 
     def link(self, key: str, valid_s: int) -> str | None:
         with self._errors("link to", key):
@@ -119,6 +203,8 @@ class S3Objects:
     def _errors(self, verb: str, key: str) -> Iterator[None]:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
+        from s3transfer.exceptions import RetriesExceededError
+        from urllib3.exceptions import HTTPError
 
         try:
             yield
@@ -129,5 +215,39 @@ class S3Objects:
             if code == "NoSuchBucket":
                 raise StoreError(f"bucket {self.bucket!r} does not exist; create it first") from None
             raise StoreError(f"cannot {verb} {key!r} in {self.uri}: {error}; check keys and permissions") from None
-        except (BotoCoreError, Boto3Error) as error:
+        except (BotoCoreError, Boto3Error, RetriesExceededError, HTTPError) as error:
             raise StoreError(f"cannot {verb} {key!r} in {self.uri}: {error}; check AWS_ENDPOINT_URL and keys") from None
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """How an answer that breaks off shows; urllib3's own errors where it was no object but an error or a listing."""
+    from botocore.exceptions import IncompleteReadError, ResponseStreamingError
+    from urllib3.exceptions import HTTPError
+
+    return IncompleteReadError, ResponseStreamingError, HTTPError
+
+
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    """Event handler: the server refuses a body that does not hash to this header."""
+    body = params["body"]
+    digest = hashlib.md5(usedforsecurity=False)
+    if isinstance(body, bytes | bytearray):
+        digest.update(body)
+    else:
+        start = body.tell()
+        while chunk := body.read(1 << 20):
+            digest.update(chunk)
+        body.seek(start)
+    params["headers"]["Content-MD5"] = base64.b64encode(digest.digest()).decode()
+
+
+@contextlib.contextmanager
+def _local(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot transfer {path}: {error.strerror or error}; check path, space, permissions") from None
+
+
+def _wait(attempt: int) -> None:
+    time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))

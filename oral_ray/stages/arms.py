@@ -143,7 +143,7 @@ def _mean_arm(
     base_ids: list[str],
 ) -> Digests:  # fmt: skip
     """The mean adapter of the layout's corpus, whatever the task."""
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     store, stats = AdapterStore(objects), read_stats(objects, manifest)
     digests: Digests = {}
     for base_id in base_ids:
@@ -212,7 +212,7 @@ def _refined_arms(
 def _best_arm(config: Config, arm: Arm, source: str, found: dict[str, BaseRecord], digests: Digests) -> Digests:
     """Of all adapters of an arm, at every strength, the best on a few validation examples (the first of equals)."""
     _require(config, arm, source)
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     store = AdapterStore(objects)
     candidates: dict[tuple[str, str], list[str]] = {}
     for (base_id, task_id, of, _), digest in sorted(digests.items()):

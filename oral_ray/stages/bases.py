@@ -8,7 +8,16 @@ from oral_ray.bases.evolve import evolve_base
 from oral_ray.bases.loading import import_base
 from oral_ray.bases.pretrain import pretrain_base
 from oral_ray.cluster import run_tasks
-from oral_ray.config import BaseVersion, Config, EvolveOrigin, ImportOrigin, LandedOrigin, PretrainOrigin, fingerprint
+from oral_ray.config import (
+    BaseVersion,
+    Config,
+    EvolveOrigin,
+    ImportOrigin,
+    LandedOrigin,
+    PretrainOrigin,
+    StoreConfig,
+    fingerprint,
+)
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import Objects, open_objects
 from oral_ray.store.bases import BaseShelf
@@ -23,7 +32,7 @@ def run(config: Config) -> dict[str, BaseRecord]:
 
     Raises BaseModelError when a version in the store was made by another recipe than the configured one.
     """
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     shelf, records = BaseShelf(objects, config.bases.prefix), Records(objects)
     found: dict[str, BaseRecord] = {}
     for version in config.bases.versions:
@@ -40,7 +49,7 @@ def run(config: Config) -> dict[str, BaseRecord]:
             cluster = config.cluster
             if isinstance(version.origin, EvolveOrigin | PretrainOrigin):
                 cluster = cluster.model_copy(update={"threads_per_task": version.origin.threads})
-            call = (make_base, (config.store.uri, shelf.key_prefix(version.id), version, parent.uri if parent else ""))
+            call = (make_base, (config.store, shelf.key_prefix(version.id), version, parent.uri if parent else ""))
             run_tasks([call], cluster, determinism=config.determinism, retries=1, label=f"base {version.id}")
             done = None
         record = shelf.record(version.id)
@@ -55,9 +64,9 @@ def run(config: Config) -> dict[str, BaseRecord]:
     return found
 
 
-def make_base(store_uri: str, prefix: str, version: BaseVersion, parent_uri: str) -> None:
+def make_base(store: StoreConfig, prefix: str, version: BaseVersion, parent_uri: str) -> None:
     """Worker: import, evolve or pretrain one version."""
-    objects: Objects = open_objects(store_uri)
+    objects: Objects = open_objects(store)
     if isinstance(version.origin, ImportOrigin):
         import_base(version.origin.source, objects, prefix)
     elif isinstance(version.origin, EvolveOrigin):

@@ -10,7 +10,7 @@ from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import run_tasks
-from oral_ray.config import Config, Dtype, Section, fingerprint
+from oral_ray.config import Config, Dtype, Section, StoreConfig, fingerprint
 from oral_ray.evaluation import correct_answers, majority_answers
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder
@@ -68,7 +68,7 @@ def _made(
     config: Config, requests: Sequence[Request], found: dict[str, BaseRecord],
     make: Callable[[list[Request]], list[str]],
 ) -> list[str]:  # fmt: skip
-    records = Records(open_objects(config.store.uri))
+    records = Records(open_objects(config.store))
     settings = settled(config.sampling, config.determinism).model_dump(
         mode="json", exclude={"num_steps", "max_batch_tokens"}
     )
@@ -89,14 +89,14 @@ def score_all(
 ) -> dict[tuple[str, str], dict[str, list[bool]]]:
     """Score on the cluster what is not scored yet; answers by (base, task), then by digest."""
     left = [cell for cell in (missing(objects, cell, found[cell.base]) for cell in wanted) if cell.digests]
-    calls = [(score_cell, (config.store.uri, cell, found[cell.base])) for cell in left]
+    calls = [(score_cell, (config.store, cell, found[cell.base])) for cell in left]
     run_tasks(calls, config.cluster, determinism=config.determinism, retries=2, label="scores")
     return {(cell.base, cell.task): read_cell(objects, cell, found[cell.base]) for cell in wanted}
 
 
 def generate(config: Config, requests: Sequence[Request], bases: dict[str, BaseRecord]) -> list[str]:
     """Worker: generate and store every request through AdapterFactory; digests in the order of requests."""
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     store, encoder = AdapterStore(objects), ConditionEncoder(config.condition)
     probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in bases.items()}
     digests = [""] * len(requests)
@@ -129,13 +129,13 @@ def missing(objects: Objects, cell: Cell, base: BaseRecord) -> Cell:
     )
 
 
-def score_cell(store_uri: str, cell: Cell, base: BaseRecord) -> None:
+def score_cell(store: StoreConfig, cell: Cell, base: BaseRecord) -> None:
     """Worker: score every adapter of a cell and commit one record each."""
-    objects = open_objects(store_uri)
-    store, records = AdapterStore(objects), Records(objects)
+    objects = open_objects(store)
+    adapters, records = AdapterStore(objects), Records(objects)
     task, loaded = load_task(cell.task), load_base(base, cell.dtype)
     asked = [digest for digest in cell.digests if digest != MAJORITY]
-    artifacts = [None if digest == ZERO_SHOT else store.get(digest) for digest in asked]
+    artifacts = [None if digest == ZERO_SHOT else adapters.get(digest) for digest in asked]
     found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit), strict=True))
     if MAJORITY in cell.digests:
         found[MAJORITY] = majority_answers(task, cell.split, cell.limit)

@@ -107,7 +107,7 @@ def train_runs(
 
     `beside` are other calls to fit into the same tasks' time; they start first and must leave their result in the store.
     """
-    records = Records(open_objects(config.store.uri))
+    records = Records(open_objects(config.store))
     entries = {run.recipe: _entry(records, run) for run in runs}
     missing = [run for run in runs if entries[run.recipe] is None]
     calls: list[Call] = [
@@ -124,7 +124,7 @@ def train_runs(
 def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> CorpusEntry:
     """Worker: train one run, store its checkpoints, commit its record."""
     started = time.perf_counter()
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     layout = AdapterLayout.of(bases[0].spec, config.lora, token_dim=bases[0].spec.hidden_size)
     loaded = [load_base(base, config.bases.dtype) for base in bases]
     artifacts = train_adapter(loaded, load_task(run.task), layout, config.corpus, run.seed, run.recipe)

@@ -31,7 +31,7 @@ DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest
 
 def run(config: Config) -> pd.DataFrame:
     """Score all configured arms on the tasks of the corpus and write the tables; returns the scores."""
-    found, base_ids, objects = corpus.run(config), chosen_bases(config), open_objects(config.store.uri)
+    found, base_ids, objects = corpus.run(config), chosen_bases(config), open_objects(config.store)
     manifest, digests = _made(config, config.tasks.ids)
     curve = _curve_requests(config, train.trained(config), base_ids)
     curve_digests = cells.generate_all(config, curve, found)
@@ -100,7 +100,7 @@ def _made(config: Config, task_ids: Sequence[str]) -> tuple[ShardManifest, Diges
     regression = train.recipe_of(control, manifest.fingerprint)
     digests |= made_arms(config, task_ids, manifest, generators, regression, found, base_ids)
     digests |= derived_arms(config, task_ids, found, base_ids, digests)
-    check_bases(digests, AdapterStore(open_objects(config.store.uri)), found)
+    check_bases(digests, AdapterStore(open_objects(config.store)), found)
     return manifest, digests
 
 
@@ -138,7 +138,7 @@ def _answers(
         )
         for base_id, task_id in sorted({(b, t) for b, t, _ in asked})
     ]
-    return cells.score_all(config, open_objects(config.store.uri), wanted, found)
+    return cells.score_all(config, open_objects(config.store), wanted, found)
 
 
 def _write(

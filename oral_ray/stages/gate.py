@@ -51,7 +51,7 @@ class Outcome(Section):
 
 def decided(config: Config, item: Item) -> Outcome | None:
     """The outcome of an item that was decided before."""
-    kept = Records(open_objects(config.store.uri)).get("gate", _recipe(config, item))
+    kept = Records(open_objects(config.store)).get("gate", _recipe(config, item))
     return None if kept is None else Outcome.model_validate(kept)
 
 
@@ -61,7 +61,7 @@ def regenerate_item(config: Config, item: Item) -> tuple[Outcome, ReleasedAdapte
     if outcome.decision.arm is None:
         return outcome, None
     adapter_id = f"{outcome.task.strip('/').replace('/', '-')}-{outcome.digest[:12]}"
-    store, prefix = AdapterStore(open_objects(config.store.uri)), config.regenerate.publish_prefix
+    store, prefix = AdapterStore(open_objects(config.store)), config.regenerate.publish_prefix
     return outcome, ReleasedAdapter(
         task=outcome.task,
         arm=outcome.decision.arm,
@@ -95,9 +95,7 @@ def _decide(config: Config, item: Item) -> Outcome:
     )
     if refused:  # what is damaged today may be mended tomorrow
         return outcome
-    kept = Records(open_objects(config.store.uri)).commit(
-        "gate", _recipe(config, item), outcome.model_dump(mode="json")
-    )
+    kept = Records(open_objects(config.store)).commit("gate", _recipe(config, item), outcome.model_dump(mode="json"))
     return Outcome.model_validate(kept)
 
 
@@ -112,7 +110,7 @@ def _candidates(config: Config, item: Item) -> tuple[dict[str, str], dict[str, s
     except ArtifactError as error:
         refused |= dict.fromkeys(names, str(error))
     layout = AdapterLayout.of(item.base.spec, config.lora, token_dim=item.base.spec.hidden_size)
-    store = AdapterStore(open_objects(config.store.uri))
+    store = AdapterStore(open_objects(config.store))
     for name, digest in item.reuse.items():
         try:
             store.get(digest).check(layout)
@@ -140,7 +138,7 @@ def _requests(config: Config, item: Item) -> list[Request]:
 
 def _score(config: Config, item: Item, digests: Mapping[str, str]) -> dict[str, float]:
     """Validation accuracy by candidate name, and that of the bare `base`."""
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     cell = Cell(
         base=item.base.id,
         dtype=config.bases.dtype,

@@ -57,14 +57,14 @@ def watch(config: Config) -> Iterator[RegenerationSummary]:
                 time.sleep(left_s)
                 continue
             hints = queue.wait(min(left_s, MAX_WAIT_S))
-            if changed := changed_bases(hints, open_objects(config.store.uri).uri, config.bases.prefix):
+            if changed := changed_bases(hints, open_objects(config.store).uri, config.bases.prefix):
                 yield run(config, changed)
             queue.done(hints)
 
 
 def run(config: Config, only: Collection[str] | None = None) -> RegenerationSummary:
     """Regenerate everything that is due (of the bases `only`); a second run finds it released and does nothing."""
-    started, objects = datetime.now(UTC), open_objects(config.store.uri)
+    started, objects = datetime.now(UTC), open_objects(config.store)
     needed = _needed(config, objects)
     recipe = train.run(needed)
     found = survey(config, recipe, only)
@@ -91,7 +91,7 @@ def run(config: Config, only: Collection[str] | None = None) -> RegenerationSumm
 
 def dry_run(config: Config) -> RegenerationSummary:
     """What `run` would find and do; it starts nothing and trains no generator."""
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     recipe = current_generator(objects, config.name)
     if recipe is None:
         raise GeneratorError(
@@ -109,7 +109,7 @@ def dry_run(config: Config) -> RegenerationSummary:
 
 def survey(config: Config, recipe: str, only: Collection[str] | None = None) -> Survey:
     """Look what has landed and what is released, and plan."""
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     landed, skipped = discover(objects, config.bases.prefix, config.regenerate.quiet_period_s, only)
     chosen = [base for base in landed if any(fnmatch.fnmatch(base.id, glob) for glob in config.regenerate.bases)]
     heads = latest_releases(objects)

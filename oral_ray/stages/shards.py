@@ -16,7 +16,7 @@ from oral_ray.adapters.gauge import canonical
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenMoments, tokenize
 from oral_ray.cluster import fold_parquet, write_parquet
-from oral_ray.config import Config, fingerprint
+from oral_ray.config import Config, StoreConfig, fingerprint
 from oral_ray.errors import ArtifactError, StoreError
 from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import corpus
@@ -30,7 +30,7 @@ RECIPE_VERSION = 1
 def run(config: Config) -> ShardManifest:
     """The manifest of the tokenised corpus; the corpus is trained and tokenised first where it is not there."""
     found = corpus.run(config)
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     seen = corpus.seen_ids(config)
     entries = corpus.train_runs(config, corpus.plan_grid(config, found, seen), found)
     recipe = fingerprint("shards", RECIPE_VERSION, [entry.run.recipe for entry in entries], config.tokens)
@@ -55,7 +55,7 @@ def run(config: Config) -> ShardManifest:
     prefix = shard_prefix(recipe, attempt)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(_discard, objects, prefix)
-        transform = tokenizer(config.store.uri, by_digest, references if config.tokens.gauge else {})
+        transform = tokenizer(config.store, by_digest, references if config.tokens.gauge else {})
         write_parquet(items, transform, f"{objects.uri}/{prefix}".rstrip("/"), config.tokens.rows_per_file)
         keys = [info.key for info in objects.list(prefix)]
         moments = TokenMoments()
@@ -85,7 +85,7 @@ def _discard(objects: Objects, prefix: str) -> None:
 
 
 def tokenizer(
-    store_uri: str, layouts: dict[str, AdapterLayout], references: dict[str, str]
+    store: StoreConfig, layouts: dict[str, AdapterLayout], references: dict[str, str]
 ) -> Callable[[pa.Table], pa.Table]:
     """Worker: a transform that adds the tokens of each row's adapter; without references the gauge is left alone.
 
@@ -93,12 +93,12 @@ def tokenizer(
     """
 
     def transform(table: pa.Table) -> pa.Table:
-        store = AdapterStore(open_objects(store_uri))
-        fixed = {key: canonical(store.get(digest).factors(layouts[key])) for key, digest in references.items()}
+        adapters = AdapterStore(open_objects(store))
+        fixed = {key: canonical(adapters.get(digest).factors(layouts[key])) for key, digest in references.items()}
         tokens = []
         for row in table.to_pylist():
             layout = layouts[row["layout"]]
-            factors = store.get(row["digest"]).factors(layout)
+            factors = adapters.get(row["digest"]).factors(layout)
             if references:
                 factors = canonical(factors, fixed[row["layout"]])
             tokens_LD = tokenize(factors, layout).tokens_LD

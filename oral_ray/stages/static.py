@@ -69,7 +69,7 @@ def multitask(config: Config, further: Sequence[str], instructed: bool, seed: in
 
 def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRecord]) -> list[str]:
     """Do what is not done of these runs, as Ray tasks; their digests in order."""
-    records = Records(open_objects(config.store.uri))
+    records = Records(open_objects(config.store))
     recipes = [_recipe(config, run, [found[base_id] for base_id in run.bases]) for run in runs]
     kept = {recipe: records.get("static", recipe) for recipe in recipes}
     left = {recipe: run for recipe, run in zip(recipes, runs, strict=True) if kept[recipe] is None}
@@ -86,13 +86,13 @@ def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRe
 def train_here(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
     """The digest of a run, trained in this process where it is not done."""
     recipe = _recipe(config, run, bases)
-    kept = Records(open_objects(config.store.uri)).get("static", recipe)
+    kept = Records(open_objects(config.store)).get("static", recipe)
     return str((kept or train_run(config, run, bases, recipe))["digest"])
 
 
 def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recipe: str) -> dict[str, str]:
     """Worker: train one static adapter, store it, commit its record."""
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     store = AdapterStore(objects)
     layout = AdapterLayout.of(bases[-1].spec, config.lora, token_dim=config.tokens.token_dim)
     source = FunctionalSource(

@@ -21,7 +21,7 @@ from oral_ray.bases.corpora import load_corpus
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.pretrain import perplexity, weight_change
 from oral_ray.cluster import Call, run_tasks, session
-from oral_ray.config import Config, fingerprint, with_overrides
+from oral_ray.config import Config, StoreConfig, fingerprint, with_overrides
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import paired_difference
 from oral_ray.objects import open_objects, probe
@@ -40,7 +40,7 @@ def run_stage(config: Config, stage: str) -> str:
     if stage not in (*STAGES, "all"):
         raise EvaluationError(f"unknown stage {stage!r}; there are {', '.join(STAGES)}, and all")
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    probe(open_objects(config.store.uri))
+    probe(open_objects(config.store))
     with session(config.cluster, config.determinism):
         tables = [STAGES[name](config) for name in (STAGES if stage == "all" else (stage,))]
     return "\n\n".join(tables)
@@ -63,14 +63,14 @@ def drift(config: Config) -> str:
     """Make the base versions; how far each is from the first: relative change of the weights, perplexities."""
     found = bases.run(config)
     first = next(iter(found.values()))
-    calls: list[Call] = [(measure_drift, (config.store.uri, first, record)) for record in found.values()]
+    calls: list[Call] = [(measure_drift, (config.store, first, record)) for record in found.values()]
     rows = run_tasks(calls, config.cluster, determinism=config.determinism, retries=1, label="drift")
     return _written(config, "drift", pd.DataFrame(rows))
 
 
-def measure_drift(store_uri: str, first: BaseRecord, record: BaseRecord) -> dict[str, Any]:
+def measure_drift(store: StoreConfig, first: BaseRecord, record: BaseRecord) -> dict[str, Any]:
     """Worker: the drift of one version from the first, kept as a record."""
-    records = Records(open_objects(store_uri))
+    records = Records(open_objects(store))
     recipe = fingerprint("drift", 1, first.fingerprint, record.fingerprint, CORPORA)
     if (kept := records.get("drift", recipe)) is not None:
         return kept
@@ -111,7 +111,7 @@ def screen(config: Config) -> str:
         )
         for task_id in ids
     ]
-    answers = cells.score_all(config, open_objects(config.store.uri), wanted, found)
+    answers = cells.score_all(config, open_objects(config.store), wanted, found)
     rows = []
     for task_id in ids:
         correct = {arm: answers[first.id, task_id][digest] for arm, digest in arms[task_id].items()}
@@ -122,13 +122,13 @@ def screen(config: Config) -> str:
             | {"lowest_lead": min(lows.values()), "kept": min(lows.values()) > 0, "fails": _failed(lows)}
         )
     table = pd.DataFrame(rows)
-    Records(open_objects(config.store.uri)).commit("screen", _screen_recipe(config), {"kept": _kept(table)})
+    Records(open_objects(config.store)).commit("screen", _screen_recipe(config), {"kept": _kept(table)})
     return _written(config, "screen", table)
 
 
 def kept_tasks(config: Config) -> Config:
     """The configuration with the tasks that passed the screening; EvaluationError when there was none."""
-    record = Records(open_objects(config.store.uri)).get("screen", _screen_recipe(config))
+    record = Records(open_objects(config.store)).get("screen", _screen_recipe(config))
     if record is None:
         raise EvaluationError("the tasks are not screened yet; run the stage 'screen' with the same configuration")
     return config.model_copy(update={"tasks": config.tasks.model_copy(update={"ids": tuple(record["kept"])})})

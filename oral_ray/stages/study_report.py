@@ -47,7 +47,7 @@ def run(config: Config) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     scores.to_parquet(folder / "scores.parquet", compression="zstd")
     tables = {name: pd.read_parquet(Path(config.out) / f"{name}.parquet") for name in ("drift", "screen")}
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     command = f"oral-ray {shlex.join(sys.argv[1:])}"
     summary = {
         "command": command,

@@ -65,14 +65,14 @@ def further_tasks(config: Config) -> list[str]:
 def run(config: Config) -> str:
     """The recipe of the trained generator, made the current one of the configuration's name; trained where missing."""
     recipe = trained(config)
-    promote_generator(open_objects(config.store.uri), config.name, recipe)
+    promote_generator(open_objects(config.store), config.name, recipe)
     return recipe
 
 
 def trained(config: Config) -> str:
     """The recipe of the generator; trains it, on Ray Train workers, where it is not there."""
     manifest = shards.run(config)
-    recipe, objects = recipe_of(config, manifest.fingerprint), open_objects(config.store.uri)
+    recipe, objects = recipe_of(config, manifest.fingerprint), open_objects(config.store)
     if generator_manifest(objects, recipe) is None:
         cluster.run_workers(
             train_worker,
@@ -89,7 +89,7 @@ def trained(config: Config) -> str:
 
 def is_done(config: Config, shards_fingerprint: str) -> bool:
     """Whether the generator of this configuration is in the store."""
-    return generator_manifest(open_objects(config.store.uri), recipe_of(config, shards_fingerprint)) is not None
+    return generator_manifest(open_objects(config.store), recipe_of(config, shards_fingerprint)) is not None
 
 
 def regression_config(config: Config) -> Config:
@@ -108,7 +108,7 @@ def regression_config(config: Config) -> Config:
 
 def train_in_task(config: Config, shards_fingerprint: str) -> str:
     """Worker: train a generator in one process, without Ray Train (controls and small studies); returns its recipe."""
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     recipe = recipe_of(config, shards_fingerprint)
     if is_done(config, shards_fingerprint):
         return recipe
@@ -128,7 +128,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     """Worker of a Ray Train run."""
     config = Config.model_validate(loop_config["config"])
     cluster.limit_threads(config.training.threads_per_worker, config.determinism)
-    manifest = _require(open_objects(config.store.uri), loop_config["shards"])
+    manifest = _require(open_objects(config.store), loop_config["shards"])
     rank, num_workers = cluster.worker_rank()
     with cluster.worker_checkpoint() as resume:
         _train(
@@ -147,7 +147,7 @@ def _train(
     config: Config, manifest: ShardManifest, read: Callable[[], Iterable[dict[str, Any]]], rank: int, num_workers: int,
     resume: Path | None, report: Callable[[MetricsRow, Path | None], None], finish: Callable[[Path], None],
 ) -> None:  # fmt: skip
-    objects = open_objects(config.store.uri)
+    objects = open_objects(config.store)
     encoder = ConditionEncoder(config.condition)
     shelf = BaseShelf(objects, config.bases.prefix)
     bases = {base_id: shelf.record(base_id) for base_id in manifest.bases}
