@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from oral_ray import __version__
+from oral_ray.cli_store import add_store_commands
 from oral_ray.config import Config, load_config
 from oral_ray.errors import ConfigError, OralError, OutOfTimeError
 
@@ -155,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     command = add("list", _list, "List the latest release of every base and its published adapters.")
     _store_argument(command)
     command.add_argument("--json", action="store_true", help="print one JSON object")
+
+    add_store_commands(commands, print)
 
     command = add("report", _report, "Rebuild report.html and report.md from the tables of an output folder.")
     command.add_argument("folder", type=Path, help="output folder, such as out/quickstart")

@@ -21,6 +21,7 @@ FLOORS = (
     ("factory", "release", "report", "evidence", "client"),
     ("stages", "service", "verify", "plugins", "export"),
     ("bench",),
+    ("cli_store",),
     ("cli",),
     ("jobs", "serve"),
 )

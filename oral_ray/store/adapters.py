@@ -80,6 +80,10 @@ class AdapterStore:
         self._read(where, digest)
         return f"{self._objects.uri}/{where}".rstrip("/")
 
+    def read_published(self, where: str, digest: str) -> AdapterArtifact:
+        """The artifact of a published folder; ArtifactError when it is not what the digest names."""
+        return self._read(f"{where}/", digest)
+
     def pull(self, digest: str, folder: Path) -> Path:
         """Write an artifact into a folder, digest checked, adapter_config.json last."""
         return write_folder(self.get(digest), folder)

@@ -76,9 +76,25 @@ def read_metrics(objects: Objects, recipe: str) -> list[dict[str, Any]]:
         return []
     key = _key(recipe, METRICS, digest)
     try:
-        return list(pq.read_table(pa.BufferReader(objects.get(key))).to_pylist())
+        return list(pq.read_table(pa.BufferReader(_read(objects, key, digest))).to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise GeneratorError(f"{key} in {objects.uri} is damaged: {error}; {_AGAIN}") from None
+
+
+def verify_generator(objects: Objects, recipe: str) -> None:
+    """Compare every file of a generator with the hash in its manifest; GeneratorError names the first that differs."""
+    for file, digest in _require(objects, recipe)["files"].items():
+        _read(objects, _key(recipe, file, digest), digest)
+
+
+def _read(objects: Objects, key: str, digest: str) -> bytes:
+    try:
+        data = objects.get(key)
+    except MissingObjectError:
+        raise GeneratorError(f"{key} in {objects.uri} is lost; {_AGAIN}") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise GeneratorError(f"{key} in {objects.uri} is damaged; {_AGAIN}")
+    return data
 
 
 def get_generator(objects: Objects, recipe: str) -> Generator:

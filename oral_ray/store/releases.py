@@ -72,6 +72,49 @@ class ReleaseStore:
         numbers = self.sequence(base_id)
         return self.get(base_id, numbers[-1]) if numbers else None
 
+    def alias(self, base_id: str, name: str) -> int | None:
+        """The number of the release that an alias means; `latest` is always the newest. None where there is none."""
+        if name == "latest":
+            return max(self.sequence(base_id), default=None)
+        return next(iter(reversed(self.history(base_id, name))), None)
+
+    def history(self, base_id: str, name: str) -> list[int]:
+        """Every release that an alias has meant, oldest first."""
+        journal = self._aliases(base_id, name)
+        try:
+            return [int(json.loads(journal.get(number))["release"]) for number in journal.numbers()]
+        except (ValueError, KeyError, TypeError):
+            raise ReleaseError(f"an entry under {journal.key(0)[:-13]} is damaged; delete it") from None
+
+    def set_alias(self, base_id: str, name: str, seq: int) -> None:
+        """Let an alias mean a release, by an appended record; ReleaseError where there is no such release."""
+        known = self.sequence(base_id)
+        if seq not in known:
+            raise ReleaseError(f"base {base_id!r} has no release {seq}; there are {known or 'none'}")
+        if name == "latest":
+            raise ReleaseError("alias 'latest' is always the newest release; take another name, such as prod")
+        self._aliases(base_id, name).append({"release": seq}, unless=lambda _: self.alias(base_id, name) == seq)
+
+    def roll_back(self, base_id: str, name: str) -> int:
+        """Let an alias mean the newest release before its own that it has meant; ReleaseError where there is none."""
+        history = self.history(base_id, name)
+        earlier = [seq for seq in history if seq < history[-1]]
+        if not earlier:
+            raise ReleaseError(f"alias {name!r} of base {base_id!r} has meant no earlier release (history: {history})")
+        self.set_alias(base_id, name, max(earlier))
+        return max(earlier)
+
+    def diff(self, base_id: str, old: int, new: int) -> list[str]:
+        """What changed between two releases, a line a task."""
+        before, after = ({a.task: a for a in self.get(base_id, seq).adapters} for seq in (old, new))
+        lines = [f"- {task}  {before[task].adapter_id}" for task in sorted(before.keys() - after.keys())]
+        lines += [f"+ {task}  {after[task].adapter_id}" for task in sorted(after.keys() - before.keys())]
+        return lines + [
+            f"~ {task}  {a.adapter_id} ({a.arm} {a.score:.3f}) -> {b.adapter_id} ({b.arm} {b.score:.3f})"
+            for task in sorted(before.keys() & after.keys())
+            if (a := before[task]).digest != (b := after[task]).digest
+        ]
+
     def append(self, release: Release) -> int:
         """Add a release and return its number; an equal latest release is not added again."""
         return self._journal(release.base).append(release, unless=lambda seq: self.get(release.base, seq) == release)
@@ -88,6 +131,9 @@ class ReleaseStore:
             return None if after == before else after
 
         return self._journal(base_id).amend(changed)
+
+    def _aliases(self, base_id: str, name: str) -> Journal:
+        return Journal(self._objects, f"aliases/{base_id}/{name}/")
 
     def _journal(self, base_id: str) -> Journal:
         return Journal(self._objects, f"releases/{base_id}/")

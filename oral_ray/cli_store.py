@@ -1,0 +1,109 @@
+"""`oral-ray store {gc,fsck}` and `oral-ray release {show,alias,rollback,diff}`."""
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any
+
+
+def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
+    """Add both commands to a parser's sub-commands; `show` prints a line."""
+    store = commands.add_parser("store", help="Look after an object store.").add_subparsers(
+        required=True, metavar="VERB"
+    )
+    release = commands.add_parser("release", help="Releases, aliases.").add_subparsers(required=True, metavar="VERB")
+
+    def add(group: Any, name: str, call: Callable[[argparse.Namespace, Callable[[str], None]], None], text: str) -> Any:
+        command = group.add_parser(name, help=text, description=text)
+        command.set_defaults(call=lambda args: call(args, show))
+        command.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="log everything")
+        default = os.environ.get("ORAL_STORE", "./oral-store")
+        command.add_argument("--store", default=default, help=f"store uri (default {default})")
+        return command
+
+    command = add(store, "gc", _collect, "List what nothing names any more; --delete removes it.")
+    command.add_argument("--delete", action="store_true", help="delete it (default: only list it)")
+    command.add_argument("--grace-h", type=float, default=24.0, help="leave what is younger, in hours (default 24)")
+    command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
+    command = add(store, "fsck", _check, "Read everything, compare digests and references; exit code 1 for a fault.")
+    command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
+
+    command = add(release, "show", _show, "Show a release and the history of its base's alias.")
+    command.add_argument("base", help="base id")
+    command.add_argument("which", nargs="?", default="latest", help="number or alias (default latest)")
+    command = add(release, "alias", _alias, "Let an alias (prod, ...) mean a release.")
+    command.add_argument("base", help="base id")
+    command.add_argument("name", help="alias")
+    command.add_argument("which", help="number or alias")
+    command = add(release, "rollback", _roll_back, "Let an alias mean the release before its own again.")
+    command.add_argument("base", help="base id")
+    command.add_argument("name", help="alias")
+    command = add(release, "diff", _diff, "Show what changed between two releases of a base.")
+    command.add_argument("base", help="base id")
+    command.add_argument("old", help="number or alias")
+    command.add_argument("new", help="number or alias")
+
+
+def _collect(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    from oral_ray.objects import open_objects
+    from oral_ray.store.garbage import collect, plan_collection
+
+    objects = open_objects(args.store)
+    units = plan_collection(objects, args.grace_h * 3600, args.published)
+    for unit in units:
+        show(f"{unit.name}  {unit.num_bytes:,} bytes: {unit.reason}")
+    total = f"{len(units)} things, {sum(unit.num_bytes for unit in units):,} bytes"
+    show(f"deleted {total} ({collect(objects, units)} objects)" if args.delete else f"{total}; --delete removes them")
+
+
+def _check(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    from oral_ray.objects import open_objects
+    from oral_ray.store.fsck import find_faults
+
+    faults = list(find_faults(open_objects(args.store), args.published))
+    for fault in faults:
+        show(fault)
+    show(f"{len(faults)} faults in {args.store}" if faults else f"{args.store} is whole")
+    if faults:
+        raise SystemExit(1)
+
+
+def _show(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    releases = _releases(args)
+    show(releases.get(args.base, _number(releases, args.base, args.which)).model_dump_json(indent=1))
+
+
+def _alias(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    releases = _releases(args)
+    seq = _number(releases, args.base, args.which)
+    releases.set_alias(args.base, args.name, seq)
+    show(f"{args.name} of {args.base} is release {seq}")
+
+
+def _roll_back(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    show(f"{args.name} of {args.base} is release {_releases(args).roll_back(args.base, args.name)}")
+
+
+def _diff(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    releases = _releases(args)
+    numbers = [_number(releases, args.base, which) for which in (args.old, args.new)]
+    for line in releases.diff(args.base, *numbers) or ["no adapter changed"]:
+        show(line)
+
+
+def _releases(args: argparse.Namespace) -> Any:
+    from oral_ray.objects import open_objects
+    from oral_ray.store.releases import ReleaseStore
+
+    return ReleaseStore(open_objects(args.store))
+
+
+def _number(releases: Any, base_id: str, which: str) -> int:
+    from oral_ray.errors import ReleaseError
+
+    number = int(which) if which.isdigit() else releases.alias(base_id, which)
+    if number not in releases.sequence(base_id):
+        raise ReleaseError(
+            f"base {base_id!r} has no release {which!r}; there are {releases.sequence(base_id) or 'none'}"
+        )
+    return number
