@@ -236,7 +236,8 @@ class LatentConfig(Section):
 class GeneratorConfig(Section):
     """Sizes of the generator. Token size (`tokens.token_dim`) and model width are independent.
 
-    With `latent` it is the baseline Cond P-Diff instead, and the other sizes play no part.
+    With `latent` it is the baseline Cond P-Diff instead, and the other sizes play no part. `denoiser = "conv"` is RPG's
+    head, 1-D convolutions over each token, with `conv_channels`; the sizes of the MLP play no part then.
     """
 
     latent: LatentConfig | None = None
@@ -247,6 +248,8 @@ class GeneratorConfig(Section):
     state_dim: PositiveInt = 64
     head_dim: PositiveInt = 64
     chunk_size: PositiveInt = 64
+    denoiser: Literal["mlp", "conv"] = "mlp"
+    conv_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 96, 64)
     denoiser_width: PositiveInt = 512
     denoiser_blocks: PositiveInt = 3
     kernel: Literal["auto", "torch", "cuda"] = "auto"

@@ -11,7 +11,6 @@ bytes and the digest are those of the same adapter in memory.
 import hashlib
 import json
 import math
-import mmap
 from pathlib import Path
 from types import TracebackType
 
@@ -75,12 +74,14 @@ class AdapterWriter:
     def _read_digest(self, config: str) -> str:
         """As `AdapterArtifact.digest`: over tensors by name, while they come by layer; so the file is read once more."""
         digest = hashlib.sha256(config.encode())
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            for name, shape in self._shapes.items():
-                digest.update(f"\n{name} {torch.float32} {shape}\n".encode())
-                start, end = self._starts[name], self._starts[name] + FLOAT_BYTES * math.prod(shape)
-                for part in range(start, end, PART_BYTES):
-                    digest.update(view[part : min(part + PART_BYTES, end)])
+        for name, shape in self._shapes.items():
+            digest.update(f"\n{name} {torch.float32} {shape}\n".encode())
+            self._file.seek(self._starts[name])
+            left = FLOAT_BYTES * math.prod(shape)
+            while left:
+                part = self._file.read(min(left, PART_BYTES))
+                digest.update(part)
+                left -= len(part)
         return digest.hexdigest()
 
 

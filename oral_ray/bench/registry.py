@@ -15,6 +15,7 @@ from oral_ray.config import build_section
 from oral_ray.errors import ConfigError
 
 BENCHMARKS = {
+    "generate": "adapters of known models: time, memory, growth, peers, distance to the machine's limit",
     "ssd": "chunked SSD against the plain recurrence",
     "sample": "sampling together and one by one, more steps, guidance",
     "score": "scoring texts in batches of several sizes",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from oral_ray.adapters.tokens import POSITION_DIM
 from oral_ray.config import DiffusionObjective, GeneratorConfig, SamplingConfig
 from oral_ray.generator import diffusion
+from oral_ray.generator.conv_denoiser import ConvDenoiser
 from oral_ray.generator.denoiser import Denoiser
 from oral_ray.generator.spec import FunctionalItem, GeneratorSpec, guidance_terms, sum_weighted
 from oral_ray.generator.ssm import Mamba2, MambaState
@@ -36,7 +37,11 @@ class Network(nn.Module):
         self.no_model = nn.Parameter(torch.zeros(config.width))
         self.layers = nn.ModuleList(RecurrentLayer(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.width)
-        self.denoiser = Denoiser(spec.token_dim, config.denoiser_width, config.denoiser_blocks, config.width)
+        self.denoiser = (
+            ConvDenoiser(spec.token_dim, config.conv_channels, config.width)
+            if config.denoiser == "conv"
+            else Denoiser(spec.token_dim, config.denoiser_width, config.denoiser_blocks, config.width)
+        )
 
     def prototypes(
         self, position_BLP: Tensor, text_BE: Tensor, model_BG: Tensor, use_text_B: Tensor, use_model_B: Tensor,
