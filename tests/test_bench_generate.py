@@ -19,7 +19,8 @@ def test_the_benchmark_times_a_layout_lists_one_that_is_too_large_and_sets_floor
     monkeypatch.setattr(generate, "ConditionConfig", lambda: ConditionConfig(text_encoder=str(tiny_bert)))
     monkeypatch.setattr(generate, "_matmul_flops", lambda device, dtype: 1e11)
     monkeypatch.setattr(generate, "_copy_bytes", lambda device: 1e10)
-    monkeypatch.setattr(generate, "PEER_TOKENS", 2)
+    monkeypatch.setattr(generate, "OUR_TOKENS", 2)
+    monkeypatch.setattr(generate, "RPG_TOKENS", 2)
     options = build_section(
         generate.Options,
         ['models=["bert-base"]', "ranks=[4,8]", "max_parameters=300000", "token_dim=256", "rpg_steps=3"],

@@ -35,7 +35,7 @@ from oral_ray.generator.network import Network
 from oral_ray.generator.spec import GeneratorSpec
 
 PROMPT = "Decide whether a review is positive or negative."
-PEER_TOKENS = 64
+OUR_TOKENS, RPG_TOKENS = 512, 8  # enough for each to reach its rate
 
 
 class Options(BenchOptions):
@@ -112,21 +112,20 @@ def _generate(factory: AdapterFactory, model: str, targets: str, r: int, options
 
 def _peers(options: Options, encoder: ConditionEncoder) -> list[Row]:
     """Tokens of one piece through each head; seconds of all its sampling steps."""
-    heads: dict[str, tuple[GeneratorConfig, int]] = {
-        "ours": (GeneratorConfig(), options.num_steps),
-        "regression head, one pass": (GeneratorConfig(objective=RegressionObjective()), 1),
-        "RPG's head at our number of steps": (_rpg(options), options.num_steps),
-        "RPG's head": (_rpg(options), options.rpg_steps),
+    heads: dict[str, tuple[GeneratorConfig, int, int]] = {
+        "ours": (GeneratorConfig(), options.num_steps, OUR_TOKENS),
+        "regression head, one pass": (GeneratorConfig(objective=RegressionObjective()), 1, OUR_TOKENS),
+        "RPG's head at our number of steps": (_rpg(options), options.num_steps, RPG_TOKENS),
+        "RPG's head": (_rpg(options), options.rpg_steps, RPG_TOKENS),
     }
     calls, parameters = {}, {}
-    for what, (config, num_steps) in heads.items():
+    for what, (config, num_steps, num_tokens) in heads.items():
         network = build_network(_spec(options, encoder, config), 0).to(options.device).eval()
         parameters[what] = sum(parameter.numel() for parameter in network.parameters())
-        calls[what] = _sampling(network, num_steps, options, encoder)
+        calls[what] = _sampling(network, num_tokens, num_steps, options, encoder)
     rows = compare(calls, max(3, options.repetitions))
-    num_values = PEER_TOKENS * options.token_dim
     return [
-        row | {"ns_per_parameter": float(row["seconds"] or 0) / num_values * 1e9, "steps": heads[str(row["what"])][1],
+        row | {"ns_per_parameter": float(row["seconds"] or 0) / heads[str(row["what"])][2] / options.token_dim * 1e9, "steps": heads[str(row["what"])][1],
                "generator_parameters": parameters[str(row["what"])]}
         for row in rows
     ]  # fmt: skip
@@ -137,11 +136,11 @@ def _rpg(options: Options) -> GeneratorConfig:
     return GeneratorConfig(width=options.token_dim, denoiser="conv", objective=DiffusionObjective())
 
 
-def _sampling(network: object, num_steps: int, options: Options, encoder: ConditionEncoder):
+def _sampling(network: object, num_tokens: int, num_steps: int, options: Options, encoder: ConditionEncoder):
     assert isinstance(network, Network)
     rng = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, PEER_TOKENS, options.token_dim, generator=rng).to(options.device)
-    position = torch.zeros(1, PEER_TOKENS, POSITION_DIM, device=options.device)
+    noise = torch.randn(1, num_tokens, options.token_dim, generator=rng).to(options.device)
+    position = torch.zeros(1, num_tokens, POSITION_DIM, device=options.device)
     text = torch.zeros(1, encoder.text_dim, device=options.device)
     model = torch.zeros(1, encoder.model_dim, device=options.device)
     sampling = SamplingConfig(num_steps=num_steps)
