@@ -124,11 +124,13 @@ def _peers(options: Options, encoder: ConditionEncoder) -> list[Row]:
         parameters[what] = sum(parameter.numel() for parameter in network.parameters())
         calls[what] = _sampling(network, num_tokens, num_steps, options, encoder)
     rows = compare(calls, max(3, options.repetitions))
-    return [
-        row | {"ns_per_parameter": float(row["seconds"] or 0) / heads[str(row["what"])][2] / options.token_dim * 1e9, "steps": heads[str(row["what"])][1],
-               "generator_parameters": parameters[str(row["what"])]}
-        for row in rows
-    ]  # fmt: skip
+    found: list[Row] = []
+    for row in rows:
+        what = str(row["what"])
+        _, num_steps, num_tokens = heads[what]
+        ns = float(row["seconds"] or 0) / (num_tokens * options.token_dim) * 1e9
+        found.append(row | {"ns_per_parameter": ns, "steps": num_steps, "generator_parameters": parameters[what]})
+    return found
 
 
 def _rpg(options: Options) -> GeneratorConfig:
