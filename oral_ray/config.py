@@ -292,18 +292,25 @@ class FunctionalPhase(Section):
 class TrainingConfig(Section):
     """How the generator is trained; `batch_size` counts adapters over all workers together.
 
-    `seed` is added to that of the run: other generators of one corpus.
+    `seed` is added to that of the run: other generators of one corpus. A worker's batch is taken in `accumulation` parts,
+    and of an adapter no more than `window_tokens` consecutive tokens are trained on in a step (None: all of it).
+    `activation_checkpointing` computes activations again instead of keeping them. With `min_workers` a run goes on with
+    fewer workers while the cluster has no room for `num_workers`.
     """
 
     seed: int = 0
     engine: TorchEngine | DeepSpeedEngine = Field(discriminator="kind", default=TorchEngine())
     num_workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: NonNegativeFloat = 0.0
     threads_per_worker: PositiveInt = 1
     dtype: Dtype = "float32"
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 16
+    accumulation: PositiveInt = 1
+    window_tokens: PositiveInt | None = None
+    activation_checkpointing: bool = False
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 20
@@ -313,14 +320,26 @@ class TrainingConfig(Section):
     validation_frac: Fraction = 0.05
     validate_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 200
+    checkpoint_upload: Literal["async", "sync"] = "async"
     cache_bytes: PositiveInt = 2_000_000_000
     functional: FunctionalPhase = FunctionalPhase()
     max_failures: NonNegativeInt = 3
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
-        if self.batch_size % self.num_workers:
-            raise ValueError(f"batch_size={self.batch_size} is not divisible by num_workers={self.num_workers}")
+        for num_workers in range(self.min_workers or self.num_workers, self.num_workers + 1):
+            if self.batch_size % (num_workers * self.accumulation):
+                raise ValueError(
+                    f"batch_size={self.batch_size} is not divisible by num_workers={num_workers} x "
+                    f"accumulation={self.accumulation}; change one of them, or min_workers"
+                )
+        if (self.min_workers or 1) > self.num_workers:
+            raise ValueError(f"min_workers={self.min_workers} is above num_workers={self.num_workers}; lower it")
+        if self.window_tokens and isinstance(self.engine, DeepSpeedEngine) and self.engine.zero_stage == 3:
+            raise ValueError(
+                "window_tokens calls the network a different number of times on every worker, which zero_stage=3 cannot "
+                "do; use zero_stage=2 or leave window_tokens out"
+            )
         return self
 
 

@@ -114,7 +114,7 @@ def test_the_functional_phase_reaches_every_weight_that_samples(trained: LatentN
         inputs[2], inputs[1], inputs[3], inputs[4], inputs[7], lambda tokens_BLD: tokens_BLD.square().mean()
     )
     network = build_network(spec(), 0)
-    network(*inputs, item, 0.0).backward()
+    network(*inputs, functional=item, diffusion_weight=0.0).backward()
     silent = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert all(
         name.startswith(("encoder", "no_", "blocks", "latent_in", "text_in", "model_in", "time_in")) for name in silent

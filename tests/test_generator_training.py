@@ -1,11 +1,7 @@
-"""The training loop: it learns, resumes exactly, saves the EMA, never trains on held-out rows; ZeRO 0-3 agree."""
+"""The training loop: it learns, resumes exactly, saves the EMA, never trains on held-out rows."""
 
 import itertools
-import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +57,7 @@ class Run:
     def report(self, row: MetricsRow, folder: Path | None) -> None:
         self.metrics.append(row)
         if folder is not None:
-            shutil.copytree(folder, self.at(row.step))
+            shutil.move(folder, self.at(row.step))
 
     def at(self, step: int) -> Path:
         return self.folder / f"step-{step}"
@@ -72,12 +68,13 @@ class Run:
 
 def run(
     folder: Path, rows: list[CorpusRow], tables: CorpusTables, training: TrainingConfig, seed: int = 0,
-    resume: Path | None = None, network: Network | None = None, functional_item: Any = None,
+    resume: Path | None = None, network: Network | None = None, functional_item: Any = None, rank: int = 0,
+    num_workers: int = 1,
 ) -> Run:  # fmt: skip
     made = Run(folder, network or build_network(SPEC, seed))
     train(
-        made.network, tables, lambda: iter(rows), training, drop_text_frac=0.1, drop_model_frac=0.1, seed=seed, rank=0,
-        num_workers=1, resume=resume, report=made.report,
+        made.network, tables, lambda: iter(rows), training, drop_text_frac=0.1, drop_model_frac=0.1, seed=seed, rank=rank,
+        num_workers=num_workers, resume=resume, report=made.report,
         save_network=lambda state, target: save_file(state, target / "ema.safetensors"),
         functional_item=functional_item,
     )  # fmt: skip
@@ -153,7 +150,7 @@ def test_what_is_saved_is_the_moving_average_of_the_weights(
     average = build_network(SPEC, 0).state_dict()
     for step in range(8):
         decay = min(0.5, (1 + step) / (10 + step))
-        weights = torch.load(done.at(step + 1) / "torch.pt", weights_only=True)["network"]
+        weights = torch.load(done.at(step + 1) / "trainer.pt", weights_only=True)["weights"]
         average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
         saved = done.saved(step + 1)
         assert all(torch.allclose(average[name], saved[name], atol=1e-6) for name in average)
@@ -278,10 +275,12 @@ def test_diffusion_loss_stays_in_the_functional_phase_with_its_weight(
         positions(layout)[None], token_mask(layout)[None], randn(1, SPEC.text_dim), randn(1, SPEC.model_dim),
         randn(1, layout.num_tokens, 24), lambda tokens: tokens.square().mean(),
     )  # fmt: skip
-    inputs = make_batch(rows[:3], tables, 0.0, 0.0, 1.0, 0).tensors(torch.device("cpu"))
+    inputs = make_batch(rows[:3], tables, 0.0, 0.0, 1.0, 0).inputs(torch.device("cpu"))
     with torch.no_grad():
-        corpus_loss, task_loss = float(network(*inputs)), float(item.task_loss(network.one_step(item)))
-        assert float(network(*inputs, item, 0.3)) == pytest.approx(task_loss + 0.3 * corpus_loss, rel=1e-6)
+        corpus_loss, task_loss = float(network(**inputs)), float(item.task_loss(network.one_step(item)))
+        assert float(network(**inputs, functional=item, diffusion_weight=0.3)) == pytest.approx(
+            task_loss + 0.3 * corpus_loss, rel=1e-6
+        )
 
 
 def order(source: RowSource, num: int, seed: int = 0, first: int = 0) -> list[list[str]]:
@@ -323,24 +322,3 @@ def test_a_batch_is_padded_normalised_and_drawn_from_its_seed(small: tuple[list[
     assert torch.equal(batch.noise_BLD, again.noise_BLD) and not torch.equal(batch.noise_BLD, other.noise_BLD)
     wordings = {tuple(make_batch(rows[:1], tables, 0.0, 0.0, 4.0, s).text_BE[0].tolist()) for s in range(20)}
     assert wordings == {tuple(row.tolist()) for row in tables.prompts[rows[0].task]}
-
-
-def test_deepspeed_zero_stages_agree_with_plain_torch_and_resume(
-    small: tuple[list[CorpusRow], CorpusTables], tmp_path: Path
-) -> None:
-    torch.save(small, tmp_path / "corpus.pt")
-    here = Path(__file__)
-    done = subprocess.run(
-        [sys.executable, str(here.with_name("deepspeed_stages.py")), str(tmp_path)],
-        cwd=here.parent, env={**os.environ, "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"}, capture_output=True,
-        text=True, timeout=180, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert sorted(found) == ["0", "1", "2", "3", "torch"]
-    for stage, result in found.items():
-        assert result["losses"] == pytest.approx(found["torch"]["losses"], abs=1e-4), stage
-        assert result["weights"] == pytest.approx(found["torch"]["weights"], abs=1e-4), stage
-        assert result["resumed_losses"] == pytest.approx(result["losses"][-1:], abs=1e-5), stage
-        assert result["resumed_weights"] == pytest.approx(result["weights"], abs=1e-5), stage
-    assert found["torch"]["losses"][0] != pytest.approx(found["torch"]["losses"][-1], abs=1e-3)

@@ -113,9 +113,10 @@ class TokenStats:
     scales: dict[tuple[str, str], tuple[tuple[float, float], ...]]
     means: dict[str, Tensor]
 
-    def normalize(self, tokens_LD: Tensor, layout: AdapterLayout) -> Tensor:
-        """(tokens - mean) / scale."""
-        return (tokens_LD - self.mean(layout)) / self.scale(layout)
+    def normalize(self, tokens_LD: Tensor, layout: AdapterLayout, cut: slice = slice(None)) -> Tensor:
+        """(tokens - mean) / scale of all tokens, or of those of a cut."""
+        mean = self.mean(layout)
+        return (tokens_LD - (mean[cut] if mean.dim() else mean)) / self.scale(layout)[cut]
 
     def denormalize(self, tokens_LD: Tensor, layout: AdapterLayout) -> Tensor:
         """Undo `normalize`; padding comes out as zero."""

@@ -6,11 +6,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.data
 import ray.train
+from ray.train import CheckpointUploadMode
 from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
 
@@ -43,19 +44,21 @@ def run_workers(
     """Run `loop` on every worker of a Ray Train run, then `collect` its last checkpoint as a local folder.
 
     The run resumes from its last checkpoint in `storage_uri/name` after the loss of a worker, at most `max_failures`
-    times, and when a run of the same name is started again.
+    times, and when a run of the same name is started again. With `min_workers` it goes on with as many as there is room
+    for, and takes more in when room comes.
     """
     if len(uris) < training.num_workers:
         raise ConfigError(
             f"{training.num_workers} training workers need at least as many shard files, there are {len(uris)}; "
             "lower tokens.rows_per_file or training.num_workers"
         )
-    board: Any = ray.remote(_Board).options(num_cpus=0).remote()
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # the node of a worker may be lost
+    board: Any = ray.remote(_Board).options(num_cpus=0, label_selector=here).remote()
     trainer = TorchTrainer(
         loop,
         train_loop_config=loop_config | {"board": board},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=training.num_workers,
+            num_workers=(training.min_workers, training.num_workers) if training.min_workers else training.num_workers,
             use_gpu=training.gpus_per_worker > 0,
             resources_per_worker={"CPU": training.cpus_per_worker}
             | ({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {}),
@@ -149,12 +152,20 @@ def worker_checkpoint() -> Iterator[Path | None]:
         yield Path(folder)
 
 
-def worker_report(board: Any, metrics: dict[str, Any], folder: Path | None) -> None:
-    """Report metrics, and with a folder a checkpoint (folders of all workers are merged), inside `run_workers`.
+def worker_report(
+    board: Any, metrics: dict[str, Any], folder: Path | None, upload: Literal["async", "sync"] = "sync"
+) -> None:
+    """Report metrics, and with a folder a checkpoint, inside `run_workers`; the folder is deleted once it is uploaded.
 
-    `board` is `loop_config["board"]`, where the driver reads the progress.
+    All workers report together. `board` is `loop_config["board"]`, where the driver reads the progress. `async` uploads
+    while training goes on. Either way a checkpoint counts once Ray Train has entered it into the run's
+    `checkpoint_manager_snapshot.json`, after its last file: a half-uploaded one is never resumed from.
     """
     if ray.train.get_context().get_world_rank() == 0:
         board.put.remote(metrics)
-    checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
-    ray.train.report(metrics, checkpoint=checkpoint)
+    ray.train.report(
+        metrics,
+        checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC if upload == "async" else CheckpointUploadMode.SYNC,
+        delete_local_checkpoint_after_upload=True,
+    )

@@ -4,19 +4,25 @@ A worker's share of the corpus is kept in memory after the first pass when it fi
 every epoch; a larger one is streamed again and again, shuffled within pools of `cache_bytes`. The batch of a step
 depends on nothing but its number, so a resumed run continues as if it had never stopped.
 
-Letters: B adapters, L tokens (of the longest in the batch), D token dim, P position features, E text, G model size.
+With `window_tokens` = W an adapter's tokens are cut into windows of W, and a step trains on one of them. It is drawn in
+proportion to the values in it, so that the mean loss over draws is that of the whole adapter; the recurrence runs over all
+windows before it, one at a time and without gradient. So memory is that of a window, whatever the adapter.
+
+Letters: B adapters, L tokens (of the longest in the batch), D token dim, P position features, E text, G model size,
+N windows before the one that is trained on, W tokens a window.
 """
 
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from oral_ray.adapters.layout import AdapterLayout
-from oral_ray.adapters.tokens import TokenStats, positions, token_mask
+from oral_ray.adapters.tokens import POSITION_DIM, TokenStats, positions, token_mask
 from oral_ray.config import TrainingConfig, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.diffusion import sample_times
@@ -45,7 +51,7 @@ class CorpusTables:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One training batch, padded to its longest adapter."""
+    """One training batch, padded to its longest adapter, or window of one; the fields are arguments of `Network`."""
 
     x0_BLD: Tensor
     mask_BLD: Tensor
@@ -56,16 +62,17 @@ class Batch:
     use_model_B: Tensor
     noise_BLD: Tensor
     time_B: Tensor
+    before_BNWP: Tensor
+    num_before_B: Tensor
 
-    def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
-        """In the order of `Network.forward`."""
-        return tuple(
-            t.to(device)
-            for t in (
-                self.x0_BLD, self.mask_BLD, self.position_BLP, self.text_BE, self.model_BG, self.use_text_B,
-                self.use_model_B, self.noise_BLD, self.time_B,
-            )
-        )  # fmt: skip
+    def inputs(self, device: torch.device) -> dict[str, Tensor]:
+        """Keyword arguments of the network; what comes before a window is left out where nothing does."""
+        unused = () if self.before_BNWP.shape[1] else ("before_BNWP", "num_before_B")
+        return {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in unused}
+
+    def parts(self, num: int) -> "list[Batch]":
+        """`num` batches of equally many adapters."""
+        return [Batch(*part) for part in zip(*(getattr(self, f.name).chunk(num) for f in fields(self)), strict=True)]
 
 
 def is_held_out(digest: str, frac: float) -> bool:
@@ -126,21 +133,25 @@ class RowSource:
 
 def make_batch(
     rows: list[CorpusRow], tables: CorpusTables, drop_text_frac: float, drop_model_frac: float, high_noise_bias: float,
-    seed: int,
+    seed: int, window_tokens: int | None = None,
 ) -> Batch:  # fmt: skip
-    """Normalise, pad and condition rows; every draw comes from one stream with this seed."""
+    """Cut, normalise, pad and condition rows; every draw but that of the windows comes from one stream with this seed."""
     rng = torch.Generator().manual_seed(seed)
-    num, longest = len(rows), max(len(row.tokens_LD) for row in rows)
+    cuts = _windows([tables.layouts[row.layout] for row in rows], window_tokens, derive_seed(seed, "windows"))
+    num, longest = len(rows), max(cut.stop - cut.start for cut in cuts)
     token_dim = rows[0].tokens_LD.shape[1]
     x0 = torch.zeros(num, longest, token_dim)
     mask = torch.zeros(num, longest, token_dim, dtype=torch.bool)
-    position = torch.zeros(num, longest, positions(tables.layouts[rows[0].layout]).shape[1])
+    position = torch.zeros(num, longest, POSITION_DIM)
+    num_before = torch.tensor([cut.start // (window_tokens or 1) for cut in cuts])
+    before = torch.zeros(num, int(num_before.max()), window_tokens or 0, POSITION_DIM)
     text, model = [], []
-    for i, row in enumerate(rows):
-        layout, length = tables.layouts[row.layout], len(row.tokens_LD)
-        mask[i, :length] = token_mask(layout)
-        x0[i, :length] = tables.stats.normalize(row.tokens_LD, layout) * mask[i, :length]
-        position[i, :length] = positions(layout)
+    for i, (row, cut) in enumerate(zip(rows, cuts, strict=True)):
+        layout, length = tables.layouts[row.layout], cut.stop - cut.start
+        mask[i, :length] = token_mask(layout)[cut]
+        x0[i, :length] = tables.stats.normalize(row.tokens_LD[cut], layout, cut) * mask[i, :length]
+        position[i, :length] = positions(layout)[cut]
+        before[i].flatten(0, 1)[: cut.start] = positions(layout)[: cut.start]
         wordings = tables.prompts[row.task]
         text.append(wordings[int(torch.randint(len(wordings), (), generator=rng))])
         model.append(tables.bases[row.base])
@@ -154,7 +165,29 @@ def make_batch(
         torch.rand(num, generator=rng) >= drop_model_frac,
         torch.randn(x0.shape, generator=rng),
         sample_times(num, high_noise_bias, rng).float(),
+        before,
+        num_before,
     )
+
+
+def _windows(layouts: list[AdapterLayout], window_tokens: int | None, seed: int) -> list[slice]:
+    """The tokens of each adapter that are trained on: all, or one window, drawn in proportion to the values in it."""
+    rng = torch.Generator().manual_seed(seed)
+    cuts = []
+    for layout in layouts:
+        length, first = layout.num_tokens, 0
+        if window_tokens and length > window_tokens:
+            values_L = _values_up_to(layout)
+            drawn = torch.randint(int(values_L[-1]), (), generator=rng)
+            first = int(torch.searchsorted(values_L, drawn, right=True)) // window_tokens * window_tokens
+        cuts.append(slice(first, min(first + (window_tokens or length), length)))
+    return cuts
+
+
+@lru_cache(maxsize=16)
+def _values_up_to(layout: AdapterLayout) -> Tensor:
+    """How many values of the adapter stand in the tokens up to each one, that one included, [L]."""
+    return token_mask(layout).sum(1).cumsum(0)
 
 
 def _pool(rows: Iterator[CorpusRow], max_bytes: int) -> list[CorpusRow]:

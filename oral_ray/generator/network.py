@@ -57,6 +57,21 @@ class Network(nn.Module):
             after.append(state)
         return self.norm(hidden_BLM), after
 
+    @torch.no_grad()
+    def states_before(
+        self, before_BNWP: Tensor, num_before_B: Tensor, text_BE: Tensor, model_BG: Tensor, use_text_B: Tensor,
+        use_model_B: Tensor,
+    ) -> list[MambaState | None]:  # fmt: skip
+        """The recurrence after the first `num_before_B` windows of each adapter, without gradients.
+
+        So a window is trained on with the prototypes that it has in the whole adapter; the gradient ends at its start.
+        """
+        states: list[MambaState | None] = [None] * len(self.layers)
+        for n in range(before_BNWP.shape[1]):
+            _, after = self.prototypes(before_BNWP[:, n], text_BE, model_BG, use_text_B, use_model_B, states)
+            states = [new and new.where(n < num_before_B, old) for new, old in zip(after, states, strict=True)]
+        return states
+
     def loss(
         self, x0_BLD: Tensor, mask_BLD: Tensor, prototypes_BLM: Tensor, noise_BLD: Tensor, time_B: Tensor
     ) -> Tensor:
@@ -76,13 +91,19 @@ class Network(nn.Module):
     def forward(
         self, x0_BLD: Tensor, mask_BLD: Tensor, position_BLP: Tensor, text_BE: Tensor, model_BG: Tensor,
         use_text_B: Tensor, use_model_B: Tensor, noise_BLD: Tensor, time_B: Tensor,
+        before_BNWP: Tensor | None = None, num_before_B: Tensor | None = None,
         functional: FunctionalItem | None = None, diffusion_weight: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """The loss of one step: one call, so that every engine can wrap it.
 
-        With a functional target, its task loss plus `diffusion_weight` times the corpus loss.
+        With a functional target, its task loss plus `diffusion_weight` times the corpus loss. `before_*`: see
+        `states_before`.
         """
-        prototypes_BLM, _ = self.prototypes(position_BLP, text_BE, model_BG, use_text_B, use_model_B)
+        condition = text_BE, model_BG, use_text_B, use_model_B
+        states = None
+        if before_BNWP is not None and num_before_B is not None:
+            states = self.states_before(before_BNWP, num_before_B, *condition)
+        prototypes_BLM, _ = self.prototypes(position_BLP, *condition, states)
         loss = self.loss(x0_BLD, mask_BLD, prototypes_BLM, noise_BLD, time_B)
         if functional is None:
             return loss

@@ -36,6 +36,14 @@ class MambaState:
     conv: Tensor
     ssd: Tensor
 
+    def where(self, chosen_B: Tensor, other: "MambaState | None") -> "MambaState":
+        """This state for the chosen sequences, the other (None: that of a sequence's start) for the rest."""
+        pairs = ((self.conv, other.conv if other else None), (self.ssd, other.ssd if other else None))
+        return MambaState(*(
+            torch.where(chosen_B.view(-1, *[1] * (mine.dim() - 1)), mine, torch.zeros_like(mine) if its is None else its)
+            for mine, its in pairs
+        ))  # fmt: skip
+
 
 def resolve_kernel(kernel: Kernel, device: torch.device) -> Literal["torch", "cuda"]:
     """The kernel to run; GeneratorError when `cuda` is asked for and cannot be had."""

@@ -3,6 +3,10 @@
 Optimiser AdamW, linear warm-up, cosine decay to zero, gradient clipping; an exponential moving average of the weights is
 what is sampled from. The loop knows nothing of Ray: it takes rows and hands folders to `report`.
 
+A checkpoint is one file of whole tensors, so a run goes on with fewer workers or more, or with another engine; with the
+same ones it goes on as if it had never stopped, bit for bit. Other workers have other shares of the corpus, so with
+another number of them the rows differ.
+
     train(network, tables, read_rows, config.training, seed=0, rank=0, num_workers=1, resume=None, report=report, ...)
 """
 
@@ -21,16 +25,19 @@ from torch import Tensor
 from oral_ray.config import Section, TrainingConfig, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, make_batch
-from oral_ray.generator.engines import Engine, build_engine, swapped
+from oral_ray.generator.engines import Engine, Snapshot, build_engine, swapped
 from oral_ray.generator.model import AnyNetwork
 
 logger = logging.getLogger(__name__)
-STATE = "trainer.json"
+STATE, TENSORS = "trainer.json", "trainer.pt"
 MAX_VALIDATION_ROWS = 64
 
 
 class MetricsRow(Section):
-    """One row of the training log: mean loss since the last row, validation loss (EMA weights), seconds a step."""
+    """One row of the training log: mean loss since the last row, validation loss (EMA weights), seconds a step.
+
+    `checkpoint_s`: for how long the run has stood still for a checkpoint since the last row.
+    """
 
     step: int
     loss: float
@@ -38,6 +45,7 @@ class MetricsRow(Section):
     learning_rate: float
     step_s: float
     data_wait_s: float
+    checkpoint_s: float
 
 
 Report = Callable[[MetricsRow, Path | None], None]
@@ -56,26 +64,26 @@ def train(
     Every `checkpoint_every` steps and at the end `report` gets a folder.
 
     `save_network(state, folder)` is called on rank 0 with the EMA weights. The folder that `report` gets holds them and
-    all that `resume` needs; it is deleted afterwards. Raises GeneratorError when the loss is not finite.
+    all that `resume` needs (on rank 0, elsewhere it is None); `report` owns it and deletes it. Raises GeneratorError when
+    the loss is not finite.
     """
-    if training.batch_size % num_workers:
+    if training.batch_size % (num_workers * training.accumulation):
         raise GeneratorError(
-            f"training.batch_size={training.batch_size} is not divisible by training.num_workers={num_workers}"
+            f"training.batch_size={training.batch_size} is not divisible by training.num_workers={num_workers} x "
+            f"accumulation={training.accumulation}"
         )
     engine = build_engine(network, training, num_workers, torch.device(device))
     ema = [tensor.detach().float().clone() for tensor in engine.local]
     first = 0
     if resume is not None:
-        engine.load(resume)
-        first = int(json.loads((resume / STATE).read_text())["step"])
-        ema = torch.load(resume / f"ema-{rank}.pt", weights_only=True, map_location=device)
+        first, ema = _load(engine, network, resume)
         logger.info("resumed at step %d", first)
     worker_batch = training.batch_size // num_workers
     source = RowSource(read, training)
     rows = source.batches(worker_batch, derive_seed(seed, "rows", rank), first)
     held_out = source.held_out[: _smallest_over_workers(min(len(source.held_out), MAX_VALIDATION_ROWS))]
     losses: list[Tensor] = []
-    wait_s, started = 0.0, time.perf_counter()
+    wait_s, checkpoint_s, started = 0.0, 0.0, time.perf_counter()
     num_steps = training.steps + (training.functional.steps if functional_item else 0)
     for step in range(first, num_steps):
         before = time.perf_counter()
@@ -89,6 +97,7 @@ def train(
             drop_model_frac,
             training.high_noise_bias,
             derive_seed(seed, "step", step, rank),
+            training.window_tokens,
         )
         item = None
         if functional:
@@ -97,7 +106,7 @@ def train(
             item = functional(derive_seed(seed, "functional", step, rank), base_seed)
         wait_s += time.perf_counter() - before
         learning_rate = learning_rate_at(step, training)
-        losses.append(engine.step(batch.tensors(engine.device), item, learning_rate))
+        losses.append(engine.step(batch, item, learning_rate))
         age = step if phase_step < 0 else phase_step
         decay = min(training.ema_decay, (1 + age) / (10 + age))
         for average, tensor in zip(ema, engine.local, strict=True):
@@ -109,7 +118,7 @@ def train(
                 raise GeneratorError(f"loss is {loss} at step {step + 1}; lower training.learning_rate")
             elapsed = time.perf_counter() - started
             with swapped(engine.local, ema):
-                validation_loss = _validate(network, tables, held_out, engine)
+                validation_loss = _validate(network, tables, held_out, engine, training)
             row = MetricsRow(
                 step=step + 1,
                 loss=loss,
@@ -117,14 +126,13 @@ def train(
                 learning_rate=learning_rate,
                 step_s=elapsed / len(losses),
                 data_wait_s=wait_s / len(losses),
+                checkpoint_s=checkpoint_s,
             )
-            if last or (step + 1) % training.checkpoint_every == 0:
-                with tempfile.TemporaryDirectory(prefix="oral-checkpoint-") as name:
-                    _save(engine, ema, network, Path(name), step + 1, rank, save_network)
-                    report(row, Path(name))
-            else:
-                report(row, None)
+            before = time.perf_counter()
+            due = last or (step + 1) % training.checkpoint_every == 0
+            report(row, _save(engine, ema, network, step + 1, rank, save_network) if due else None)
             losses, wait_s, started = [], 0.0, time.perf_counter()
+            checkpoint_s = started - before if due else 0.0
 
 
 def learning_rate_at(step: int, training: TrainingConfig) -> float:
@@ -147,15 +155,17 @@ def _smallest_over_workers(count: int) -> int:
 
 
 @torch.no_grad()
-def _validate(network: AnyNetwork, tables: CorpusTables, rows: list[CorpusRow], engine: Engine) -> float | None:
+def _validate(
+    network: AnyNetwork, tables: CorpusTables, rows: list[CorpusRow], engine: Engine, training: TrainingConfig
+) -> float | None:
     """Loss on held-out adapters with fixed noise and wordings; None where there are none."""
     if not rows:
         return None
     total = 0.0
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
-        batch = make_batch(part, tables, 0.0, 0.0, 1.0, derive_seed(0, "validation", start))
-        total += float(network(*batch.tensors(engine.device))) * len(part)
+        batch = make_batch(part, tables, 0.0, 0.0, 1.0, derive_seed(0, "validation", start), training.window_tokens)
+        total += float(network(**batch.inputs(engine.device))) * len(part)
     return _mean_over_workers(total / len(rows))
 
 
@@ -168,17 +178,30 @@ def _mean_over_workers(value: float) -> float:
 
 
 def _save(
-    engine: Engine,
-    ema: list[Tensor],
-    network: AnyNetwork,
-    folder: Path,
-    step: int,
-    rank: int,
-    save_network: SaveNetwork,
-) -> None:
-    engine.save(folder)
-    torch.save(ema, folder / f"ema-{rank}.pt")
+    engine: Engine, ema: list[Tensor], network: AnyNetwork, step: int, rank: int, save_network: SaveNetwork
+) -> Path | None:
+    """A fresh folder with all of the run, on rank 0; the other workers only help to gather it."""
+    snapshot = engine.snapshot()
     with swapped(engine.local, ema), engine.gathered():
-        if rank == 0:
-            save_network({name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}, folder)
-            (folder / STATE).write_text(json.dumps({"step": step}))
+        if rank > 0:
+            return None
+        averaged = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    folder = Path(tempfile.mkdtemp(prefix="oral-checkpoint-"))
+    save_network(averaged, folder)
+    torch.save({"ema": averaged, **snapshot._asdict()}, folder / TENSORS)
+    (folder / STATE).write_text(json.dumps({"step": step}))
+    return folder
+
+
+def _load(engine: Engine, network: AnyNetwork, folder: Path) -> tuple[int, list[Tensor]]:
+    """The step of a checkpoint and this worker's part of its moving average; the engine is as it was then."""
+    try:
+        saved = torch.load(folder / TENSORS, weights_only=True, map_location="cpu", mmap=True)
+    except FileNotFoundError:
+        raise GeneratorError(
+            f"checkpoint {folder} has no {TENSORS}: another version wrote it; delete its run below training/"
+        ) from None
+    ema = saved.pop("ema")
+    engine.restore(Snapshot(**saved))
+    own = engine.own([ema[name] for name, _ in network.named_parameters()])
+    return int(json.loads((folder / STATE).read_text())["step"]), [tensor.float().clone() for tensor in own]

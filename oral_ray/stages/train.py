@@ -6,6 +6,7 @@ from.
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ from torch import Tensor
 from oral_ray import cluster
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
-from oral_ray.config import Config, FunctionalPhase, RegressionObjective, TorchEngine, fingerprint
+from oral_ray.config import (
+    Config,
+    FunctionalPhase,
+    RegressionObjective,
+    TorchEngine,
+    TrainingConfig,
+    fingerprint,
+)
 from oral_ray.errors import GeneratorError, StoreError
 from oral_ray.functional import FunctionalItems, FunctionalSource
 from oral_ray.generator.condition import ConditionEncoder, ProbeStats, fit_probe_stats
@@ -35,13 +43,18 @@ from oral_ray.tasks import expand, load_task, subject
 
 logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
-_OPERATIONAL = {"max_failures", "cpus_per_worker", "gpus_per_worker", "checkpoint_every", "cache_bytes"}
+_OPERATIONAL = {
+    "max_failures", "min_workers", "cpus_per_worker", "gpus_per_worker", "checkpoint_every", "checkpoint_upload",
+    "cache_bytes", "activation_checkpointing",
+}  # fmt: skip
+_LATER = {"accumulation", "window_tokens"}  # at their default they name no recipe, so that older generators keep theirs
 _METRICS_JSON = "metrics.json"
 
 
 def recipe_of(config: Config, shards_fingerprint: str) -> str:
     """The fingerprint that names a generator: its corpus and every setting that changes the result."""
-    training = config.training.model_dump(mode="json", exclude=_OPERATIONAL)
+    later = {name for name in _LATER if getattr(config.training, name) == TrainingConfig.model_fields[name].default}
+    training = config.training.model_dump(mode="json", exclude=_OPERATIONAL | later)
     generator = config.generator.model_dump(mode="json", exclude={"kernel"})
     further = [load_task(task_id).fingerprint for task_id in further_tasks(config)]
     return fingerprint(
@@ -99,6 +112,7 @@ def regression_config(config: Config) -> Config:
         update={
             "engine": TorchEngine(),
             "num_workers": 1,
+            "min_workers": None,
             "steps": config.evaluation.regression_steps,
             "functional": FunctionalPhase(),
         }
@@ -118,9 +132,11 @@ def train_in_task(config: Config, shards_fingerprint: str) -> str:
         for key in manifest.keys:
             yield from pq.read_table(pa.BufferReader(objects.get(key))).to_pylist()
 
-    _train(
-        config, manifest, read, 0, 1, None, lambda row, folder: None, lambda folder: _collect(objects, recipe, folder)
-    )
+    def drop(row: MetricsRow, folder: Path | None) -> None:
+        if folder is not None:
+            shutil.rmtree(folder)
+
+    _train(config, manifest, read, 0, 1, None, drop, lambda folder: _collect(objects, recipe, folder))
     return recipe
 
 
@@ -138,7 +154,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             rank,
             num_workers,
             resume,
-            lambda row, folder: cluster.worker_report(loop_config["board"], row.model_dump(), folder),
+            lambda row, folder: cluster.worker_report(
+                loop_config["board"], row.model_dump(), folder, config.training.checkpoint_upload
+            ),
             lambda folder: None,
         )
 
@@ -175,7 +193,7 @@ def _train(
 
     def on_report(row: MetricsRow, folder: Path | None) -> None:
         metrics.append(row.model_dump())
-        if folder is not None and rank == 0:
+        if folder is not None:
             (folder / _METRICS_JSON).write_text(json.dumps(metrics))
             if row.step == num_steps:
                 finish(folder)
@@ -187,6 +205,10 @@ def _train(
         _functional_items(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
     )
     num_steps = config.training.steps + phase.steps
+    if config.training.window_tokens and config.generator.latent:
+        raise GeneratorError(
+            "training.window_tokens cuts adapters, generator.latent knows whole ones only; leave one out"
+        )
     seed = config.seed + config.training.seed
     network = build_network(spec, seed)
     train(
