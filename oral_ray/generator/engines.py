@@ -38,7 +38,8 @@ class Snapshot(NamedTuple):
 class Engine(Protocol):
     """What a training engine must do. `local` are this worker's tensors of the weights, in a fixed order.
 
-    `snapshot`, `restore` and `gathered` are called by all workers together; `own` is this worker's part of whole tensors.
+    All but `own` are called by all workers together; `own` is this worker's part of whole tensors, `using` puts other
+    values into the weights for a while, `gathered` gives the network whole weights.
     """
 
     device: torch.device
@@ -49,6 +50,7 @@ class Engine(Protocol):
     def step(self, batch: Batch, functional: Any, learning_rate: float) -> Tensor: ...
     def snapshot(self) -> Snapshot: ...
     def restore(self, snapshot: Snapshot) -> None: ...
+    def using(self, other: list[Tensor]) -> contextlib.AbstractContextManager[None]: ...
     def gathered(self) -> contextlib.AbstractContextManager[None]: ...
 
 
@@ -114,6 +116,9 @@ class _Torch:
 
     def restore(self, snapshot: Snapshot) -> None:
         _restore(snapshot, self._network, self._optimizer)
+
+    def using(self, other: list[Tensor]) -> contextlib.AbstractContextManager[None]:
+        return _swapped(self.local, other)
 
     def gathered(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -245,6 +250,14 @@ class _DeepSpeed:
                 set_moment(parameter, values[i], key)
         _set_buffers(self._network, snapshot)
 
+    @contextlib.contextmanager
+    def using(self, other: list[Tensor]) -> Iterator[None]:
+        # ZeRO-3 keeps whole weights for as long as it thinks they will be needed again; those would be the old ones.
+        self._engine.empty_partition_cache()
+        with _swapped(self.local, other):
+            yield
+            self._engine.empty_partition_cache()
+
     def gathered(self) -> contextlib.AbstractContextManager[None]:
         if self._stage < 3:
             return contextlib.nullcontext()
@@ -291,8 +304,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def swapped(local: list[Tensor], other: list[Tensor]) -> Iterator[None]:
-    """Put other values into the weights for a while; both lists are as before afterwards."""
+def _swapped(local: list[Tensor], other: list[Tensor]) -> Iterator[None]:
     kept = [tensor.clone() for tensor in local]
     with torch.no_grad():
         for tensor, value in zip(local, other, strict=True):

@@ -25,7 +25,7 @@ from torch import Tensor
 from oral_ray.config import Section, TrainingConfig, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, make_batch
-from oral_ray.generator.engines import Engine, Snapshot, build_engine, swapped
+from oral_ray.generator.engines import Engine, Snapshot, build_engine
 from oral_ray.generator.model import AnyNetwork
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def train(
             if not math.isfinite(loss):
                 raise GeneratorError(f"loss is {loss} at step {step + 1}; lower training.learning_rate")
             elapsed = time.perf_counter() - started
-            with swapped(engine.local, ema):
+            with engine.using(ema):
                 validation_loss = _validate(network, tables, held_out, engine, training)
             row = MetricsRow(
                 step=step + 1,
@@ -182,7 +182,7 @@ def _save(
 ) -> Path | None:
     """A fresh folder with all of the run, on rank 0; the other workers only help to gather it."""
     snapshot = engine.snapshot()
-    with swapped(engine.local, ema), engine.gathered():
+    with engine.using(ema), engine.gathered():
         if rank > 0:
             return None
         averaged = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
