@@ -19,6 +19,8 @@ BENCHMARKS = {
     "ssd": "chunked SSD against the plain recurrence",
     "sample": "sampling together and one by one, more steps, guidance",
     "score": "scoring texts in batches of several sizes",
+    "train": "torch and DeepSpeed, one worker and two, waits and checkpoints",
+    "data": "passes over the shards, batches from memory and streamed",
 }
 
 
