@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from oral_ray.bases import catalog
 from oral_ray.bases.catalog import describe_base, discover
 from oral_ray.bases.fingerprint import content_fingerprint
 from oral_ray.bases.spec import read_config, read_spec, read_tensors
+from oral_ray.bench import plan
+from oral_ray.bench.plan import CountedObjects
 from oral_ray.objects import FileObjects, Objects, S3Objects
 
 
@@ -163,3 +166,86 @@ def test_the_last_value_of_a_weight_file_longer_than_what_is_sampled_is_seen(obj
         save_file({"a": weight}, objects.root / "model.safetensors")
         seen.add(content(objects))
     assert len(seen) == 2
+
+
+def test_a_night_costs_calls_for_what_changed_and_not_for_what_lies_there(objects: FileObjects):
+    for number in range(12):  # six families, two bases each
+        plan.land(objects, number)
+    first, unchanged, changed, again = (CountedObjects(objects) for _ in range(4))
+    everything = discover(first, "bases", 0.0)  # type: ignore[arg-type]
+    assert [len(part) for part in everything] == [12, 0]
+    assert {record.spec.model_type for record in everything[0]} == {
+        "llama",
+        "mistral",
+        "qwen2",
+        "gemma",
+        "bert",
+        "gpt2",
+    }
+    assert discover(unchanged, "bases", 0.0) == everything  # type: ignore[arg-type]
+    assert unchanged.calls == {"get": 1, "list": 1}
+    plan.land(objects, 5, version=1)
+    records = discover(changed, "bases", 0.0)[0]  # type: ignore[arg-type]
+    differing = [new.id for new, old in zip(records, everything[0], strict=True) if new != old]
+    assert differing == [plan.base_id(5)], "the same path, another version"
+    assert changed.calls == {"list": 1, "get": 2, "range": 3, "put": 1}
+    assert changed.calls["range"] < first.calls["range"]
+    objects.delete("cache/bases/bases.json")
+    assert discover(again, "bases", 0.0)[0] == records, "the cache is no truth"  # type: ignore[arg-type]
+
+
+def test_a_refusal_is_remembered_until_the_checkpoint_changes_and_a_wait_is_not(landed: FileObjects):
+    shutil.copytree(landed.root / "bases/v1", landed.root / "bases/v2")
+    drop_weights(landed.root / "bases/v2")
+    first = found(landed)
+    counted = CountedObjects(landed)
+    assert [item.id for item in discover(counted, "bases", 0.0)[1]] == ["v2"]  # type: ignore[arg-type]
+    assert counted.calls == {"get": 1, "list": 1}
+    shutil.copy(landed.root / "bases/v1/model.safetensors", landed.root / "bases/v2")
+    assert "wait" in found(landed, quiet_period_s=3000)[1]["v2"]
+    assert first[0] == ["v1"] and found(landed)[0] == ["v1", "v2"]
+
+
+def test_other_rules_or_a_damaged_cache_mean_that_all_is_read_anew(
+    landed: FileObjects, monkeypatch: pytest.MonkeyPatch
+):
+    wanted = discover(landed, "bases", 0.0)
+    landed.put("cache/bases/bases.json", b'{"rules": 1')
+    assert discover(landed, "bases", 0.0) == wanted
+    monkeypatch.setattr(catalog, "RULES_VERSION", 99)
+    counted = CountedObjects(landed)
+    assert discover(counted, "bases", 0.0) == wanted  # type: ignore[arg-type]
+    assert counted.calls["range"] > 0
+
+
+def test_a_ready_that_is_older_than_the_rest_waives_nothing(landed: FileObjects):
+    (landed.root / "bases/v1/READY").write_text("")
+    age(landed, "v1", 60)
+    assert found(landed, quiet_period_s=3000)[0] == ["v1"]
+    os.utime(landed.root / "bases/v1/model.safetensors")  # the next upload has begun
+    assert "wait" in found(landed, quiet_period_s=3000)[1]["v1"]
+
+
+def test_a_checkpoint_in_shards_is_one_version_and_its_shards_are_not_read_whole(objects: FileObjects, tiny_bert: Path):
+    folder = objects.root / "bases/v1"
+    shutil.copytree(tiny_bert, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, big = sorted(weights), torch.zeros(4_000_000)
+    halves = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for shard, chosen in halves.items():
+        save_file({name: weights[name] for name in chosen} | {f"unused.{shard}": big}, folder / shard)
+    weight_map = {name: shard for shard, chosen in halves.items() for name in (*chosen, f"unused.{shard}")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    read = 0
+
+    class Measured(CountedObjects):
+        def range(self, key: str, start: int, length: int) -> bytes:
+            nonlocal read
+            data = objects.range(key, start, length)
+            read += len(data)
+            return data
+
+    records, skipped = discover(Measured(objects), "bases", 0.0)  # type: ignore[arg-type]
+    assert ([record.id for record in records], skipped) == (["v1"], [])
+    assert read < 2 * 17 * 65536 < sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 10

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "generate": "adapters of known models: time, memory, growth, peers, distance to the machine's limit",
     "ssd": "chunked SSD against the plain recurrence",
     "sample": "sampling together and one by one, more steps, guidance",
+    "plan": "store calls and time of a night before any work, at 10, 100 and 1,000 bases",
     "score": "scoring texts in batches of several sizes",
     "train": "torch and DeepSpeed, one worker and two, waits and checkpoints",
     "data": "passes over the shards, batches from memory and streamed",

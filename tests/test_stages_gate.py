@@ -1,0 +1,122 @@
+"""The gate on the small store: the best candidate on validation data is published, and no test data is read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from nightly_fixtures import copied, published, tiny_config
+
+from oral_ray.config import Config
+from oral_ray.stages import cells, gate, regenerate
+from oral_ray.stages.gate import Item, Outcome
+from oral_ray.tasks import Task
+
+TASK = "wordnet/matter"
+
+
+@pytest.fixture
+def due(whole_path: tuple[Path, Path, str], tiny_bert: Path, tmp_path: Path) -> Iterator[tuple[Path, Config, Item]]:
+    """A store with nothing released, a configuration that publishes only what beats the base, and an item."""
+    store = copied(whole_path[0], tmp_path / "store")
+    config = tiny_config(store, tiny_bert, "regenerate.min_gain_over_base=0.0")
+    recipe = regenerate.dry_run(config).generator
+    item = regenerate._items(config, config, recipe, regenerate.survey(config, recipe))[0]
+    yield store, config, item
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch):
+    """Plants how many of 20 validation examples each candidate answers rightly."""
+
+    def planted(**hits: int) -> None:
+        def score(config: Config, item: Item, digests: dict[str, str]) -> dict[str, float]:
+            return {name: hits[name.replace("-", "_")] / 20 for name in ("base", *digests)}
+
+        monkeypatch.setattr(gate, "_score", score)
+
+    return planted
+
+
+def test_a_planted_bad_generated_adapter_is_not_published_but_reuse_is(due, plant):
+    store, config, item = due
+    plant(base=5, generated=4, reuse_new=12, reuse_old=11)
+    outcome, adapter = gate.regenerate_item(config, item)
+    assert adapter is not None
+    assert (adapter.arm, adapter.digest) == ("reuse_new", item.reuse["reuse_new"])
+    assert published(store) == {f"{item.base.id}/{adapter.adapter_id}"}
+    assert outcome.scores == {"base": 0.25, "generated": 0.2, "reuse_new": 0.6, "reuse_old": 0.55}
+
+
+@pytest.mark.parametrize("hits", [5, 4, 0])
+def test_where_everything_is_planted_bad_nothing_is_published_and_the_reason_names_all(due, plant, hits: int):
+    store, config, item = due
+    plant(base=5, generated=hits, reuse_new=hits, reuse_old=hits)
+    outcome, adapter = gate.regenerate_item(config, item)
+    assert adapter is None
+    assert not (store / "published").exists()
+    assert outcome.decision.reason.startswith("no candidate beats base by more than 0.0: generated ")
+    assert all(name in outcome.decision.reason for name in ("generated", "reuse_new", "reuse_old", "base"))
+
+
+def test_the_best_of_several_samples_is_published_under_its_own_name(due, plant):
+    _, config, item = due
+    config = config.model_copy(update={"regenerate": config.regenerate.model_copy(update={"num_candidates": 3})})
+    plant(base=5, generated=6, generated_1=9, generated_2=8, reuse_new=7, reuse_old=7)
+    outcome, adapter = gate.regenerate_item(config, item)
+    assert adapter is not None and adapter.arm == "generated-1"
+    assert set(outcome.scores) == {"base", "generated", "generated-1", "generated-2", "reuse_new", "reuse_old"}
+
+
+def test_the_best_candidate_is_refined_on_the_very_base_and_published_only_when_it_is_better(due, plant):
+    store, config, item = due
+    settings = {"candidates": ("generated", "reuse_new", "reuse_old", "refined"), "refine_steps": 2}
+    config = config.model_copy(update={"regenerate": config.regenerate.model_copy(update=settings)})
+    plant(base=5, generated=6, reuse_new=12, reuse_old=7, refined=12)
+    assert gate._decide(config, item).decision.arm == "reuse_new", "the earlier one in a tie"
+    for path in (store / "records/gate").iterdir():
+        path.unlink()
+    plant(base=5, generated=6, reuse_new=12, reuse_old=7, refined=13)
+    _, adapter = gate.regenerate_item(config, item)
+    assert adapter is not None and adapter.arm == "refined"
+    assert adapter.digest not in (*item.reuse.values(), "")
+
+
+def test_the_first_decision_counts(due, plant):
+    _, config, item = due
+    plant(base=5, generated=8, reuse_new=7, reuse_old=7)
+    _, first = gate.regenerate_item(config, item)
+    plant(base=5, generated=7, reuse_new=8, reuse_old=7)
+    assert gate.regenerate_item(config, item)[1] == first
+    assert isinstance(gate.decided(config, item), Outcome)
+
+
+def test_no_test_data_is_read(due, monkeypatch: pytest.MonkeyPatch):
+    _, config, item = due
+    real, asked = Task.examples, []
+
+    def examples(self: Task, split):
+        asked.append(split)
+        if split == "test":
+            raise AssertionError("the gate reads test data")
+        return real(self, split)
+
+    monkeypatch.setattr(Task, "examples", examples)
+    loaded = cells.load_task
+
+    class Sealed(Task):
+        def __getattribute__(self, name: str):
+            if name == "test":
+                raise AssertionError("the gate reads test data")
+            return super().__getattribute__(name)
+
+    def sealed(task_id: str) -> Task:
+        return Sealed.model_construct(**{name: getattr(loaded(task_id), name) for name in Task.model_fields})
+
+    monkeypatch.setattr(cells, "load_task", sealed)
+    monkeypatch.setattr(gate, "load_task", sealed)
+    monkeypatch.setattr(Task, "fingerprint", "of the sealed task")
+    outcome = gate._decide(config, item)
+    assert set(outcome.scores) == {"base", "generated", "reuse_new", "reuse_old"}
+    assert set(asked) == {"validation"}
