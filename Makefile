@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: quickstart test test-s3 test-browser lint bench clean bench-serve serve-faults serve-soak serve-autoscale
+.PHONY: quickstart test test-s3 test-browser lint bench chaos clean bench-serve serve-faults serve-soak serve-autoscale
 
 quickstart: $(VENV)/quickstart.ok
 	$(BIN)/python jobs/quickstart.py --config infra/configs/quickstart.toml $(if $(STORE),--store $(STORE)) $(ARGS)

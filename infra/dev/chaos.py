@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--base", type=Path, help="the tiny base that the store was made from")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "chaos.json")
     parser.add_argument("--ray", type=int, default=3, help="points at which a run on a real Ray is killed (default 3)")
+    parser.add_argument("--points", type=int, nargs=2, default=(0, None), metavar="N", help="only writes N to M")
     parser.add_argument("--only", choices=("kill", "race", "faults", "ray"), help="one part of it")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="oral-chaos-") as name:
@@ -64,8 +65,11 @@ def main() -> int:
         one, two = (Chaos(work / str(len(bases)), pristine, base, bases) for bases in (["chaos"], ["chaos", "tiny-t2"]))
         rows: list[dict[str, Any]] = []
         parts = {
-            "kill": one.kills, "race": two.races, "faults": two.faults, "ray": lambda: one.on_ray(args.ray)
-        }  # fmt: skip
+            "kill": lambda: one.kills(slice(*args.points)),
+            "race": two.races,
+            "faults": two.faults,
+            "ray": lambda: one.on_ray(args.ray),
+        }
         for part, run in parts.items():
             for row in run() if args.only in (None, part) else ():
                 rows.append(row)
@@ -115,9 +119,9 @@ class Chaos:
             assert in_process(self._run) == 0
         return self._trace.read_text().splitlines(), released(self.store)
 
-    def kills(self) -> Iterator[dict[str, Any]]:
-        """Before and inside every write."""
-        for number, point in enumerate(self.undisturbed[0]):
+    def kills(self, chosen: slice) -> Iterator[dict[str, Any]]:
+        """Before and inside every chosen write."""
+        for number, point in [*enumerate(self.undisturbed[0])][chosen]:
             for where in ("before", "inside") if point.startswith(("put", "upload")) else ("before",):
                 with self._fresh() as reader:
                     outcome = in_process(lambda n=number, w=where: self._run(kill_at=n, inside=w == "inside"))
@@ -282,7 +286,7 @@ class Reader:
                     known.add(prefix)
                 else:
                     partial += 1
-            time.sleep(0.01)
+            time.sleep(0.03)
         answer.send((looks, partial))
 
 

@@ -128,9 +128,8 @@ def discover(
             objects.put(key, canonical_json(catalog).encode())
         except StoreError as error:  # who may only read does without
             logger.warning("the catalog cannot be kept: %s", error)
-    skipped |= {
-        base_id: entries[base_id].reason for base_id in listed if base_id in entries and entries[base_id].reason
-    }
+    kept = {base_id: entries[base_id].reason for base_id in listed if base_id in entries and entries[base_id].reason}
+    skipped = kept | skipped
     records = [
         BaseRecord(
             id=base_id,
