@@ -37,6 +37,10 @@ MEASURE_serve-faults = faults
 MEASURE_serve-soak = soak
 MEASURE_serve-autoscale = autoscale
 
+# Kills the nightly job at every write it makes, races it, runs it behind a failing S3 server: out/chaos.json.
+chaos: $(VENV)/test.ok
+	$(BIN)/python infra/dev/chaos.py $(ARGS)
+
 clean:
 	rm -rf $(VENV) build out *.egg-info
 
