@@ -121,8 +121,11 @@ def build_proxy(backend: str, spoiler: Spoiler) -> ThreadingHTTPServer:
                     self.send_header(name, value)
             length = response.getheader("Content-Length") if self.command == "HEAD" else len(content)
             self.send_header("Content-Length", str(length or 0))
-            self.end_headers()
             server.close()
+            if cut and not content:  # what was written is written; the client never hears of it
+                self.reset()
+                return
+            self.end_headers()
             self.wfile.write(content[: len(content) // 2] if cut else content)
             if cut:
                 self.reset()
