@@ -113,7 +113,7 @@ def test_a_report_prints_every_part_and_a_row_that_lacks_a_column_shows_it():
 
 
 def test_an_unknown_benchmark_or_option_is_refused_by_name(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(ConfigError, match=r"unknown benchmark 'fast'; there are ssd, sample, .* and all"):
+    with pytest.raises(ConfigError, match=r"unknown benchmark 'fast'; there are .*ssd, sample, .* and all"):
         run_benchmark("fast")
     assert main(["bench", "ssd", "depth=3"]) == 2
     assert "unknown configuration key 'depth'; valid here: repetitions" in capsys.readouterr().err
