@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from cli_fixtures import build_place
+from safetensors.torch import load_file, save_file
 from service_fixtures import Service, open_test_service
 
 from oral_ray.adapters.artifact import read_folder
@@ -111,6 +112,15 @@ def test_one_bad_request_fails_alone_in_its_batch(service: Service):
     asked = [GenerateRequest(prompt="a task", base=base, seed=60) for base in ("v1", "v9")]
     good, bad = service.make(asked)
     assert isinstance(good, Made) and isinstance(bad, Problem) and bad.status == 404 and "v9" in bad.detail
+
+
+def test_a_base_that_only_gives_values_that_are_not_finite_fails_alone_in_its_batch(fresh: Path):
+    broken = Path(shutil.copytree(fresh / "store/bases/v1", fresh / "store/bases/nan"))
+    weights = load_file(broken / "model.safetensors")
+    save_file({name: tensor.fill_(float("nan")) for name, tensor in weights.items()}, broken / "model.safetensors")
+    asked = [GenerateRequest(prompt="a task", base=base) for base in ("v1", "nan")]
+    good, bad = open_test_service(fresh).make(asked)
+    assert isinstance(good, Made) and isinstance(bad, Problem) and "not finite" in bad.detail
 
 
 def test_strength_multiplies_the_change_of_the_weights(service: Service):
