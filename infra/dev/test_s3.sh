@@ -8,7 +8,7 @@ port=${ORAL_TEST_S3_PORT:-17480}
 
 if ! command -v radosgw >/dev/null || ! command -v ceph-osd >/dev/null; then
   echo "installing radosgw, ceph-mon, ceph-osd (Debian packages)"
-  if ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends radosgw ceph-common ceph-mon ceph-osd curl) \
+  if ! (timeout 120 apt-get update -qq && timeout 300 apt-get install -y -qq --no-install-recommends radosgw ceph-common ceph-mon ceph-osd curl) \
     >/dev/null 2>&1; then
     echo "SKIPPED: radosgw ceph-common ceph-mon ceph-osd could not be installed; the store was not tested on Ceph"
     exit 0

@@ -78,6 +78,12 @@ def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
         ray.shutdown()
 
 
+def require_ray(what: str) -> None:
+    """ConfigError outside a session that has Ray: Ray itself would start a default cluster, dashboard and all."""
+    if not ray.is_initialized():
+        raise ConfigError(f"{what} needs Ray, and cluster.address='none' has none; use 'local' or a cluster's address")
+
+
 def store_uri(uri: str) -> str:
     """An absolute uri for workers. Inside a submitted job a relative folder would vanish with the job's temporary copy
     of the working directory, so it is taken relative to ORAL_HOME (default ~/.oral-ray) there."""

@@ -8,6 +8,7 @@ import ray.data
 from ray.data import SaveMode
 from ray.data.datasource import FilenameProvider
 
+from oral_ray.cluster.connection import require_ray
 from oral_ray.cluster.failures import users_errors
 
 
@@ -15,6 +16,7 @@ def write_parquet(
     items: Sequence[dict[str, Any]], transform: Callable[[pa.Table], pa.Table], uri: str, rows_per_file: int
 ) -> None:
     """Stream items through a transform of Arrow tables with Ray Data and write `part-000000.parquet`, ... under a uri."""
+    require_ray("writing shards")
     num_files = max(1, -(-len(items) // rows_per_file))
     dataset = ray.data.from_items(list(items), override_num_blocks=num_files)
     dataset = dataset.map_batches(transform, batch_format="pyarrow", batch_size=None)

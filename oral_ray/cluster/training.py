@@ -15,6 +15,7 @@ from ray.train import CheckpointUploadMode
 from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
 
+from oral_ray.cluster.connection import require_ray
 from oral_ray.cluster.failures import users_error
 from oral_ray.config import TrainingConfig
 from oral_ray.errors import ConfigError, OralError
@@ -47,6 +48,7 @@ def run_workers(
     times, and when a run of the same name is started again. With `min_workers` it goes on with as many as there is room
     for, and takes more in when room comes.
     """
+    require_ray("training")
     if len(uris) < training.num_workers:
         raise ConfigError(
             f"{training.num_workers} training workers need at least as many shard files, there are {len(uris)}; "

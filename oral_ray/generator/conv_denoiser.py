@@ -1,7 +1,8 @@
-"""The head of RPG (arXiv 2501.11587, section 3.3), reimplemented from the paper: 1-D convolutions along each token.
+"""The head of RPG (arXiv 2501.11587, section 3.3), our own form of it: 1-D convolutions along each token.
 
 A token is a signal of one channel; every layer adds the prototype and the embedded time, both as long as the token (so
-d_model = token size), and convolves with kernel 7. Channels 1 -> 64 -> 96 -> 64 -> 1 in its experiments. The cost of a
+d_model = token size), and convolves with kernel 7. Channels 1 -> 64 -> 96 -> 64 -> 1 are one of its published settings;
+the skip connections of a U-Net are left out, which makes it cheaper, not dearer, than the original. The cost of a
 value is that of the channels (87,000 multiply-adds a step there), whatever the size of the token.
 
 Letters: B batch, L tokens, D token dim, M prototype width, C channels.
