@@ -18,7 +18,8 @@ PERMISSIONS = {
     "upload_file": {"s3:PutObject", "s3:AbortMultipartUpload"},
     "upload_fileobj": {"s3:PutObject", "s3:AbortMultipartUpload"},
     "create_multipart_upload": {"s3:PutObject"}, "upload_part": {"s3:PutObject"},
-    "complete_multipart_upload": {"s3:PutObject"}, "abort_multipart_upload": {"s3:AbortMultipartUpload"},
+    "complete_multipart_upload": {"s3:PutObject"}, "list_multipart_uploads": {"s3:ListBucketMultipartUploads"},
+    "abort_multipart_upload": {"s3:AbortMultipartUpload"},
     "receive_message": {"sqs:ReceiveMessage"}, "delete_message": {"sqs:DeleteMessage"},
     "delete_message_batch": {"sqs:DeleteMessage"}, "change_message_visibility": {"sqs:ChangeMessageVisibility"},
     "change_message_visibility_batch": {"sqs:ChangeMessageVisibility"},
@@ -49,8 +50,10 @@ def aws_calls() -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 called.add(node.func.attr)
-                if node.func.attr in ("get_paginator", "generate_presigned_url", "get_waiter"):
+                if node.func.attr in ("_ask", "_pages", "get_paginator", "generate_presigned_url", "get_waiter"):
                     called |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "create_transfer_manager":
+                called |= {"upload_file", "download_file"}
     return called & known
 
 

@@ -4,7 +4,7 @@ data "aws_iam_policy_document" "store" {
   # and a store that cannot tell "missing" from "forbidden" is of no use.
   statement {
     sid       = "List"
-    actions   = ["s3:ListBucket"]
+    actions   = ["s3:ListBucket", "s3:ListBucketMultipartUploads"]
     resources = [aws_s3_bucket.store.arn]
   }
 
