@@ -159,8 +159,8 @@ def unread_config_fields(sources: Mapping[str, Source]) -> list[str]:
         for node in ast.walk(source.tree)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    config = sources.get("oral_ray.config")
-    classes = [node for node in config.tree.body if isinstance(node, ast.ClassDef)] if config else []
+    config = [node for source in sources.values() if source.room == "config" for node in source.tree.body]
+    classes = [node for node in config if isinstance(node, ast.ClassDef)]
     fields = [
         (cls.name, item.target.id)
         for cls in classes

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def copied(store: Path, target: Path) -> Path:
-    """A store as it was before anything was generated; files are linked, for a store replaces files and never changes them."""
+    """A store as it was before anything was generated; files are linked, as a store replaces them."""
     ignore = shutil.ignore_patterns("training", "releases", "published", "gate", "runs", "cache", "generated")
     shutil.copytree(store, target, copy_function=os.link, ignore=ignore)
     return target

@@ -1,0 +1,135 @@
+"""Sections on what is done with a generator, and where: evaluation, nightly job, service, studies, cluster."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from oral_ray.config.section import Distinct, Identifier, Section
+
+Arm = Literal[
+    "base", "prompted", "few_shot", "majority", "trained", "reuse_old", "reuse_new", "joint", "joint_virtual", "mean",
+    "nearest", "multitask", "multitask_instructed", "regression", "generated", "held_out", "wrong_prompt",
+    "refined_scratch", "refined_reuse_new", "refined_generated", "best_trained", "best_reuse_new", "best_joint_virtual",
+    "best_generated",
+]  # fmt: skip
+ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
+_DEFAULT_ARMS: tuple[Arm, ...] = (
+    "base", "majority", "trained", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression", "generated",
+    "wrong_prompt",
+)  # fmt: skip
+
+
+class EvaluationConfig(Section):
+    """What is scored: arms x bases x tasks x seeds. Empty `bases` means every configured version.
+
+    `held_out` is `generated` from a wording that was never trained on. `prompted` and `few_shot` are the base with the
+    instruction (and four examples) in the text. `joint_virtual` and `multitask` are static adapters with the task
+    gradients of the functional phase, `refined_*` have `refine_steps` steps on the very base (oral_ray/stages/static.py).
+    `best_*` is the best of an arm's adapters, each at every one of `strengths`, on `num_choice` validation examples.
+
+    With several `generator_seeds` (added to `training.seed`: several generators) the seed of a generated adapter is 1000
+    times the generator's plus its own.
+
+    Settings are chosen with `split = "validation"`; what is reported is `test`.
+    """
+
+    arms: Annotated[tuple[Arm, ...], Distinct] = Field(default=_DEFAULT_ARMS, min_length=1)
+    bases: tuple[Identifier, ...] = ()
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Distinct] = Field(default=(0,), min_length=1)
+    generator_seeds: Annotated[tuple[NonNegativeInt, ...], Distinct] = Field(default=(0,), min_length=1)
+    split: Literal["validation", "test"] = "test"
+    max_test: PositiveInt = 1000
+    max_validation: PositiveInt = 1000
+    num_bootstrap: PositiveInt = 2000
+    regression_steps: PositiveInt = 400
+    refine_steps: PositiveInt = 10
+    strengths: tuple[PositiveFloat, ...] = (1.0, 0.75, 1.25)
+    num_choice: PositiveInt = 64
+    step_curve: tuple[PositiveInt, ...] = (1, 2, 5, 10, 20)
+    step_curve_tasks: PositiveInt = 2
+
+
+class RegenerateConfig(Section):
+    """The nightly job: which landed bases, which candidates, when a candidate is good enough.
+
+    `num_candidates` samples are generated; `refined` is the best of the others after `refine_steps` steps on that base.
+    A pair of base and task is tried `retries` times more where its worker or the store fails. `--watch` lists every
+    `poll_s`, and sooner what the SQS queue `events` names.
+    """
+
+    bases: tuple[str, ...] = ("*",)
+    num_candidates: PositiveInt = 1
+    candidates: Annotated[tuple[Literal["generated", "reuse_new", "reuse_old", "refined"], ...], Distinct] = (
+        "generated", "reuse_new", "reuse_old",
+    )  # fmt: skip
+    refine_steps: PositiveInt = 10
+    min_gain_over_base: float = 0.0
+    quiet_period_s: float = 0.0
+    publish_prefix: str = "published"
+    retries: NonNegativeInt = 2
+    poll_s: PositiveFloat = 300.0
+    events: str = ""
+
+
+class ServeConfig(Section):
+    """The generation service; `generator` is a recipe, empty for the current one of the configuration's name.
+
+    `tokens` names the bearer tokens, `file:PATH` or `env:NAME` (serve/security.py has the format); without them only
+    loopback is served. `rate_per_minute` requests a token may come, 0 is no limit. What the store may change (bases,
+    the current generator) is looked up every `refresh_s`. Requests of at most `wait_tokens` weight tokens are answered at
+    once, waiting at most `max_wait_s`; larger and slower ones become jobs. With `presign_s` files on S3 are answered by a
+    redirect to a link that is valid so long.
+    """
+
+    generator: str = ""
+    tokens: str = ""
+    rate_per_minute: NonNegativeInt = 0
+    max_body_bytes: PositiveInt = 65536
+    body_timeout_s: PositiveFloat = 10.0
+    wait_tokens: PositiveInt = 4096
+    max_wait_s: PositiveFloat = 30.0
+    max_jobs: PositiveInt = 1000
+    refresh_s: NonNegativeFloat = 5.0
+    presign_s: NonNegativeInt = 0
+    ingress_replicas: PositiveInt = 1
+    min_replicas: NonNegativeInt = 1
+    max_replicas: PositiveInt = 2
+    target_ongoing_requests: PositiveFloat = 8.0
+    upscale_delay_s: NonNegativeFloat = 5.0
+    downscale_delay_s: NonNegativeFloat = 60.0
+    drain_s: NonNegativeFloat = 30.0
+    cpus_per_replica: PositiveFloat = 1.0
+    gpus_per_replica: NonNegativeFloat = 0.0
+    max_queued_requests: int = 64
+    batch_size: PositiveInt = 8
+    batch_wait_s: NonNegativeFloat = 0.01
+
+
+class StudyConfig(Section):
+    """Variants of an evidence suite, each a list of overrides by name, after those of `common`; `reference` has no others.
+
+    `only` names the ones to run now.
+    """
+
+    common: tuple[str, ...] = ()
+    variants: dict[Identifier, tuple[str, ...]] = Field(default={})
+    only: tuple[Identifier, ...] = ()
+
+
+class ClusterConfig(Section):
+    """The Ray cluster: `address = "local"` starts one in this process; inside `ray job submit` the job's own is used.
+
+    `num_cpus` is the size of a private cluster, and how many CPUs of another one tasks may take: unset, as many as it has
+    when a stage begins, which for an autoscaling cluster that nothing has asked yet is none, so say it there.
+    `address = "none"` runs tasks one after another in this process, without Ray (not the shards, not the training).
+
+    After `stop_after_s` seconds no further task is started; the command ends with code 75 and goes on when run again.
+    """
+
+    address: str = "local"
+    num_cpus: PositiveInt | None = None
+    cpus_per_task: PositiveFloat = 1.0
+    gpus_per_task: NonNegativeFloat = 0.0
+    threads_per_task: PositiveInt = 1
+    object_store_bytes: PositiveInt = 400_000_000
+    stop_after_s: PositiveFloat | None = None

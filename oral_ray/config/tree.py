@@ -1,0 +1,157 @@
+"""The whole tree, and how it is read: a TOML file, overrides, one error that names every fault."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from oral_ray.config.material import BasesConfig, CorpusConfig, LoraSettings, StoreConfig, TasksConfig, TokensConfig
+from oral_ray.config.method import ConditionConfig, GeneratorConfig, SamplingConfig, TrainingConfig
+from oral_ray.config.running import ClusterConfig, EvaluationConfig, RegenerateConfig, ServeConfig, StudyConfig
+from oral_ray.config.section import Identifier, S, Section
+from oral_ray.errors import ConfigError
+
+
+class Config(Section):
+    """The whole tree; one run is one complete file."""
+
+    name: Identifier = "run"
+    seed: int = 0
+    determinism: bool = False
+    out: str = "out/run"
+    store: StoreConfig = StoreConfig()
+    bases: BasesConfig = BasesConfig()
+    tasks: TasksConfig = TasksConfig()
+    lora: LoraSettings = LoraSettings()
+    corpus: CorpusConfig = CorpusConfig()
+    tokens: TokensConfig = TokensConfig()
+    condition: ConditionConfig = ConditionConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    regenerate: RegenerateConfig = RegenerateConfig()
+    serve: ServeConfig = ServeConfig()
+    study: StudyConfig = StudyConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file, apply `section.key=value` overrides in order, and validate the result.
+
+    Values of overrides are TOML (`1`, `true`, `[1, 2]`, `"text"`); what is no TOML value is taken as a string.
+    Raises ConfigError for a missing file, a syntax error, an unknown key or a value of the wrong type.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {str(path)!r} does not exist; see infra/configs/") from None
+    except OSError as error:
+        raise ConfigError(
+            f"configuration file {str(path)!r} cannot be read: {error.strerror}; check the path"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {str(path)!r} is not valid TOML: {error}") from None
+    tree = _merge(Config().model_dump(mode="json"), tree)  # so that an override can reach into a default option
+    for override in overrides:
+        _apply(tree, override)
+    return build_config(tree)
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """The configuration with `section.key=value` overrides; ConfigError as for a file."""
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    return build_config(tree)
+
+
+def build_config(tree: Mapping[str, Any]) -> Config:
+    """Validate a plain mapping into a Config; every fault is named in one ConfigError."""
+    return _validated(Config, tree)
+
+
+def build_section(section: type[S], overrides: Iterable[str]) -> S:
+    """A section of its own (settings of a benchmark): its defaults under `key=value` overrides; errors as for a file."""
+    tree = section().model_dump(mode="json")
+    for override in overrides:
+        _apply(tree, override)
+    return _validated(section, tree)
+
+
+def _validated(section: type[S], tree: Mapping[str, Any]) -> S:
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(dict(item), section) for item in error.errors())) from None
+
+
+def _explain(item: dict[str, Any], section: type[Section]) -> str:
+    parent: Any = section
+    node: Any = section
+    keys: list[str] = []
+    for part in item["loc"]:
+        options = [option for option in get_args(node) if option is not Ellipsis]
+        if isinstance(part, int):
+            node = options[0] if options else None
+        elif chosen := [option for option in options if getattr(option, "model_fields", {}).get("kind")]:
+            node = next(option for option in chosen if option.model_fields["kind"].default == part)
+            continue  # the option's kind, which pydantic puts into the path
+        else:
+            parent, fields = node, getattr(node, "model_fields", {})
+            node = fields[part].annotation if part in fields else None
+        keys.append(str(part))
+    where = ".".join(keys)
+    if item["type"] == "value_error":
+        return f"configuration key {where!r}: {item['msg'].removeprefix('Value error, ')}"
+    if item["type"] == "extra_forbidden":
+        return f"unknown configuration key {where!r}; valid here: {', '.join(parent.model_fields)}"
+    return f"configuration key {where!r}: {item['msg']} (got {item.get('input')!r})"
+
+
+def _merge(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `defaults`, section by section; another `kind` of an option starts from nothing."""
+    if given.get("kind", defaults.get("kind")) != defaults.get("kind"):
+        return dict(given)
+    nested = {k: _merge(defaults[k], v) if isinstance(defaults.get(k), dict) and isinstance(v, dict) else v
+              for k, v in given.items()}  # fmt: skip
+    return defaults | nested
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, leaf = key.strip().split(".")
+    node: Any = tree
+    for part in parents:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        node[_index(node, leaf, override)] = value
+    elif not isinstance(node, dict):
+        raise ConfigError(f"override {override!r}: {parents[-1]!r} is a value, not a section")
+    else:
+        if leaf == "kind" and node.get(leaf) != value:
+            node.clear()  # another option of a tagged union: settings of the one before do not apply
+        node[leaf] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    child = node.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
+    return child
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"override {override!r}: {part!r} is no index of a list of {len(node)}")
+    return int(part)
