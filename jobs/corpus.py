@@ -19,7 +19,7 @@ def main(config: Config) -> dict[str, Any]:
     """Train what is missing and return a summary row."""
     with session(config.cluster, config.determinism):
         found = corpus.run(config)
-        entries = corpus.train_runs(config, corpus.plan_grid(config, found, corpus.seen_ids(config)), found)
+        entries = corpus.train_runs(config, corpus.plan_targets(config, found), found)
     return {"bases": list(found), "runs": len(entries), "adapters": sum(len(entry.digests) for entry in entries)}
 
 

@@ -1,9 +1,13 @@
-"""Which version comes from which: lines of descent, and the newest one the generator may see."""
+"""Which version comes from which, the newest one the generator may see, and which adapters it learns from."""
 
 import pytest
 
-from oral_ray.config import Config, build_config
-from oral_ray.stages.corpus import lines, newest_seen
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.spec import build_spec
+from oral_ray.config import Config, LoraSettings, build_config
+from oral_ray.stages.corpus import CorpusEntry, CorpusRun, lines, newest_seen, plan_run, plan_targets
+from oral_ray.stages.shards import plan_rows
 
 
 def version(name: str, parent: str = "", seen: bool = True, kind: str = "pretrain") -> dict:
@@ -42,3 +46,53 @@ def test_versions_of_unknown_descent_follow_each_other():
 
 def test_children_of_an_unseen_version_are_lines_of_their_own():
     assert lines(config(version("t0", seen=False), version("a", "t0"), version("b", "t0"))) == [[0], [1]]
+
+
+def record(base_id: str, hidden_size: int = 16) -> BaseRecord:
+    geometry = {
+        "model_type": "bert", "hidden_size": hidden_size, "num_hidden_layers": 1, "intermediate_size": 32,
+        "num_attention_heads": 2, "vocab_size": 100,
+    }  # fmt: skip
+    return BaseRecord(id=base_id, uri="u", spec=build_spec(geometry, {}, "x"), fingerprint=f"of-{base_id}")
+
+
+def targets(kind: str, **records: BaseRecord) -> list[tuple[str, tuple[str, ...]]]:
+    settings = build_config(
+        {
+            "bases": {"versions": [version(base_id) for base_id in records]},
+            "tasks": {"ids": ["wordnet/matter", "wordnet/mind"]},
+            "corpus": {"targets": kind},
+        }
+    )
+    return [(run.task, run.bases) for run in plan_targets(settings, records)]
+
+
+def test_the_generator_learns_one_adapter_a_version_or_one_for_all_versions():
+    records = {"a": record("a"), "b": record("b")}
+    assert targets("single", **records) == [
+        ("wordnet/matter", ("a",)), ("wordnet/matter", ("b",)), ("wordnet/mind", ("a",)), ("wordnet/mind", ("b",)),
+    ]  # fmt: skip
+    assert targets("joint", **records) == [("wordnet/matter", ("a", "b")), ("wordnet/mind", ("a", "b"))]
+
+
+def test_versions_of_different_architectures_have_joint_adapters_of_their_own():
+    found = targets("joint", a=record("a"), b=record("b", hidden_size=32), c=record("c"))
+    assert {bases for _, bases in found} == {("a", "c"), ("b",)}
+
+
+def test_what_the_generator_learns_names_no_training_run_anew():
+    records = {"a": record("a")}
+    recipes = {
+        plan_run(build_config({"corpus": {"targets": kind}}), "wordnet/mind", [records["a"]], 0).recipe
+        for kind in ("single", "joint")
+    }
+    assert len(recipes) == 1
+
+
+def test_an_adapter_for_all_versions_is_a_row_of_each_of_them():
+    layout = AdapterLayout.of(record("a").spec, LoraSettings(), 16)
+    run = CorpusRun(task="wordnet/mind", bases=("a", "b"), seed=1, recipe="r")
+    rows = plan_rows([CorpusEntry(run=run, digests=("x", "y", "z"))], {"a": layout, "b": layout}, last_checkpoints=2)
+    assert sorted((row["base"], row["digest"], row["step"]) for row in rows) == [
+        ("a", "y", 1), ("a", "z", 2), ("b", "y", 1), ("b", "z", 2),
+    ]  # fmt: skip

@@ -123,8 +123,13 @@ class LoraSettings(Section):
 
 
 class CorpusConfig(Section):
-    """How one LoRA adapter of the corpus is trained, and how many of its last checkpoints are kept."""
+    """How one LoRA adapter of the corpus is trained, and how many of its last checkpoints are kept.
 
+    `targets` are what the generator learns to reproduce: the adapters trained on each seen version by itself (`single`), or
+    on all seen versions of an architecture together (`joint`, the arm of that name), one adapter a task for all of them.
+    """
+
+    targets: Literal["single", "joint"] = "single"
     seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
     steps: PositiveInt = 80
     batch_size: PositiveInt = 16

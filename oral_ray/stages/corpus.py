@@ -42,7 +42,7 @@ class CorpusEntry(Section):
 def run(config: Config) -> dict[str, BaseRecord]:
     """Train every run of the grid over the seen versions that is not done; returns the records of all bases."""
     found = bases_stage.run(config)
-    train_runs(config, plan_grid(config, found, seen_ids(config)), found)
+    train_runs(config, [*plan_grid(config, found, seen_ids(config)), *plan_targets(config, found)], found)
     return found
 
 
@@ -89,9 +89,23 @@ def plan_grid(config: Config, found: dict[str, BaseRecord], base_ids: Iterable[s
     ]
 
 
+def plan_targets(config: Config, found: dict[str, BaseRecord]) -> list[CorpusRun]:
+    """The runs whose adapters the generator learns to reproduce (`corpus.targets`)."""
+    seen = seen_ids(config)
+    if config.corpus.targets == "single":
+        return plan_grid(config, found, seen)
+    architectures = {found[base_id].spec.digest for base_id in seen}
+    return [
+        plan_run(config, task_id, [found[base_id] for base_id in seen if found[base_id].spec.digest == digest], seed)
+        for task_id in config.tasks.ids
+        for digest in sorted(architectures)
+        for seed in config.corpus.seeds
+    ]
+
+
 def plan_run(config: Config, task_id: str, records: Sequence[BaseRecord], seed: int) -> CorpusRun:
     """One run and its recipe: everything that decides the result, nothing that does not."""
-    training = config.corpus.model_dump(exclude={"seeds", "retries"})
+    training = config.corpus.model_dump(exclude={"targets", "seeds", "retries"})
     run_seed = derive_seed(config.seed, "corpus", seed)
     recipe = fingerprint(
         "corpus", RECIPE_VERSION, load_task(task_id).fingerprint, [r.fingerprint for r in records],
@@ -109,7 +123,7 @@ def train_runs(
     """
     records = Records(open_objects(config.store))
     entries = {run.recipe: _entry(records, run) for run in runs}
-    missing = [run for run in runs if entries[run.recipe] is None]
+    missing = {run.recipe: run for run in runs if entries[run.recipe] is None}.values()
     calls: list[Call] = [
         (train_run, (config, run, [found[b] for b in run.bases]))
         for run in sorted(missing, key=lambda run: -len(run.bases))

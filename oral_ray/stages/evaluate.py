@@ -212,7 +212,7 @@ def _distances(
 ) -> Iterable[dict[str, Any]]:
     """Distance of each generated adapter, and of each `trained` one, to the nearest corpus adapter that is not itself."""
     store = AdapterStore(objects)
-    entries = corpus.train_runs(config, corpus.plan_grid(config, found, corpus.seen_ids(config)), found)
+    entries = corpus.train_runs(config, corpus.plan_targets(config, found), found)
     for layout in manifest.layouts.values():
         known = [
             (entry, entry.digests[-1])

@@ -7,7 +7,8 @@ import contextlib
 import hashlib
 import pickle
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -32,24 +33,17 @@ def run(config: Config) -> ShardManifest:
     found = corpus.run(config)
     objects = open_objects(config.store)
     seen = corpus.seen_ids(config)
-    entries = corpus.train_runs(config, corpus.plan_grid(config, found, seen), found)
+    entries = corpus.train_runs(config, corpus.plan_targets(config, found), found)
     recipe = fingerprint("shards", RECIPE_VERSION, [entry.run.recipe for entry in entries], config.tokens)
     if (done := read_manifest(objects, recipe)) is not None:
         return done
     layouts = {base_id: AdapterLayout.of(found[base_id].spec, config.lora, config.tokens.token_dim) for base_id in seen}
     references: dict[str, str] = {}
-    items = []
     for entry in entries:
-        layout = layouts[entry.run.bases[0]]
-        references.setdefault(layout.digest, entry.digests[-1])
-        items += [
-            {"digest": d, "layout": layout.digest, "base": entry.run.bases[0], "task": entry.run.task,
-             "seed": entry.run.seed, "step": step}
-            for step, d in list(enumerate(entry.digests))[-(config.tokens.last_checkpoints or len(entry.digests)) :]
-        ]  # fmt: skip
+        references.setdefault(layouts[entry.run.bases[0]].digest, entry.digests[-1])
+    items = plan_rows(entries, layouts, config.tokens.last_checkpoints)
     if not items:
         raise StoreError("the corpus is empty: configure at least one seen base version and one task")
-    items.sort(key=lambda item: hashlib.sha256(f"{item['digest']}/{item['step']}".encode()).digest())
     by_digest = {layout.digest: layout for layout in layouts.values()}
     attempt = uuid.uuid4().hex[:12]
     prefix = shard_prefix(recipe, attempt)
@@ -76,6 +70,20 @@ def run(config: Config) -> ShardManifest:
             on_failure.pop_all()
             return manifest
     return run(config)  # another run was first
+
+
+def plan_rows(
+    entries: Sequence[corpus.CorpusEntry], layouts: dict[str, AdapterLayout], last_checkpoints: int | None
+) -> list[dict[str, Any]]:
+    """The rows of the shards, without tokens, shuffled by their hash: each checkpoint of a run once a base it is for."""
+    items = [
+        {"digest": digest, "layout": layouts[base_id].digest, "base": base_id, "task": entry.run.task,
+         "seed": entry.run.seed, "step": step}
+        for entry in entries
+        for base_id in entry.run.bases
+        for step, digest in list(enumerate(entry.digests))[-(last_checkpoints or len(entry.digests)) :]
+    ]  # fmt: skip
+    return sorted(items, key=lambda item: hashlib.sha256(f"{item['digest']}/{item['step']}".encode()).digest())
 
 
 def _discard(objects: Objects, prefix: str) -> None:
