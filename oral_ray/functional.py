@@ -5,7 +5,7 @@ that nobody trained an adapter for: a virtual version W = sum_i c_i W_i of the s
 the newest one); its weight probes are linear in W, so they mix with the same c. No adapter is trained for any of them.
 The adapter is the one-step estimate from pure noise; gradients flow through it into the generator.
 
-    source = FunctionalSource(bases, lines, tasks, further, layout, phase)
+    source = FunctionalSource(bases, lines, tasks, further, layouts, phase)
     loss = source.draw(seed).loss(adapters)                   # a few tasks on one virtual base, an adapter each
     items = FunctionalItems(source, probes, tables, encode_base)
     loss = items.item(seed).task_loss(tokens_BLD)             # the same for normalised tokens of a generator
@@ -39,17 +39,17 @@ class FunctionalSource:
 
     def __init__(
         self, bases: Sequence[LoadedBase], lines: Sequence[Sequence[int]], tasks: Sequence[Task],
-        further: Sequence[Task], layout: AdapterLayout, phase: FunctionalPhase,
+        further: Sequence[Task], layouts: Sequence[AdapterLayout], phase: FunctionalPhase,
     ) -> None:  # fmt: skip
         """`bases` are the seen versions; `lines` their lines of descent by index, oldest first.
 
-        `tasks` have adapters in the corpus, `further` ones have only examples.
+        `tasks` have adapters in the corpus, `further` ones have only examples; an adapter is of one of the `layouts`.
         """
         if len({base.record.spec.digest for base in bases}) != 1:
             raise GeneratorError("the functional phase mixes versions of one architecture; give each its own source")
         self._virtual, self._num_versions, self._lines = VirtualBase(bases), len(bases), lines
         self._tasks, self._further = tasks, further
-        self.layout, self.phase = layout, phase
+        self._layouts, self.phase = layouts, phase
 
     def draw(self, seed: int, base_seed: int | None = None) -> "Draw":
         """`phase.tasks_per_step` tasks on one virtual version, each with a batch of its training examples.
@@ -63,7 +63,8 @@ class FunctionalSource:
         mix = draw_mix(self._num_versions, self._lines, self.phase.extrapolation, mix_rng)
         base = self._virtual.set(mix)
         asked = [self._ask(base, task, rng) for task in tasks]
-        return Draw(base.model, self.layout, mix, tuple(task.id for task in tasks), asked, rng)
+        which = int(torch.randint(len(self._layouts), (), generator=rng)) if len(self._layouts) > 1 else 0
+        return Draw(base.model, self._layouts[which], mix, tuple(task.id for task in tasks), asked, rng)
 
     def _draw_task(self, rng: torch.Generator) -> Task:
         further = self._further and float(torch.rand((), generator=rng)) < self.phase.further_frac
@@ -126,7 +127,8 @@ class FunctionalItems:
 
     def item(self, seed: int, base_seed: int | None = None) -> FunctionalItem:
         """A draw as the generator is asked it: random wordings of the tasks, the probes of the version."""
-        draw, stats, layout = self._source.draw(seed, base_seed), self._tables.stats, self._source.layout
+        draw, stats = self._source.draw(seed, base_seed), self._tables.stats
+        layout = draw.layout
         probes = {
             module: torch.stack([c * version[module] for c, version in zip(draw.mix, self._probes, strict=True)]).sum(0)
             for module in self._probes[0]

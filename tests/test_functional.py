@@ -141,7 +141,7 @@ def source_of(
     tasks = [toy_task("toy"), toy_task("other")]
     settings = FunctionalPhase(num_examples=8, **phase)
     lines, others = [list(range(len(versions)))], [toy_task(task_id) for task_id in further]
-    source = FunctionalSource(versions, lines, tasks, others, layout, settings)
+    source = FunctionalSource(versions, lines, tasks, others, [layout], settings)
     return FunctionalItems(source, probes, tables, encode_base), probes
 
 
@@ -225,7 +225,7 @@ def test_same_seed_draws_the_same_item_and_seeds_differ(
 def test_versions_of_two_architectures_are_refused(tiny_bert: Path, tiny_llama: Path) -> None:
     bases = [base_of(tiny_bert), base_of(tiny_llama)]
     with pytest.raises(GeneratorError, match="one architecture"):
-        FunctionalSource(bases, [[0, 1]], [], [], layout_of(tiny_bert), FunctionalPhase())
+        FunctionalSource(bases, [[0, 1]], [], [], [layout_of(tiny_bert)], FunctionalPhase())
 
 
 @pytest.mark.parametrize("num_versions", [1, 2, 3, 6])
@@ -293,7 +293,7 @@ def test_a_static_adapter_learns_what_its_source_draws(
     folder: Path, versions: list[LoadedBase], tmp_path: Path
 ) -> None:
     layout, lines = layout_of(folder), [list(range(len(versions)))]
-    source = FunctionalSource(versions, lines, [toy_task()], [], layout, FunctionalPhase(num_examples=16))
+    source = FunctionalSource(versions, lines, [toy_task()], [], [layout], FunctionalPhase(num_examples=16))
     start = initial_factors(layout, 0)
 
     @torch.no_grad()
@@ -306,6 +306,12 @@ def test_a_static_adapter_learns_what_its_source_draws(
     assert loss(trained) < 0.85 * before, (loss(trained), before)
     assert loss(start) == before
     assert all(torch.equal(a, b) for name in trained for a, b in zip(trained[name], again[name], strict=True))
+
+
+def test_draws_are_of_every_kind_of_adapter(folder: Path, versions: list[LoadedBase], tmp_path: Path) -> None:
+    layouts = [layout_of(folder), layout_of(folder, r=1)]
+    source = FunctionalSource(versions, [[0, 1, 2]], [toy_task()], [], layouts, FunctionalPhase(num_examples=2))
+    assert {source.draw(seed).layout.lora.r for seed in range(12)} == {layout.lora.r for layout in layouts}
 
 
 def test_initial_factors_are_what_training_starts_from(folder: Path) -> None:

@@ -26,11 +26,12 @@ def config(objects: FileObjects, **evaluation: Any) -> Config:
 
 def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects: FileObjects):
     found = config(objects)
-    of_one = static.joint_virtual(found, "wordnet/mind", "d" * 64, seed=1)
+    of_one = static.joint_virtual(found, "wordnet/mind", ["t0", "n1"], "d" * 64, seed=1)
     assert (of_one.steps, of_one.tasks, of_one.start) == (45, ("wordnet/mind",), "d" * 64)  # 40 x 3 x 0.75 / 2
+    assert of_one.bases == ("t0", "n1")
     alone = found.model_copy(update={"tasks": found.tasks.model_copy(update={"further": ()})})
-    assert static.joint_virtual(alone, "wordnet/mind", "", seed=1).steps == 60
-    of_all = static.multitask(found, train.further_tasks(found), True, seed=0)
+    assert static.joint_virtual(alone, "wordnet/mind", ["t0"], "", seed=1).steps == 60
+    of_all = static.multitask(found, ["t0"], train.further_tasks(found), True, seed=0)
     assert of_all.steps == 120 and of_all.start == "" and len(of_all.further) == 159
     assert all(task_id.startswith("instructed/") for task_id in (*of_all.tasks, *of_all.further))
 
@@ -48,7 +49,7 @@ def test_no_functional_phase_no_static_control_on_virtual_versions(objects: File
     tree = config(objects).model_dump(mode="json")
     tree["training"]["functional"]["steps"] = 0
     with pytest.raises(EvaluationError, match=r"set training\.functional\.steps"):
-        static.joint_virtual(Config.model_validate(tree), "wordnet/mind", "", seed=0)
+        static.joint_virtual(Config.model_validate(tree), "wordnet/mind", ["t0"], "", seed=0)
 
 
 def test_other_further_tasks_make_another_generator_and_none_leave_it_alone(objects: FileObjects):

@@ -6,7 +6,7 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.spec import build_spec
 from oral_ray.config import Config, LoraSettings, build_config
-from oral_ray.stages.corpus import CorpusEntry, CorpusRun, lines, newest_seen, plan_run, plan_targets
+from oral_ray.stages.corpus import CorpusEntry, CorpusRun, alike, lines, newest_seen, plan_run, plan_targets, seen_ids
 from oral_ray.stages.shards import plan_rows
 
 
@@ -26,8 +26,12 @@ def two_lines() -> Config:
     )  # fmt: skip
 
 
+def lines_of(settings: Config) -> list[list[int]]:
+    return lines(settings, seen_ids(settings))
+
+
 def test_two_lines_meet_in_their_first_version():
-    assert lines(two_lines()) == [[0, 1, 2], [0, 3, 4]]  # of t0, n1, n2, c1, c2
+    assert lines_of(two_lines()) == [[0, 1, 2], [0, 3, 4]]  # of t0, n1, n2, c1, c2
 
 
 @pytest.mark.parametrize(
@@ -40,12 +44,12 @@ def test_the_newest_seen_version_is_of_the_same_line(base: str, newest: str):
 
 def test_versions_of_unknown_descent_follow_each_other():
     landed = config(version("a"), version("b"), version("c"), version("d", seen=False))
-    assert lines(landed) == [[0, 1, 2]]
+    assert lines_of(landed) == [[0, 1, 2]]
     assert newest_seen(landed, "d") == "c"
 
 
 def test_children_of_an_unseen_version_are_lines_of_their_own():
-    assert lines(config(version("t0", seen=False), version("a", "t0"), version("b", "t0"))) == [[0], [1]]
+    assert lines_of(config(version("t0", seen=False), version("a", "t0"), version("b", "t0"))) == [[0], [1]]
 
 
 def record(base_id: str, hidden_size: int = 16) -> BaseRecord:
@@ -56,15 +60,18 @@ def record(base_id: str, hidden_size: int = 16) -> BaseRecord:
     return BaseRecord(id=base_id, uri="u", spec=build_spec(geometry, {}, "x"), fingerprint=f"of-{base_id}")
 
 
-def targets(kind: str, **records: BaseRecord) -> list[tuple[str, tuple[str, ...]]]:
-    settings = build_config(
+def settings_of(records: dict[str, BaseRecord], **corpus: object) -> Config:
+    return build_config(
         {
             "bases": {"versions": [version(base_id) for base_id in records]},
             "tasks": {"ids": ["wordnet/matter", "wordnet/mind"]},
-            "corpus": {"targets": kind},
+            "corpus": corpus,
         }
     )
-    return [(run.task, run.bases) for run in plan_targets(settings, records)]
+
+
+def targets(kind: str, **records: BaseRecord) -> list[tuple[str, tuple[str, ...]]]:
+    return [(run.task, run.bases) for run in plan_targets(settings_of(records, targets=kind), records)]
 
 
 def test_the_generator_learns_one_adapter_a_version_or_one_for_all_versions():
@@ -80,19 +87,44 @@ def test_versions_of_different_architectures_have_joint_adapters_of_their_own():
     assert {bases for _, bases in found} == {("a", "c"), ("b",)}
 
 
+def test_one_generator_learns_several_kinds_of_adapters():
+    records = {"a": record("a"), "b": record("b", hidden_size=32)}
+    kinds = [{"r": 2}, {"r": 4, "target_modules": ["q", "k"]}]
+    for kind in ("single", "joint"):
+        runs = plan_targets(settings_of(records, targets=kind, kinds=kinds), records)
+        assert {(run.lora.r, run.lora.target_modules, run.bases) for run in runs} == {
+            (r, names, (base,)) for r, names in ((2, ("q", "v")), (4, ("q", "k"))) for base in "ab"
+        }
+        assert len({run.recipe for run in runs}) == len(runs) == 8
+
+
+def test_the_kind_that_is_scored_does_not_change_a_corpus_of_named_kinds():
+    records = {"a": record("a")}
+    settings = settings_of(records, kinds=[{"r": 2}, {"r": 8}])
+    other = settings.model_copy(update={"lora": LoraSettings(r=8)})
+    assert plan_targets(settings, records) == plan_targets(other, records)
+
+
+def test_versions_of_another_architecture_are_not_alike():
+    records = {"a": record("a"), "b": record("b", hidden_size=32), "c": record("c")}
+    settings = settings_of(records)
+    assert [alike(settings, records, base_id) for base_id in "abc"] == [["a", "c"], ["b"], ["a", "c"]]
+    assert lines(settings, ["a", "c"]) == [[0], [1]]  # b stands between them
+
+
 def test_what_the_generator_learns_names_no_training_run_anew():
     records = {"a": record("a")}
     recipes = {
-        plan_run(build_config({"corpus": {"targets": kind}}), "wordnet/mind", [records["a"]], 0).recipe
-        for kind in ("single", "joint")
+        plan_run(build_config({"corpus": corpus}), "wordnet/mind", [records["a"]], 0).recipe
+        for corpus in ({}, {"targets": "joint"}, {"kinds": [{"r": 4}]})
     }
     assert len(recipes) == 1
 
 
 def test_an_adapter_for_all_versions_is_a_row_of_each_of_them():
     layout = AdapterLayout.of(record("a").spec, LoraSettings(), 16)
-    run = CorpusRun(task="wordnet/mind", bases=("a", "b"), seed=1, recipe="r")
-    rows = plan_rows([CorpusEntry(run=run, digests=("x", "y", "z"))], {"a": layout, "b": layout}, last_checkpoints=2)
+    run = CorpusRun(task="wordnet/mind", bases=("a", "b"), lora=LoraSettings(), seed=1, recipe="r")
+    rows = plan_rows([CorpusEntry(run=run, digests=("x", "y", "z"))], [layout], last_checkpoints=2)
     assert sorted((row["base"], row["digest"], row["step"]) for row in rows) == [
         ("a", "y", 1), ("a", "z", 2), ("b", "y", 1), ("b", "z", 2),
     ]  # fmt: skip

@@ -127,9 +127,12 @@ class CorpusConfig(Section):
 
     `targets` are what the generator learns to reproduce: the adapters trained on each seen version by itself (`single`), or
     on all seen versions of an architecture together (`joint`, the arm of that name), one adapter a task for all of them.
+    `kinds` are the kinds of adapters that one generator learns side by side; none: `lora`, which is what is generated and
+    scored, alone.
     """
 
     targets: Literal["single", "joint"] = "single"
+    kinds: tuple[LoraSettings, ...] = ()
     seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
     steps: PositiveInt = 80
     batch_size: PositiveInt = 16

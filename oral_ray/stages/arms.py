@@ -45,7 +45,7 @@ def trained_arms(
     config: Config, task_ids: Sequence[str], found: dict[str, BaseRecord], base_ids: list[str], beside: Sequence[Call]
 ) -> Digests:
     """`trained`, `reuse_*`, `joint`, the static controls, and the arms without an adapter."""
-    arms, seen = set(config.evaluation.arms), corpus.seen_ids(config)
+    arms = set(config.evaluation.arms)
     digests: Digests = {
         (base_id, task_id, arm, 0): name
         for task_id in task_ids
@@ -55,7 +55,7 @@ def trained_arms(
     }
 
     def sources(base_id: str) -> dict[Arm, list[str]]:
-        newest = corpus.newest_seen(config, base_id)
+        newest, seen = corpus.newest_seen(config, base_id), corpus.alike(config, found, base_id)
         joint: dict[Arm, list[str]] = {"joint": seen} if arms & {"joint", "joint_virtual"} else {}
         return {"trained": [base_id], "reuse_old": seen[:1], "reuse_new": [newest], **joint}
 
@@ -78,25 +78,24 @@ def trained_arms(
 def _static_arms(
     config: Config, task_ids: Sequence[str], found: dict[str, BaseRecord], base_ids: list[str], digests: Digests
 ) -> Digests:
-    """`joint_virtual`, `multitask`, `multitask_instructed`: one adapter for every base."""
+    """`joint_virtual`, `multitask`, `multitask_instructed`: one adapter for every base of an architecture."""
     arms, further = set(config.evaluation.arms), further_tasks(config)
-    plan: list[tuple[Sequence[str], int, static.StaticRun]] = []
-    for seed in config.corpus.seeds:
+    plan: dict[tuple[str, str, Arm, int], static.StaticRun] = {}
+    for base_id in base_ids:
+        seen = corpus.alike(config, found, base_id)
         if "joint_virtual" in arms:
-            plan += [
-                ([t], seed, static.joint_virtual(config, t, digests[base_ids[0], t, "joint", seed], seed))
+            plan |= {
+                (base_id, t, "joint_virtual", seed): static.joint_virtual(
+                    config, t, seen, digests[base_id, t, "joint", seed], seed
+                )
                 for t in task_ids
-            ]
+                for seed in config.corpus.seeds
+            }
         for instructed, arm in ((False, "multitask"), (True, "multitask_instructed")):
-            if arm in arms and seed == config.corpus.seeds[0]:
-                plan.append((task_ids, 0, static.multitask(config, further, instructed, seed)))
-    made = static.train_all(config, [run for *_, run in plan], found)
-    return {
-        (base_id, task_id, run.arm, seed): digest
-        for (of_tasks, seed, run), digest in zip(plan, made, strict=True)
-        for task_id in of_tasks
-        for base_id in base_ids
-    }
+            if arm in arms:
+                run = static.multitask(config, seen, further, instructed, config.corpus.seeds[0])
+                plan |= {(base_id, task_id, run.arm, 0): run for task_id in task_ids}
+    return dict(zip(plan, static.train_all(config, list(plan.values()), found), strict=True))
 
 
 def made_arms(

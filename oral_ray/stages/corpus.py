@@ -13,7 +13,7 @@ from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import Call, run_tasks
-from oral_ray.config import Config, EvolveOrigin, PretrainOrigin, Section, derive_seed, fingerprint
+from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
 from oral_ray.objects import open_objects
 from oral_ray.stages import bases as bases_stage
 from oral_ray.store.adapters import AdapterStore
@@ -28,6 +28,7 @@ class CorpusRun(Section):
 
     task: str
     bases: tuple[str, ...]
+    lora: LoraSettings
     seed: int
     recipe: str
 
@@ -67,9 +68,14 @@ def newest_seen(config: Config, base_id: str) -> str:
     return base_id if base_id in seen else seen[-1]
 
 
-def lines(config: Config) -> list[list[int]]:
-    """The lines of descent of the seen versions, as indices into `seen_ids`, oldest first: one a newest version."""
-    seen, parent = seen_ids(config), parents(config)
+def alike(config: Config, found: dict[str, BaseRecord], base_id: str) -> list[str]:
+    """The ids of the seen versions of the architecture of a base, oldest first."""
+    return [seen for seen in seen_ids(config) if found[seen].spec.digest == found[base_id].spec.digest]
+
+
+def lines(config: Config, seen: Sequence[str]) -> list[list[int]]:
+    """The lines of descent of these versions, as indices into them, oldest first: one a newest version."""
+    parent = parents(config)
     found = []
     for tip in (base_id for base_id in seen if base_id not in {parent.get(other) for other in seen}):
         line = [tip]
@@ -80,9 +86,10 @@ def lines(config: Config) -> list[list[int]]:
 
 
 def plan_grid(config: Config, found: dict[str, BaseRecord], base_ids: Iterable[str]) -> list[CorpusRun]:
-    """The (task x base x seed) runs on these bases."""
+    """The (kind x task x base x seed) runs on these bases."""
     return [
-        plan_run(config, task_id, [found[base_id]], seed)
+        plan_run(config, task_id, [found[base_id]], seed, lora)
+        for lora in config.corpus.kinds or (config.lora,)
         for task_id in config.tasks.ids
         for base_id in base_ids
         for seed in config.corpus.seeds
@@ -94,24 +101,29 @@ def plan_targets(config: Config, found: dict[str, BaseRecord]) -> list[CorpusRun
     seen = seen_ids(config)
     if config.corpus.targets == "single":
         return plan_grid(config, found, seen)
-    architectures = {found[base_id].spec.digest for base_id in seen}
+    together = dict.fromkeys(tuple(alike(config, found, base_id)) for base_id in seen)
     return [
-        plan_run(config, task_id, [found[base_id] for base_id in seen if found[base_id].spec.digest == digest], seed)
+        plan_run(config, task_id, [found[base_id] for base_id in base_ids], seed, lora)
+        for lora in config.corpus.kinds or (config.lora,)
         for task_id in config.tasks.ids
-        for digest in sorted(architectures)
+        for base_ids in together
         for seed in config.corpus.seeds
     ]
 
 
-def plan_run(config: Config, task_id: str, records: Sequence[BaseRecord], seed: int) -> CorpusRun:
-    """One run and its recipe: everything that decides the result, nothing that does not."""
-    training = config.corpus.model_dump(exclude={"targets", "seeds", "retries"})
+def plan_run(
+    config: Config, task_id: str, records: Sequence[BaseRecord], seed: int, lora: LoraSettings | None = None
+) -> CorpusRun:
+    """One run (of kind `config.lora` unless another is given) and its recipe: everything that decides the result, nothing
+    that does not."""
+    lora = lora or config.lora
+    training = config.corpus.model_dump(exclude={"targets", "kinds", "seeds", "retries"})
     run_seed = derive_seed(config.seed, "corpus", seed)
     recipe = fingerprint(
         "corpus", RECIPE_VERSION, load_task(task_id).fingerprint, [r.fingerprint for r in records],
-        [r.id for r in records], config.bases.dtype, config.lora, training, run_seed,
+        [r.id for r in records], config.bases.dtype, lora, training, run_seed,
     )  # fmt: skip
-    return CorpusRun(task=task_id, bases=tuple(r.id for r in records), seed=run_seed, recipe=recipe)
+    return CorpusRun(task=task_id, bases=tuple(r.id for r in records), lora=lora, seed=run_seed, recipe=recipe)
 
 
 def train_runs(
@@ -139,7 +151,7 @@ def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> Co
     """Worker: train one run, store its checkpoints, commit its record."""
     started = time.perf_counter()
     objects = open_objects(config.store)
-    layout = AdapterLayout.of(bases[0].spec, config.lora, token_dim=bases[0].spec.hidden_size)
+    layout = AdapterLayout.of(bases[0].spec, run.lora, token_dim=bases[0].spec.hidden_size)
     loaded = [load_base(base, config.bases.dtype) for base in bases]
     artifacts = train_adapter(loaded, load_task(run.task), layout, config.corpus, run.seed, run.recipe)
     digests = [AdapterStore(objects).put(artifact) for artifact in artifacts]

@@ -213,11 +213,11 @@ def _distances(
     """Distance of each generated adapter, and of each `trained` one, to the nearest corpus adapter that is not itself."""
     store = AdapterStore(objects)
     entries = corpus.train_runs(config, corpus.plan_targets(config, found), found)
-    for layout in manifest.layouts.values():
+    for layout in (layout for layout in manifest.layouts.values() if layout.lora == config.lora):
         known = [
             (entry, entry.digests[-1])
             for entry in entries
-            if found[entry.run.bases[0]].spec.digest == layout.architecture
+            if (found[entry.run.bases[0]].spec.digest, entry.run.lora) == (layout.architecture, config.lora)
         ]
         corpus_factors = [store.get(digest).factors(layout) for _, digest in known]
         asked = [

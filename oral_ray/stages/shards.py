@@ -37,14 +37,16 @@ def run(config: Config) -> ShardManifest:
     recipe = fingerprint("shards", RECIPE_VERSION, [entry.run.recipe for entry in entries], config.tokens)
     if (done := read_manifest(objects, recipe)) is not None:
         return done
-    layouts = {base_id: AdapterLayout.of(found[base_id].spec, config.lora, config.tokens.token_dim) for base_id in seen}
+    layouts = [
+        AdapterLayout.of(found[entry.run.bases[0]].spec, entry.run.lora, config.tokens.token_dim) for entry in entries
+    ]
     references: dict[str, str] = {}
-    for entry in entries:
-        references.setdefault(layouts[entry.run.bases[0]].digest, entry.digests[-1])
+    for entry, layout in zip(entries, layouts, strict=True):
+        references.setdefault(layout.digest, entry.digests[-1])
     items = plan_rows(entries, layouts, config.tokens.last_checkpoints)
     if not items:
         raise StoreError("the corpus is empty: configure at least one seen base version and one task")
-    by_digest = {layout.digest: layout for layout in layouts.values()}
+    by_digest = {layout.digest: layout for layout in layouts}
     attempt = uuid.uuid4().hex[:12]
     prefix = shard_prefix(recipe, attempt)
     with contextlib.ExitStack() as on_failure:
@@ -73,13 +75,16 @@ def run(config: Config) -> ShardManifest:
 
 
 def plan_rows(
-    entries: Sequence[corpus.CorpusEntry], layouts: dict[str, AdapterLayout], last_checkpoints: int | None
+    entries: Sequence[corpus.CorpusEntry], layouts: Sequence[AdapterLayout], last_checkpoints: int | None
 ) -> list[dict[str, Any]]:
-    """The rows of the shards, without tokens, shuffled by their hash: each checkpoint of a run once a base it is for."""
+    """The rows of the shards, without tokens, shuffled by their hash: each checkpoint of a run once a base it is for.
+
+    `layouts` are those of the entries, in their order.
+    """
     items = [
-        {"digest": digest, "layout": layouts[base_id].digest, "base": base_id, "task": entry.run.task,
-         "seed": entry.run.seed, "step": step}
-        for entry in entries
+        {"digest": digest, "layout": layout.digest, "base": base_id, "task": entry.run.task, "seed": entry.run.seed,
+         "step": step}
+        for entry, layout in zip(entries, layouts, strict=True)
         for base_id in entry.run.bases
         for step, digest in list(enumerate(entry.digests))[-(last_checkpoints or len(entry.digests)) :]
     ]  # fmt: skip

@@ -39,13 +39,12 @@ class StaticRun(Section):
     seed: int
 
 
-def joint_virtual(config: Config, task_id: str, joint: str, seed: int) -> StaticRun:
+def joint_virtual(config: Config, task_id: str, seen: Sequence[str], joint: str, seed: int) -> StaticRun:
     """From the `joint` adapter of a task: as many steps as the functional phase gives to one task of the corpus."""
     phase = _phase(config)
     of_corpus = 1.0 - phase.further_frac if config.tasks.further else 1.0
     steps = max(1, round(phase.steps * phase.tasks_per_step * of_corpus / len(config.tasks.ids)))
-    seen = tuple(corpus.seen_ids(config))
-    return StaticRun(arm="joint_virtual", bases=seen, tasks=(task_id,), start=joint, steps=steps, seed=seed)
+    return StaticRun(arm="joint_virtual", bases=tuple(seen), tasks=(task_id,), start=joint, steps=steps, seed=seed)
 
 
 def refined(config: Config, arm: Arm, base_id: str, task_id: str, start: str, seed: int) -> StaticRun:
@@ -54,12 +53,12 @@ def refined(config: Config, arm: Arm, base_id: str, task_id: str, start: str, se
     return StaticRun(arm=arm, bases=(base_id,), tasks=(task_id,), start=start, steps=steps, seed=seed)
 
 
-def multitask(config: Config, further: Sequence[str], instructed: bool, seed: int) -> StaticRun:
+def multitask(config: Config, seen: Sequence[str], further: Sequence[str], instructed: bool, seed: int) -> StaticRun:
     """For all tasks together: as many steps as the functional phase has task gradients."""
     phase, prefix = _phase(config), "instructed/" if instructed else ""
     return StaticRun(
         arm="multitask_instructed" if instructed else "multitask",
-        bases=tuple(corpus.seen_ids(config)),
+        bases=tuple(seen),
         tasks=tuple(prefix + task_id for task_id in config.tasks.ids),
         further=tuple(prefix + task_id for task_id in further),
         steps=phase.steps * phase.tasks_per_step,
@@ -97,10 +96,10 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
     layout = AdapterLayout.of(bases[-1].spec, config.lora, token_dim=config.tokens.token_dim)
     source = FunctionalSource(
         [load_base(base, config.bases.dtype) for base in bases],
-        corpus.lines(config) if len(bases) > 1 else [[0]],
+        corpus.lines(config, run.bases),
         [load_task(task_id) for task_id in run.tasks],
         [load_task(task_id) for task_id in run.further],
-        layout,
+        [layout],
         config.training.functional.model_copy(update={"tasks_per_step": 1}),
     )
     start = store.get(run.start).factors(layout) if run.start else initial_factors(layout, config.corpus.init_seed)
@@ -131,7 +130,7 @@ def _phase(config: Config) -> FunctionalPhase:
 def _recipe(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
     tasks = [load_task(task_id).fingerprint for task_id in (*run.tasks, *run.further)]
     return fingerprint(
-        "static", RECIPE_VERSION, run, tasks, [base.fingerprint for base in bases], corpus.lines(config),
+        "static", RECIPE_VERSION, run, tasks, [base.fingerprint for base in bases], corpus.lines(config, run.bases),
         config.bases.dtype, config.lora, config.corpus.learning_rate, config.corpus.init_seed,
         config.training.functional,
     )  # fmt: skip

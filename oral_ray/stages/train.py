@@ -4,10 +4,11 @@ Checkpoints of the run lie under `training/<recipe>/` and are what a lost worker
 from.
 """
 
+import functools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from oral_ray.functional import FunctionalItems, FunctionalSource
 from oral_ray.generator.condition import ConditionEncoder, ProbeStats, fit_probe_stats
 from oral_ray.generator.data import CorpusRow, CorpusTables
 from oral_ray.generator.model import Generator, build_network, save_generator
-from oral_ray.generator.spec import GeneratorSpec
-from oral_ray.generator.training import MetricsRow, train
+from oral_ray.generator.spec import FunctionalItem, GeneratorSpec
+from oral_ray.generator.training import FunctionalDraw, MetricsRow, train
 from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import corpus, shards
 from oral_ray.store.bases import BaseShelf, stored_probes
@@ -202,7 +203,7 @@ def _train(
     phase = config.training.functional
     records = list(bases.values())
     functional = (
-        _functional_items(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
+        _functional_draw(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
     )
     num_steps = config.training.steps + phase.steps
     if config.training.window_tokens and config.generator.latent:
@@ -224,7 +225,7 @@ def _train(
         resume=resume,
         report=on_report,
         save_network=save_network,
-        functional_item=functional.item if functional else None,
+        functional_item=functional,
         device="cuda" if config.training.gpus_per_worker and torch.cuda.is_available() else "cpu",
     )
 
@@ -245,21 +246,40 @@ def _tables(
     return tables, probe_stats
 
 
-def _functional_items(
+def _functional_draw(
     config: Config, objects: Objects, manifest: ShardManifest, records: list[BaseRecord], encoder: ConditionEncoder,
     tables: CorpusTables, probe_stats: ProbeStats,
-) -> FunctionalItems:  # fmt: skip
-    """`records` are the seen versions in the configured order, oldest first; each is loaded once a worker."""
-    source = FunctionalSource(
-        [load_base(record, config.bases.dtype) for record in records],
-        corpus.lines(config),
-        [load_task(task) for task in manifest.prompts],
-        [load_task(task) for task in further_tasks(config)],
-        next(iter(manifest.layouts.values())),
-        config.training.functional,
-    )
-    probes = [stored_probes(objects, record, config.condition) for record in records]
-    return FunctionalItems(source, probes, tables, lambda mixed: encoder.encode_base(records[-1], mixed, probe_stats))
+) -> FunctionalDraw:  # fmt: skip
+    """`records` are the seen versions in the configured order, oldest first; each is loaded once a worker.
+
+    Versions of one architecture are mixed with each other; which architecture a draw is of follows from its seed.
+    """
+    tasks, further = ([load_task(task) for task in ids] for ids in (manifest.prompts, further_tasks(config)))
+    items = []
+    for architecture in dict.fromkeys(record.spec.digest for record in records):
+        versions = [record for record in records if record.spec.digest == architecture]
+        source = FunctionalSource(
+            [load_base(record, config.bases.dtype) for record in versions],
+            corpus.lines(config, [record.id for record in versions]),
+            tasks,
+            further,
+            [layout for layout in manifest.layouts.values() if layout.architecture == architecture],
+            config.training.functional,
+        )
+        probes = [stored_probes(objects, record, config.condition) for record in versions]
+        encode = functools.partial(_encode_mixed, encoder, versions[-1], probe_stats)
+        items.append(FunctionalItems(source, probes, tables, encode))
+
+    def draw(seed: int, base_seed: int | None) -> FunctionalItem:
+        return items[(seed if base_seed is None else base_seed) % len(items)].item(seed, base_seed)
+
+    return draw
+
+
+def _encode_mixed(
+    encoder: ConditionEncoder, newest: BaseRecord, probe_stats: ProbeStats, mixed: Mapping[str, Tensor]
+) -> Tensor:
+    return encoder.encode_base(newest, mixed, probe_stats)
 
 
 def _only_length(manifest: ShardManifest) -> int:
