@@ -10,7 +10,7 @@ from test_stages_corpus import two_lines
 from oral_ray.config import Config
 from oral_ray.errors import EvaluationError
 from oral_ray.objects import FileObjects
-from oral_ray.stages import arms, cells, evaluate, static, train
+from oral_ray.stages import arms, cells, evaluate, material, static, train
 from oral_ray.store.adapters import AdapterStore
 
 
@@ -31,17 +31,17 @@ def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects:
     assert of_one.bases == ("t0", "n1")
     alone = found.model_copy(update={"tasks": found.tasks.model_copy(update={"further": ()})})
     assert static.joint_virtual(alone, "wordnet/mind", ["t0"], "", seed=1).steps == 60
-    of_all = static.multitask(found, ["t0"], train.further_tasks(found), True, seed=0)
+    of_all = static.multitask(found, ["t0"], material.further_tasks(found), True, seed=0)
     assert of_all.steps == 120 and of_all.start == "" and len(of_all.further) == 159
     assert all(task_id.startswith("instructed/") for task_id in (*of_all.tasks, *of_all.further))
 
 
 def test_an_unseen_task_and_its_opposite_are_in_no_training(objects: FileObjects):
-    further = train.further_tasks(config(objects))
+    further = material.further_tasks(config(objects))
     assert len(further) == 159 and "kind/bird" not in further and "kind/tree" in further
     tree = config(objects).model_dump(mode="json")
     tree["tasks"] |= {"further": ["kind/*", "not-kind/*", "wordnet/mind"], "unseen": ["not-kind/bird"]}
-    further = train.further_tasks(Config.model_validate(tree))
+    further = material.further_tasks(Config.model_validate(tree))
     assert len(further) == 318 and not {"kind/bird", "not-kind/bird", "wordnet/mind"} & {*further}
 
 

@@ -16,7 +16,7 @@ from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.objects import open_objects
 from oral_ray.stages import cells, corpus, static
 from oral_ray.stages.cells import MAJORITY, ZERO_SHOT, Cell, Request
-from oral_ray.stages.train import further_tasks
+from oral_ray.stages.material import further_tasks
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.shards import ShardManifest, read_stats
 from oral_ray.tasks import Task, load_task

@@ -4,11 +4,10 @@ Checkpoints of the run lie under `training/<recipe>/` and are what a lost worker
 from.
 """
 
-import functools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ import torch
 from torch import Tensor
 
 from oral_ray import cluster
-from oral_ray.bases.catalog import BaseRecord
-from oral_ray.bases.loading import load_base
 from oral_ray.config import (
     Config,
     FunctionalPhase,
@@ -29,18 +26,18 @@ from oral_ray.config import (
     fingerprint,
 )
 from oral_ray.errors import GeneratorError, StoreError
-from oral_ray.functional import FunctionalItems, FunctionalSource
-from oral_ray.generator.condition import ConditionEncoder, ProbeStats, fit_probe_stats
-from oral_ray.generator.data import CorpusRow, CorpusTables
+from oral_ray.generator.condition import ConditionEncoder
+from oral_ray.generator.data import CorpusRow
 from oral_ray.generator.model import Generator, build_network, save_generator
-from oral_ray.generator.spec import FunctionalItem, GeneratorSpec
-from oral_ray.generator.training import FunctionalDraw, MetricsRow, train
+from oral_ray.generator.spec import GeneratorSpec
+from oral_ray.generator.training import MetricsRow, train
 from oral_ray.objects import Objects, open_objects
-from oral_ray.stages import corpus, shards
-from oral_ray.store.bases import BaseShelf, stored_probes
+from oral_ray.stages import shards
+from oral_ray.stages.material import functional_draw, further_tasks, tables_of
+from oral_ray.store.bases import BaseShelf
 from oral_ray.store.generators import METRICS, generator_manifest, promote_generator, put_generator
-from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest, read_stats
-from oral_ray.tasks import expand, load_task, subject
+from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest
+from oral_ray.tasks import load_task
 
 logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
@@ -62,18 +59,6 @@ def recipe_of(config: Config, shards_fingerprint: str) -> str:
         "generator", RECIPE_VERSION, shards_fingerprint, config.condition, generator, training, config.bases.dtype,
         config.seed, *([further, config.tasks.num_prompts] if further else []),
     )  # fmt: skip
-
-
-def further_tasks(config: Config) -> list[str]:
-    """The tasks of the functional phase that have no adapters in the corpus; none without such a phase.
-
-    Neither an unseen task is among them nor its opposite (`not-kind/bird` of `kind/bird`).
-    """
-    if not config.training.functional.steps:
-        return []
-    unseen = {subject(task_id) for task_id in expand(config.tasks.unseen)}
-    further = [task_id for task_id in expand(config.tasks.further) if task_id not in config.tasks.ids]
-    return [task_id for task_id in further if subject(task_id) not in unseen]
 
 
 def run(config: Config) -> str:
@@ -170,7 +155,7 @@ def _train(
     encoder = ConditionEncoder(config.condition)
     shelf = BaseShelf(objects, config.bases.prefix)
     bases = {base_id: shelf.record(base_id) for base_id in manifest.bases}
-    tables, probe_stats = _tables(config, objects, manifest, bases, encoder)
+    tables, probe_stats = tables_of(config, objects, manifest, bases, encoder)
     spec = GeneratorSpec(
         generator=config.generator,
         condition=config.condition,
@@ -203,7 +188,7 @@ def _train(
     phase = config.training.functional
     records = list(bases.values())
     functional = (
-        _functional_draw(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
+        functional_draw(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
     )
     num_steps = config.training.steps + phase.steps
     if config.training.window_tokens and config.generator.latent:
@@ -228,58 +213,6 @@ def _train(
         functional_item=functional,
         device="cuda" if config.training.gpus_per_worker and torch.cuda.is_available() else "cpu",
     )
-
-
-def _tables(
-    config: Config, objects: Objects, manifest: ShardManifest, bases: dict[str, BaseRecord], encoder: ConditionEncoder
-) -> tuple[CorpusTables, ProbeStats]:
-    probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in bases.items()}
-    seen = [(record.spec.digest, probes[base_id]) for base_id, record in bases.items()]
-    probe_stats = fit_probe_stats(seen, config.condition.num_components)
-    further = {task_id: load_task(task_id).prompts[: config.tasks.num_prompts] for task_id in further_tasks(config)}
-    tables = CorpusTables(
-        layouts=manifest.layouts,
-        prompts={task: encoder.encode_prompts(prompts) for task, prompts in (manifest.prompts | further).items()},
-        bases={i: encoder.encode_base(record, probes[i], probe_stats) for i, record in bases.items()},
-        stats=read_stats(objects, manifest),
-    )
-    return tables, probe_stats
-
-
-def _functional_draw(
-    config: Config, objects: Objects, manifest: ShardManifest, records: list[BaseRecord], encoder: ConditionEncoder,
-    tables: CorpusTables, probe_stats: ProbeStats,
-) -> FunctionalDraw:  # fmt: skip
-    """`records` are the seen versions in the configured order, oldest first; each is loaded once a worker.
-
-    Versions of one architecture are mixed with each other; which architecture a draw is of follows from its seed.
-    """
-    tasks, further = ([load_task(task) for task in ids] for ids in (manifest.prompts, further_tasks(config)))
-    items = []
-    for architecture in dict.fromkeys(record.spec.digest for record in records):
-        versions = [record for record in records if record.spec.digest == architecture]
-        source = FunctionalSource(
-            [load_base(record, config.bases.dtype) for record in versions],
-            corpus.lines(config, [record.id for record in versions]),
-            tasks,
-            further,
-            [layout for layout in manifest.layouts.values() if layout.architecture == architecture],
-            config.training.functional,
-        )
-        probes = [stored_probes(objects, record, config.condition) for record in versions]
-        encode = functools.partial(_encode_mixed, encoder, versions[-1], probe_stats)
-        items.append(FunctionalItems(source, probes, tables, encode))
-
-    def draw(seed: int, base_seed: int | None) -> FunctionalItem:
-        return items[(seed if base_seed is None else base_seed) % len(items)].item(seed, base_seed)
-
-    return draw
-
-
-def _encode_mixed(
-    encoder: ConditionEncoder, newest: BaseRecord, probe_stats: ProbeStats, mixed: Mapping[str, Tensor]
-) -> Tensor:
-    return encoder.encode_base(newest, mixed, probe_stats)
 
 
 def _only_length(manifest: ShardManifest) -> int:
