@@ -15,7 +15,10 @@ import pandas as pd
 from oral_ray.config import ALL_ARMS
 from oral_ray.evaluation import Interval, mean_over_tasks, paired_difference
 
-AGAINST = ("trained", "reuse_old", "reuse_new", "joint", "nearest", "regression", "held_out", "wrong_prompt")
+AGAINST = (
+    "trained", "trained_long", "reuse_old", "reuse_new", "joint", "joint_virtual", "nearest", "regression", "held_out",
+    "wrong_prompt",
+)  # fmt: skip
 Correct = dict[str, np.ndarray]  # task -> [S, N]
 
 

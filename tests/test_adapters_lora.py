@@ -112,6 +112,16 @@ def test_joint_training_takes_all_steps_of_all_bases(base: LoadedBase, folder: P
     assert train_loss(other, joint) < 0.8 * train_loss(other, None)
 
 
+def test_a_base_named_three_times_is_a_training_three_times_as_long(folder: Path) -> None:
+    training = TRAINING.model_copy(update={"steps": 3, "keep_last": 1})
+    [long] = train_adapter([base_of(folder) for _ in range(3)], toy_task(), layout_of(folder), training, seed=0)
+    [same] = train_adapter(
+        [base_of(folder)], toy_task(), layout_of(folder), training.model_copy(update={"steps": 9}), seed=0
+    )
+    assert (long.provenance.origin, long.provenance.step) == ("trained", 9)
+    assert all(torch.allclose(long.tensors[name], tensor, atol=1e-6) for name, tensor in same.tensors.items())
+
+
 @pytest.mark.parametrize(("r", "targets"), [(2, ("q", "v")), (4, ALL_ROLES)])
 def test_plain_peft_loads_every_key_of_a_written_folder(
     base: LoadedBase, folder: Path, tmp_path: Path, r: int, targets: tuple[str, ...]

@@ -37,7 +37,8 @@ def train_adapter(
     """Train one adapter on one base, or jointly on several versions of one architecture (arm `joint`).
 
     With n bases the same factors live on all of them, each step uses the next base, and there are n x `steps` steps, so
-    that the total equals n single trainings. Returns the last `keep_last` checkpoints, one a step, newest last.
+    that the total equals n single trainings; n times one base is a training n times as long. Returns the last
+    `keep_last` checkpoints, one a step, newest last.
     """
     models = [_with_adapter(base, layout, training.init_seed) for base in bases]
     parameters = dict(_factors(models[0]))
@@ -60,7 +61,7 @@ def train_adapter(
         optimizer.step()
         if step > num_steps - training.keep_last:
             provenance = Provenance(
-                origin="trained" if len(bases) == 1 else "joint",
+                origin="joint" if len({base.record.id for base in bases}) > 1 else "trained",
                 base=bases[-1].record.id,
                 base_fingerprint=bases[-1].record.fingerprint,
                 task=task.id,

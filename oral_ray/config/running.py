@@ -7,23 +7,24 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from oral_ray.config.section import Distinct, Identifier, Section
 
 Arm = Literal[
-    "base", "prompted", "few_shot", "majority", "trained", "reuse_old", "reuse_new", "joint", "joint_virtual", "mean",
-    "nearest", "multitask", "multitask_instructed", "regression", "generated", "held_out", "wrong_prompt",
-    "refined_scratch", "refined_reuse_new", "refined_generated", "best_trained", "best_reuse_new", "best_joint_virtual",
-    "best_generated",
+    "base", "prompted", "few_shot", "majority", "trained", "trained_long", "reuse_old", "reuse_new", "joint",
+    "joint_virtual", "mean", "nearest", "multitask", "multitask_instructed", "regression", "generated", "held_out",
+    "wrong_prompt", "refined_scratch", "refined_reuse_new", "refined_generated", "best_trained", "best_reuse_new",
+    "best_joint_virtual", "best_generated",
 ]  # fmt: skip
 ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
 _DEFAULT_ARMS: tuple[Arm, ...] = (
-    "base", "majority", "trained", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression", "generated",
-    "wrong_prompt",
+    "base", "majority", "trained", "trained_long", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression",
+    "generated", "wrong_prompt",
 )  # fmt: skip
 
 
 class EvaluationConfig(Section):
     """What is scored: arms x bases x tasks x seeds. Empty `bases` means every configured version.
 
-    `held_out` is `generated` from a wording that was never trained on. `prompted` and `few_shot` are the base with the
-    instruction (and four examples) in the text. `joint_virtual` and `multitask` are static adapters with the task
+    `trained_long` is `trained` with as many steps as `joint` has, all on the very base. `held_out` is `generated` from a
+    wording that was never trained on. `prompted` and `few_shot` are the base with the instruction (and four examples) in
+    the text. `joint_virtual` and `multitask` are static adapters with the task
     gradients of the functional phase, `refined_*` have `refine_steps` steps on the very base (oral_ray/stages/static.py).
     `best_*` is the best of an arm's adapters, each at every one of `strengths`, on `num_choice` validation examples.
 

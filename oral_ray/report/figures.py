@@ -24,7 +24,8 @@ from oral_ray.report.tables import seen_by_base
 Plot = Callable[[Any, pd.DataFrame], None]
 # One colour an arm, everywhere (Okabe-Ito, safe for colour-blind readers, and greys for what is no adapter).
 PALETTE = {
-    "base": "#999999", "majority": "#cccccc", "trained": "#000000", "reuse_old": "#56b4e9", "reuse_new": "#0072b2",
+    "base": "#999999", "majority": "#cccccc", "trained": "#000000", "trained_long": "#5a5a5a", "reuse_old": "#56b4e9",
+    "reuse_new": "#0072b2",
     "joint": "#009e73", "mean": "#b8a07a", "nearest": "#cc79a7", "regression": "#e69f00", "generated": "#d55e00",
     "held_out": "#8b3a00", "wrong_prompt": "#f0e442", "prompted": "#8c8c8c", "few_shot": "#666666",
     "joint_virtual": "#00684a", "multitask": "#aa4499", "multitask_instructed": "#661166", "refined_scratch": "#4d4d4d",

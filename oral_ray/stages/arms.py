@@ -25,6 +25,7 @@ SEEDS = 1000  # of one generator (`evaluation.seeds` are below it); seed numbers
 Digests = dict[tuple[str, str, Arm, int], str]  # (base, task, arm, seed) -> digest
 OF_THE_BASE = {
     "trained",
+    "trained_long",
     "generated",
     "held_out",
     "wrong_prompt",
@@ -44,7 +45,7 @@ def read_as(arm: str, task_id: str) -> str:
 def trained_arms(
     config: Config, task_ids: Sequence[str], found: dict[str, BaseRecord], base_ids: list[str], beside: Sequence[Call]
 ) -> Digests:
-    """`trained`, `reuse_*`, `joint`, the static controls, and the arms without an adapter."""
+    """`trained`, `trained_long`, `reuse_*`, `joint`, the static controls, and the arms without an adapter."""
     arms = set(config.evaluation.arms)
     digests: Digests = {
         (base_id, task_id, arm, 0): name
@@ -57,7 +58,8 @@ def trained_arms(
     def sources(base_id: str) -> dict[Arm, list[str]]:
         newest, seen = corpus.newest_seen(config, base_id), corpus.alike(config, found, base_id)
         joint: dict[Arm, list[str]] = {"joint": seen} if arms & {"joint", "joint_virtual"} else {}
-        return {"trained": [base_id], "reuse_old": seen[:1], "reuse_new": [newest], **joint}
+        long = [base_id] * len(seen)  # joint with itself
+        return {"trained": [base_id], "trained_long": long, "reuse_old": seen[:1], "reuse_new": [newest], **joint}
 
     plan: list[tuple[str, str, Arm, int, corpus.CorpusRun]] = [
         (base_id, task_id, arm, seed, corpus.plan_run(config, task_id, [found[b] for b in source], seed))
