@@ -15,9 +15,10 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError, MissingObjectError, OralError
-from oral_ray.service import Refreshed, Stock
+from oral_ray.service import Stock
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
+from oral_ray.store.refreshed import Refreshed
 from oral_ray.store.releases import ReleaseStore
 from oral_ray.tasks import load_task
 from serve.schema import (
