@@ -61,6 +61,7 @@ class Stock:
         self._bases: Refreshed[str, BaseRecord] = Refreshed(self._read_base, config.serve.refresh_s)
         self._recipes: Refreshed[str, str] = Refreshed(self._read_recipe, config.serve.refresh_s)
         self._probes: dict[str, Mapping[str, Tensor]] = {}
+        self._refusals: dict[tuple[str, str], str] = {}
         self._cards = lru_cache(maxsize=4)(lambda recipe: describe_generator(objects, recipe))
 
     @property
@@ -102,7 +103,10 @@ class Stock:
 
     def refusal(self, base: BaseRecord) -> str:
         """Why the current generator makes nothing for a base; empty when it does."""
-        return refuse_base(base, self.card().spec.architectures, self.config.lora)
+        key = (self.recipe, base.fingerprint)
+        if key not in self._refusals:  # a look at every module of the base, too much for every request
+            self._refusals[key] = refuse_base(base, self.card().spec.architectures, self.config.lora)
+        return self._refusals[key]
 
     def choices(self, base: BaseRecord) -> tuple[LoraSettings, ...]:
         """The kinds of adapters of a base that the corpus has, as far as usual ranks and alphas go; the default first."""
