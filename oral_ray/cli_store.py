@@ -1,13 +1,15 @@
-"""`oral-ray store {gc,fsck}` and `oral-ray release {show,alias,rollback,diff}`."""
+"""What reads and keeps a store: `oral-ray {pull,list}`, `store {gc,fsck}`, `release {show,alias,rollback,diff}`."""
 
 import argparse
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
 def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
-    """Add both commands to a parser's sub-commands; `show` prints a line."""
+    """Add the commands to a parser's sub-commands; `show` prints a line."""
     store = commands.add_parser("store", help="Look after an object store.").add_subparsers(
         required=True, metavar="VERB"
     )
@@ -20,6 +22,12 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
         default = os.environ.get("ORAL_STORE", "./oral-store")
         command.add_argument("--store", default=default, help=f"store uri (default {default})")
         return command
+
+    command = add(commands, "pull", _pull, "Copy an adapter from the store to a folder, digest checked.")
+    command.add_argument("adapter", help="digest, or BASE/ADAPTER_ID of a published adapter")
+    command.add_argument("folder", type=Path, help="target folder")
+    command = add(commands, "list", _list, "List the latest release of every base and its published adapters.")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
 
     command = add(store, "gc", _collect, "List what nothing names any more; --delete removes it.")
     command.add_argument("--delete", action="store_true", help="delete it (default: only list it)")
@@ -42,6 +50,28 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     command.add_argument("base", help="base id")
     command.add_argument("old", help="number or alias")
     command.add_argument("new", help="number or alias")
+
+
+def _pull(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    from oral_ray.objects import open_objects
+    from oral_ray.store.adapters import AdapterStore
+
+    digest = _releases(args).digest_of(args.adapter) if "/" in args.adapter else args.adapter
+    show(str(AdapterStore(open_objects(args.store)).pull(digest, args.folder)))
+
+
+def _list(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    releases = _releases(args)
+    latest = {base: release for base in releases.bases() if (release := releases.latest(base)) is not None}
+    if args.json:
+        show(json.dumps({base: release.model_dump(mode="json") for base, release in latest.items()}))
+        return
+    for base, release in latest.items():
+        show(f"{base}  release {releases.sequence(base)[-1]}  generator {release.generator[:12]}")
+        for adapter in release.adapters:
+            show(f"  {adapter.adapter_id:44} {adapter.arm:12} validation {adapter.score:.3f}  {adapter.uri}")
+    if not latest:
+        show(f"no releases in {args.store}; run jobs/regenerate.py")
 
 
 def _collect(args: argparse.Namespace, show: Callable[[str], None]) -> None:

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from oral_ray.adapters.artifact import AdapterArtifact
-from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.loading import LoadedBase
@@ -137,22 +136,3 @@ def _draws(correct: Mapping[str, np.ndarray], num_draws: int, seed: int) -> np.n
 def _interval(center: float, draws: np.ndarray) -> Interval:
     low, high = np.quantile(draws, [0.025, 0.975])
     return Interval(mean=center, low=float(low), high=float(high))
-
-
-def relative_distances(generated: Sequence[Factors], corpus: Sequence[Factors]) -> np.ndarray:
-    """||dW_g - dW_k|| / ||dW_k|| as [G, K], dW = B A over all modules; independent of the gauge, computed from factors."""
-
-    def inner(left: Sequence[Factors], right: Sequence[Factors]) -> torch.Tensor:
-        total = torch.zeros(len(left), len(right), dtype=torch.float64)
-        for module in left[0]:
-            a_l, b_l = (torch.stack([factors[module][i].double() for factors in left]) for i in (0, 1))
-            a_r, b_r = (torch.stack([factors[module][i].double() for factors in right]) for i in (0, 1))
-            aa = torch.einsum("gri,ksi->gkrs", a_l, a_r)
-            bb = torch.einsum("gor,kos->gkrs", b_l, b_r)
-            total += (aa * bb).sum((2, 3))
-        return total
-
-    norms_G = torch.stack([inner([f], [f])[0, 0] for f in generated])
-    norms_K = torch.stack([inner([f], [f])[0, 0] for f in corpus])
-    squared = norms_G[:, None] + norms_K[None] - 2 * inner(generated, corpus)
-    return (squared.clamp(min=0).sqrt() / norms_K.sqrt()).numpy()

@@ -9,13 +9,10 @@
 accepted, never paths. An answer is a record under the order's key, so an equal order finds it without a sample.
 """
 
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -23,7 +20,7 @@ from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifa
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import ConditionConfig, Config, LoraSettings, canonical_json, fingerprint
-from oral_ray.errors import BaseModelError, GeneratorError, LayoutError, MissingObjectError, StoreError
+from oral_ray.errors import BaseModelError, GeneratorError, LayoutError, StoreError
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder, check_prompt
 from oral_ray.objects import Objects, open_objects
@@ -32,9 +29,7 @@ from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.bases import BaseShelf, stored_probes
 from oral_ray.store.generators import GeneratorCard, current_generator, describe_generator, get_generator
 from oral_ray.store.records import Records
-
-K = TypeVar("K")
-V = TypeVar("V")
+from oral_ray.store.refreshed import Refreshed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +61,7 @@ class Stock:
         self._bases: Refreshed[str, BaseRecord] = Refreshed(self._read_base, config.serve.refresh_s)
         self._recipes: Refreshed[str, str] = Refreshed(self._read_recipe, config.serve.refresh_s)
         self._probes: dict[str, Mapping[str, Tensor]] = {}
+        self._refusals: dict[tuple[str, str], str] = {}
         self._cards = lru_cache(maxsize=4)(lambda recipe: describe_generator(objects, recipe))
 
     @property
@@ -107,7 +103,10 @@ class Stock:
 
     def refusal(self, base: BaseRecord) -> str:
         """Why the current generator makes nothing for a base; empty when it does."""
-        return refuse_base(base, self.card().spec.architectures, self.config.lora)
+        key = (self.recipe, base.fingerprint)
+        if key not in self._refusals:  # a look at every module of the base, too much for every request
+            self._refusals[key] = refuse_base(base, self.card().spec.architectures, self.config.lora)
+        return self._refusals[key]
 
     def choices(self, base: BaseRecord) -> tuple[LoraSettings, ...]:
         """The kinds of adapters of a base that the corpus has, as far as usual ranks and alphas go; the default first."""
@@ -231,32 +230,3 @@ def _strengthened(
 
 def _words(lora: LoraSettings) -> str:
     return f"r={lora.r}, lora_alpha={lora.lora_alpha:g}, target_modules={','.join(lora.target_modules)}"
-
-
-class Refreshed(Generic[K, V]):
-    """Values that are read again once they are older than `age_s`; the old one stays while the store cannot be reached."""
-
-    def __init__(self, read: Callable[[K], V], age_s: float) -> None:
-        self._read, self._age_s = read, age_s
-        self._known: dict[K, tuple[float, V]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: K) -> V:
-        """The value of a key, read at most `age_s` seconds ago where that was possible."""
-        known = self._known.get(key)
-        if known is not None and time.monotonic() - known[0] < self._age_s:
-            return known[1]
-        with self._lock:
-            known = self._known.get(key)
-            if known is not None and time.monotonic() - known[0] < self._age_s:
-                return known[1]
-            try:
-                value = self._read(key)
-            except MissingObjectError:
-                raise
-            except (StoreError, GeneratorError):
-                if known is None:
-                    raise
-                value = known[1]
-            self._known[key] = (time.monotonic(), value)
-            return value

@@ -17,6 +17,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -38,6 +39,12 @@ from serve.security import Guard, refuse_open_bind
 
 logger = logging.getLogger("ray.serve.oral")
 ATTEMPTS = 3
+FAST = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
+}
+"""Serve's settings of the ingress process: nothing here blocks its loop, so a request need not go from thread to thread."""
 
 
 def build_app(config: Config | Mapping[str, str]) -> serve.Application:
@@ -54,7 +61,9 @@ def build_app(config: Config | Mapping[str, str]) -> serve.Application:
         Replica,
         name="generator",
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
-        max_ongoing_requests=2 * settings.batch_size,  # the next batch gathers while one is sampled
+        max_ongoing_requests=4 * settings.batch_size,  # one batch is sampled, one stored, the next ones wait
+        # Serve's router, which looks for room by itself, would look away for up to half a second: longer than a batch takes
+        request_router_config=RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.04),
         max_queued_requests=settings.max_queued_requests,
         health_check_period_s=max(1.0, settings.refresh_s),
         graceful_shutdown_timeout_s=settings.drain_s,
@@ -73,7 +82,7 @@ def build_app(config: Config | Mapping[str, str]) -> serve.Application:
         serve.ingress()(Ingress),
         name="ingress",
         num_replicas=settings.ingress_replicas,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": FAST}},
         max_ongoing_requests=10_000,  # it refuses by itself, with a Problem
         health_check_period_s=max(1.0, settings.refresh_s),
         graceful_shutdown_timeout_s=settings.drain_s,

@@ -9,17 +9,16 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import PurePosixPath
 
-from torch import Tensor
-
+from oral_ray.adapters.distance import change_norm, relative_distances
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError, MissingObjectError, OralError
-from oral_ray.evaluation import relative_distances
-from oral_ray.service import Refreshed, Stock
+from oral_ray.service import Stock
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
+from oral_ray.store.refreshed import Refreshed
 from oral_ray.store.releases import ReleaseStore
 from oral_ray.tasks import load_task
 from serve.schema import (
@@ -161,7 +160,7 @@ class Catalog:
         norms = tuple(
             ModuleNorm(
                 module=slot.module, role=slot.role, layer=int((re.findall(r"\.(\d+)\.", slot.module) or ["0"])[0]),
-                norm=scale * _norm(*factors[slot.module]),
+                norm=scale * change_norm(*factors[slot.module]),
             )
             for slot in layout.slots if slot.factor == "A"
         )  # fmt: skip
@@ -187,11 +186,6 @@ class Catalog:
             )
             for distance, other in ranked[:NUM_NEAREST]
         )  # fmt: skip
-
-
-def _norm(a: Tensor, b: Tensor) -> float:
-    """|B A|, from products of size r x r."""
-    return float(((a.double() @ a.double().T) * (b.double().T @ b.double())).sum().clamp(min=0).sqrt())
 
 
 def parse_range(header: str, num_bytes: int) -> tuple[int, int] | None:

@@ -6,12 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factory_fixtures import ALL_ROLES, base_of, layout_of, random_artifact, random_factors, toy_task
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from factory_fixtures import ALL_ROLES, base_of, layout_of, random_artifact, toy_task
 
 import oral_ray.evaluation as evaluation
-from oral_ray.adapters.gauge import canonical
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.config import CorpusConfig
 from oral_ray.errors import EvaluationError
@@ -20,7 +17,6 @@ from oral_ray.evaluation import (
     majority_answers,
     mean_over_tasks,
     paired_difference,
-    relative_distances,
 )
 from oral_ray.tasks import Example, Task
 from oral_ray.tasks.scoring import Batch
@@ -105,41 +101,6 @@ def test_arms_on_other_tasks_or_examples_are_refused_by_name() -> None:
         paired_difference(arm, {"task-0": arm["task-0"]}, 10)
     with pytest.raises(EvaluationError, match="other examples of 'task-1'"):
         paired_difference(arm, {**arm, "task-1": arm["task-1"][:, :10]}, 10)
-
-
-@pytest.mark.parametrize("base", ["tiny_bert", "tiny_llama"])
-def test_relative_distances_are_those_of_the_dense_weight_changes(base: str, request: pytest.FixtureRequest) -> None:
-    layout = layout_of(request.getfixturevalue(base), 3, ALL_ROLES)
-    made, corpus = ([random_factors(layout, seed) for seed in seeds] for seeds in ((0, 1, 2), (2, 3, 4, 5)))
-    found = relative_distances(made, corpus)
-    for i, left in enumerate(made):
-        for j, right in enumerate(corpus):
-            squares = [((b @ a - right[m][1] @ right[m][0]) ** 2).sum() for m, (a, b) in left.items()]
-            norm = torch.stack([(b @ a).square().sum() for a, b in right.values()]).sum()
-            assert found[i, j] == pytest.approx(float((torch.stack(squares).sum() / norm).sqrt()), abs=1e-5)
-    assert found.shape == (3, 4) and found[2, 0] < 1e-6 < found[0, 0]
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 1000))
-def test_relative_distances_do_not_depend_on_the_gauge(seed: int) -> None:
-    rng = torch.Generator().manual_seed(seed)
-
-    def draw(num: int) -> list[dict]:
-        return [
-            {m: (torch.randn(3, 8, generator=rng), torch.randn(6, 3, generator=rng)) for m in ("a", "b")}
-            for _ in range(num)
-        ]
-
-    made, corpus = draw(2), draw(3)
-    wanted = relative_distances(made, corpus)
-    assert np.allclose(relative_distances([canonical(f) for f in made], corpus), wanted, atol=1e-5)
-    assert np.allclose(relative_distances(made, [canonical(f, corpus[0]) for f in corpus]), wanted, atol=1e-5)
-    rank_two = [{m: (a[:2], b[:, :2]) for m, (a, b) in f.items()} for f in made]
-    padded = [
-        {m: (torch.cat([a, 0 * a[:1]]), torch.cat([b, b[:, :1]], 1)) for m, (a, b) in f.items()} for f in rank_two
-    ]
-    assert np.allclose(relative_distances(rank_two, corpus), relative_distances(padded, corpus), atol=1e-5)
 
 
 def skewed_task() -> Task:

@@ -128,3 +128,66 @@ def test_the_service_describes_itself(url: str) -> None:
     schema = ask(f"{url}/openapi.json")[2]
     assert {"/v1/adapters", "/v1/jobs/{job_id}", "/v1/bases", "/healthz", "/metrics"} <= set(schema["paths"])
     assert set(schema["components"]["schemas"]["GenerateRequest"]["required"]) == {"prompt", "base"}
+
+
+HEAD = b"POST /v1/adapters HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+GOOD = b'{"prompt": "a task", "base": "tiny-t0"}'
+
+
+def sized(body: bytes) -> bytes:
+    return b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+RAW = {
+    "a newline in a header": HEAD + b"X-Request-Id: a\nSet-Cookie: b=1\r\n" + sized(GOOD),
+    "a carriage return in a header": HEAD + b"Prefer: wait=1\rX-Evil: 1\r\n" + sized(GOOD),
+    "a null byte in a header": HEAD + b"Prefer: wait=1\x00\r\n" + sized(GOOD),
+    "a request id that is no text": HEAD + b"X-Request-Id: \xff\xfe\r\n" + sized(b"{"),
+    "a header of Serve's own that is no text": HEAD + b"Serve-Multiplexed-Model-Id: \xff\r\n" + sized(b"{"),
+    "a deadline that is no number": HEAD + b"X-Request-Timeout-Seconds: soon\r\n" + sized(b"{"),
+    "a space before the colon": HEAD + b"Content-Length : 5\r\n\r\nhello",
+    "two lengths": HEAD + b"Content-Length: 3\r\n" + sized(b"hello"),
+    "a length and chunks": HEAD + b"Transfer-Encoding: chunked\r\n" + sized(b"0\r\n\r\nGET /metrics HTTP/1.1\r\n\r\n"),
+    "a chunk that is none": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
+    "a negative length": HEAD + b"Content-Length: -1\r\n\r\n",
+    "a header of a megabyte": HEAD + b"X-A: " + b"a" * 1_000_000 + b"\r\n" + sized(GOOD),
+    "no HTTP at all": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64 + b"\r\n\r\n",
+    "a path that is no text": b"GET /v1/adapters/\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a path out of the root": b"GET /../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
+    "another host's uri": b"GET http://example.org/v1/none HTTP/1.1\r\nHost: example.org\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_bytes_that_no_client_library_sends_are_refused_and_the_service_goes_on(url: str, name: str) -> None:
+    answer = send_raw(url, RAW[name])
+    status = int(answer.split()[1]) if answer else 400  # the connection was closed without a word
+    assert 400 <= status < 500, answer[:500]
+    assert b"set-cookie" not in answer.lower().partition(b"\r\n\r\n")[0] and b"x-evil" not in answer.lower()
+    assert ask(f"{url}/healthz")[0] == 200
+
+
+def test_clients_that_never_finish_hold_nobody_else(url: str) -> None:
+    held = []
+    for _ in range(100):
+        held.append(socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10))
+        held[-1].sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+    started = time.monotonic()
+    assert ask(f"{url}/healthz")[0] == 200 and time.monotonic() - started < 5
+    assert b"408" in held[0].recv(65536).split(b"\r\n")[0]
+    for connection in held:
+        connection.close()
+
+
+def send_raw(url: str, data: bytes) -> bytes:
+    """What comes back until the service closes the connection or says nothing for half a second."""
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as connection:
+        answer = b""
+        try:
+            connection.sendall(data)
+            while part := connection.recv(65536):
+                answer += part
+                connection.settimeout(0.5)
+        except OSError:
+            pass
+    return answer

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from cli_fixtures import build_place
 from service_fixtures import Service, open_test_service
@@ -178,6 +179,19 @@ def test_hostile_requests_are_refused_as_problems(service: Service, name: str):
     answer = ask(service, method, path, **options)
     assert (answer.status_code, is_problem(answer)) == (status, True), answer.text[:300]
     assert len(answer.content) < 4000
+
+
+def test_hostile_requests_leave_the_memory_of_the_process_flat(service: Service):
+    async def round_of_all(client: httpx.AsyncClient) -> None:
+        for method, path, options, _ in HOSTILE.values():
+            await client.request(method, path, **options)
+
+    held = []
+    for _ in range(4):
+        for _ in range(5):
+            service.ask(round_of_all)
+        held.append(psutil.Process().memory_full_info().uss / 1e6)
+    assert held[-1] - held[0] < 4, f"megabytes after each {5 * len(HOSTILE)} requests: {held}"
 
 
 def test_what_a_client_calls_its_request_does_not_reach_the_log(service: Service, caplog: pytest.LogCaptureFixture):

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from oral_ray.adapters.distance import relative_distances
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.cluster import Call
 from oral_ray.config import Config
 from oral_ray.errors import EvaluationError
-from oral_ray.evaluation import Score, relative_distances
+from oral_ray.evaluation import Score
 from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import cells, corpus, shards, train
 from oral_ray.stages.arms import OF_THE_BASE, Digests, derived_arms, made_arms, read_as, trained_arms

@@ -74,8 +74,10 @@ def fill_disk(service: Running, store: Path) -> None:
 
 FAULTS = {
     "replica killed with -9": kill_replica, "generator replaced": replace_generator, "store away for 20 s": hide_store,
-    "disk full for 10 s": fill_disk, "ingress killed with -9": kill_ingress,
+    "disk full for 10 s": fill_disk, "the only ingress killed with -9": kill_ingress,
+    "one of two ingresses killed with -9": kill_ingress,
 }  # fmt: skip
+TWO_REPLICAS = ("serve.min_replicas=2", "serve.max_replicas=2", "serve.cpus_per_replica=0.5")
 
 
 def main() -> None:
@@ -89,9 +91,11 @@ def main() -> None:
     with copy_of(args.store) as store, small_disk(store / "adapters"):
         service = Running(args.config, store)
         try:
-            service.deploy("serve.min_replicas=2", "serve.max_replicas=2", "serve.cpus_per_replica=0.5")
+            service.deploy(*TWO_REPLICAS)
             for number, (name, fault) in enumerate(FAULTS.items(), 1):
                 if name in (args.only or FAULTS):
+                    if "two ingresses" in name:
+                        service.deploy(*TWO_REPLICAS, "serve.ingress_replicas=2")
                     rows[name] = {"fault": name, **suffer(service, store, args.config, fault, 10**7 * number)}
                     print(json.dumps(rows[name]), flush=True)
                     write("serve_faults.json", list(rows.values()))
@@ -159,7 +163,7 @@ def count_wrong(store: Path, config: str, answers: dict[int, str]) -> int:
 
 @contextlib.contextmanager
 def small_disk(folder: Path):
-    """Moves a folder onto a tmpfs of its own, 200 MB larger than what it holds."""
+    """Moves a folder onto a tmpfs of its own, 400 MB larger than what it holds."""
     kept = folder.with_name("adapters-before")
     folder.rename(kept)
     folder.mkdir()

@@ -16,6 +16,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 BASE = "minilm-l6-t2"
+FOLDERS = (ROOT / "out/bench", ROOT / "docs/results/bench")
 STARTER = """
 import json, sys, ray
 from ray import serve
@@ -129,7 +130,7 @@ def copy_of(store: Path) -> Iterator[Path]:
 
 def write(name: str, value: Any) -> None:
     """out/bench/<name>, and the copy of it that the documentation shows."""
-    for folder in (ROOT / "out/bench", ROOT / "docs/results/bench"):
+    for folder in FOLDERS:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value, indent=1) + "\n")
 
