@@ -1,7 +1,10 @@
 """What an object store must offer, which keys are names, and how several objects are moved at once."""
 
+import contextlib
 import itertools
+import os
 import re
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +16,7 @@ from oral_ray.errors import StoreError
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+TEMPORARY = ".oral-tmp-"  # how the names of unfinished files begin; no listing shows them
 _PART = re.compile(r"[^\x00-\x1f\\/]+")
 
 
@@ -73,6 +77,19 @@ def in_parallel(objects: Objects, function: Callable[[_T], _R], items: Iterable[
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A new temporary file beside `path`, to be renamed or linked to it; deleted in the end where it still is."""
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o644)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_key(key: str) -> str:

@@ -2,13 +2,15 @@
 
 `adapters/<digest>/` holds every artifact. `publish` copies one to `<publish_prefix>/<base>/<adapter_id>/`, which Ray
 Serve LLM, vLLM, SGLang and LoRAX load without conversion; adapter_config.json is written last, ids are never reused.
+
+`put_folder`, `publish` and `pull` move adapters of any size through files, in the store's parts; `put` and `get` hold one
+in memory. Many at once: `in_parallel(objects, store.put_folder, folders)`.
 """
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-from safetensors.torch import save
 
 from oral_ray.adapters.artifact import (
     CARD,
@@ -17,10 +19,12 @@ from oral_ray.adapters.artifact import (
     WEIGHTS,
     AdapterArtifact,
     Provenance,
+    parse_about,
     parse_artifact,
-    write_folder,
+    read_about,
 )
-from oral_ray.config import LoraSettings
+from oral_ray.adapters.streamed import arriving, folder_digest
+from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.errors import ArtifactError, MissingObjectError
 from oral_ray.objects import Objects
 
@@ -41,6 +45,19 @@ class AdapterStore:
                 self._objects.put_if_absent(f"{self.prefix(digest)}{name}", data)
         return digest
 
+    def put_folder(self, folder: Path) -> str:
+        """Store a PEFT folder (a no-op when it is there) and return its digest; ArtifactError where it is damaged."""
+        digest, weights = folder_digest(folder), folder / WEIGHTS
+        config, provenance = read_about(folder)
+        where, before = self.prefix(digest), weights.stat()
+        # Who creates the first file knows without asking that the marker, which is the last, is not there.
+        if self._objects.put_if_absent(where + PROVENANCE, canonical_json(provenance).encode()) or not self.has(digest):
+            self._objects.upload(weights, where + WEIGHTS)
+            if (after := weights.stat()).st_mtime_ns != before.st_mtime_ns or after.st_size != before.st_size:
+                raise ArtifactError(f"{weights} was changed while it was stored; store it again when it is finished")
+            self._objects.put_if_absent(where + CONFIG, canonical_json(config).encode())
+        return digest
+
     def get(self, digest: str) -> AdapterArtifact:
         """The artifact of a digest; ArtifactError when what is stored is not what the digest names."""
         try:
@@ -58,8 +75,8 @@ class AdapterStore:
             files = {name: self._objects.get(self.prefix(digest) + name) for name in (CONFIG, PROVENANCE)}
         except MissingObjectError:
             raise ArtifactError(f"no adapter {digest!r} in {self._objects.uri}; see oral-ray list") from None
-        artifact = parse_artifact(files | {WEIGHTS: save({})}, self.prefix(digest).rstrip("/"))
-        return artifact.lora, artifact.provenance
+        config, provenance = parse_about(files, self.prefix(digest).rstrip("/"))
+        return AdapterArtifact(config, {}, provenance).lora, provenance
 
     def list(self) -> Iterator[str]:
         """Digests of all complete artifacts."""
@@ -69,29 +86,56 @@ class AdapterStore:
                 yield digest
 
     def publish(self, digest: str, prefix: str, base_id: str, adapter_id: str) -> str:
-        """Copy an artifact into the serving view and return its uri; ArtifactError when the id names another adapter."""
-        artifact = self.get(digest)
+        """Copy an artifact into the serving view and return its uri; ArtifactError when the id names another adapter.
+
+        The model card, which says the digest, is created first: so an id that two adapters want is one adapter's.
+        """
         where = f"{prefix}/{base_id}/{adapter_id}/"
-        files = artifact.files()
-        files = {CARD: _card(artifact, adapter_id).encode(), **files}
-        for name, data in files.items():
-            if not self._objects.put_if_absent(where + name, data) and name == WEIGHTS:
-                self._refuse_other(where, data)
-        self._read(where, digest)
+        with tempfile.TemporaryDirectory(prefix="oral-publish-") as name:
+            folder = self.pull(digest, Path(name) / "adapter")
+            _, provenance = read_about(folder)
+            if not self._objects.put_if_absent(where + CARD, _card(provenance, adapter_id, digest).encode()):
+                self._refuse_other(where, digest)
+            if self._objects.exists(where + CONFIG):
+                self._check(where, digest)
+            else:
+                self._objects.upload(folder / WEIGHTS, where + WEIGHTS)
+                for file in (PROVENANCE, CONFIG):
+                    self._objects.put_if_absent(where + file, (folder / file).read_bytes())
         return f"{self._objects.uri}/{where}".rstrip("/")
 
-    def read_published(self, where: str, digest: str) -> AdapterArtifact:
-        """The artifact of a published folder; ArtifactError when it is not what the digest names."""
-        return self._read(f"{where}/", digest)
-
     def pull(self, digest: str, folder: Path) -> Path:
-        """Write an artifact into a folder, digest checked, adapter_config.json last."""
-        return write_folder(self.get(digest), folder)
+        """Write an artifact into a folder; the folder appears (or its marker) when the digest has been checked."""
+        return self._fetch(self.prefix(digest), digest, folder)
 
-    def _refuse_other(self, where: str, weights: bytes) -> None:
-        """Before the marker is written: weights that lie there already must be the same."""
-        if self._objects.get(where + WEIGHTS) != weights:
-            raise ArtifactError(f"{self._objects.uri}/{where} holds another adapter's weights; ids are never reused")
+    def check(self, digest: str) -> None:
+        """Read an artifact and compare its digest; ArtifactError where it is another one."""
+        self._check(self.prefix(digest), digest)
+
+    def check_published(self, where: str, digest: str) -> None:
+        """The same of a published folder."""
+        self._check(f"{where}/", digest)
+
+    def _check(self, prefix: str, digest: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="oral-check-") as name:
+            self._fetch(prefix, digest, Path(name) / "adapter")
+
+    def _refuse_other(self, where: str, digest: str) -> None:
+        """Before anything else is written: the card that lies there already must be of the same adapter."""
+        if digest not in self._objects.get(where + CARD).decode(errors="replace"):
+            raise ArtifactError(f"{self._objects.uri}/{where} holds another adapter; ids are never reused")
+
+    def _fetch(self, prefix: str, digest: str, folder: Path) -> Path:
+        with arriving(folder) as temporary:
+            try:
+                for name in (CONFIG, PROVENANCE):
+                    (temporary / name).write_bytes(self._objects.get(prefix + name))
+                self._objects.download(prefix + WEIGHTS, temporary / WEIGHTS)
+            except MissingObjectError as error:
+                raise ArtifactError(f"no adapter {digest!r} at {self._objects.uri}/{prefix}: {error}") from None
+            read_about(temporary)
+            self._compare(prefix, folder_digest(temporary), digest)
+        return folder
 
     @staticmethod
     def prefix(digest: str) -> str:
@@ -101,19 +145,21 @@ class AdapterStore:
     def _read(self, prefix: str, digest: str) -> AdapterArtifact:
         files = {name: self._objects.get(prefix + name) for name in (CONFIG, WEIGHTS, PROVENANCE)}
         artifact = parse_artifact(files, prefix.rstrip("/"))
-        if artifact.digest != digest:
-            raise ArtifactError(
-                f"adapter at {self._objects.uri}/{prefix} has digest {artifact.digest[:16]}, expected {digest[:16]}; "
-                "it was changed or damaged, delete it and publish it again"
-            )
+        self._compare(prefix, artifact.digest, digest)
         return artifact
 
+    def _compare(self, prefix: str, found: str, digest: str) -> None:
+        if found != digest:
+            raise ArtifactError(
+                f"adapter at {self._objects.uri}/{prefix} has digest {found[:16]}, expected {digest[:16]}; "
+                "it was changed or damaged, delete it and publish it again"
+            )
 
-def _card(artifact: AdapterArtifact, adapter_id: str) -> str:
-    p = artifact.provenance
+
+def _card(p: Provenance, adapter_id: str, digest: str) -> str:
     return (
         f"---\nlibrary_name: peft\nbase_model: {p.base}\ntags: [lora, oral-ray]\n---\n\n# {adapter_id}\n\n"
         f"LoRA adapter, made by oral_ray {p.code_version} (`{p.origin}`) for base `{p.base}` "
         f"(fingerprint `{p.base_fingerprint}`).\n\n- task: {p.task or '-'}\n- prompt: {p.prompt or '-'}\n"
-        f"- seed: {p.seed}\n- generator: {p.generator or '-'}\n- digest: `{artifact.digest}`\n"
+        f"- seed: {p.seed}\n- generator: {p.generator or '-'}\n- digest: `{digest}`\n"
     )

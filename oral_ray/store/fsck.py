@@ -24,7 +24,7 @@ def find_faults(objects: Objects, published: str = "published") -> Iterator[str]
     digests = [
         name.split("/")[1] for name, files in folders.items() if name.startswith("adapters/") and CONFIG in files
     ]
-    yield from filter(None, in_parallel(objects, lambda digest: _fault(lambda: store.get(digest)), digests))
+    yield from filter(None, in_parallel(objects, lambda digest: _fault(lambda: store.check(digest)), digests))
     whole = {name for name, files in folders.items() if CONFIG in files}
     yield from _releases(objects, store, published, whole)
     for recipe in sorted({info.key.split("/")[1] for info in objects.list("generators/")}):
@@ -49,7 +49,7 @@ def _releases(objects: Objects, store: AdapterStore, published: str, whole: set[
                     yield f"release {seq} of base {base_id!r} names adapter {adapter.digest}, which is not there"
                 if where not in whole:
                     yield f"release {seq} of base {base_id!r} names {where}, which is not there"
-                elif fault := _fault(lambda where=where, adapter=adapter: store.read_published(where, adapter.digest)):
+                elif fault := _fault(lambda where=where, adapter=adapter: store.check_published(where, adapter.digest)):
                     yield fault
 
 
