@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from oral_ray.errors import ConfigError
+
 
 def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     """Add both commands to a parser's sub-commands; `show` prints a line."""
@@ -25,6 +27,8 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     command.add_argument("--delete", action="store_true", help="delete it (default: only list it)")
     command.add_argument("--grace-h", type=float, default=24.0, help="leave what is younger, in hours (default 24)")
     command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
+    text = "keep only so many of a base's newest releases, and those an alias has meant (default: all)"
+    command.add_argument("--keep-releases", type=int, metavar="N", help=text)
     command = add(store, "fsck", _check, "Read everything, compare digests and references; exit code 1 for a fault.")
     command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
 
@@ -48,8 +52,10 @@ def _collect(args: argparse.Namespace, show: Callable[[str], None]) -> None:
     from oral_ray.objects import open_objects
     from oral_ray.store.garbage import collect, plan_collection
 
+    if args.keep_releases is not None and args.keep_releases < 1:
+        raise ConfigError(f"--keep-releases is {args.keep_releases}, at least the latest release must be kept")
     objects = open_objects(args.store)
-    units = plan_collection(objects, args.grace_h * 3600, args.published)
+    units = plan_collection(objects, args.grace_h * 3600, args.published, args.keep_releases)
     for unit in units:
         show(f"{unit.name}  {unit.num_bytes:,} bytes: {unit.reason}")
     total = f"{len(units)} things, {sum(unit.num_bytes for unit in units):,} bytes"

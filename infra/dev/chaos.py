@@ -144,7 +144,9 @@ class Chaos:
     def faults(self) -> Iterator[dict[str, Any]]:
         """On S3 behind a proxy that spoils 20% of the calls: one run, and two at once."""
         import boto3
-        from s3_servers import faulty_process, moto_process, spoilt
+        from s3_servers import faulty_process, spoilt
+
+        from oral_ray.bench.servers import moto_process
 
         assert self.undisturbed
         os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}

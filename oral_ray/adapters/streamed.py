@@ -1,7 +1,7 @@
 """Adapter folders of any size: digests read in parts, and folders that appear whole or not at all.
 
-    digest = folder_digest(folder)           # what AdapterArtifact.digest is of the same adapter in memory
-    with arriving(folder) as temporary: ...  # write files into `temporary`; afterwards they are in `folder`
+digest = folder_digest(folder)           # what AdapterArtifact.digest is of the same adapter in memory
+with arriving(folder) as temporary: ...  # write files into `temporary`; afterwards they are in `folder`
 """
 
 import contextlib

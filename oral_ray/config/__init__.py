@@ -12,6 +12,7 @@ from oral_ray.config.identity import canonical_json, derive_seed, fingerprint
 from oral_ray.config.material import (
     BasesConfig,
     BaseVersion,
+    CacheConfig,
     CorpusConfig,
     EvolveOrigin,
     ImportOrigin,
@@ -53,6 +54,7 @@ __all__ = [
     "Arm",
     "BaseVersion",
     "BasesConfig",
+    "CacheConfig",
     "ClusterConfig",
     "ConditionConfig",
     "Config",

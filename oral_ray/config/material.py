@@ -21,11 +21,19 @@ class S3Config(Section):
     read_timeout_s: PositiveFloat = 60.0
 
 
+class CacheConfig(Section):
+    """A local `folder`, by its absolute path, for adapters and generators that were read from S3; empty for none."""
+
+    folder: str = ""
+    max_bytes: PositiveInt = 10_000_000_000
+
+
 class StoreConfig(Section):
     """Where everything is kept: a folder path, `file:///...` or `s3://bucket/prefix`."""
 
     uri: str = "./oral-store"
     s3: S3Config = S3Config()
+    cache: CacheConfig = CacheConfig()
 
 
 class ImportOrigin(Section):

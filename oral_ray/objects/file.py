@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from oral_ray.errors import MissingObjectError, StoreError
-from oral_ray.objects.protocol import TEMPORARY, ObjectInfo, check_key, unfinished
+from oral_ray.objects.protocol import ObjectInfo, check_key
+from oral_ray.objects.unfinished import TEMPORARY, unfinished
 
 
 class FileObjects:
@@ -17,6 +18,7 @@ class FileObjects:
         self.root = root.expanduser().absolute()
         self.uri = f"file://{self.root}"
         self.concurrency = 4
+        self.cache = None  # it is local already
 
     def path(self, key: str) -> Path:
         """The file of a key; StoreError where a symbolic link leads out of the store."""

@@ -1,10 +1,7 @@
 """What an object store must offer, which keys are names, and how several objects are moved at once."""
 
-import contextlib
 import itertools
-import os
 import re
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,10 +10,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from oral_ray.errors import StoreError
+from oral_ray.objects.cache import ReadCache
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-TEMPORARY = ".oral-tmp-"  # how the names of unfinished files begin; no listing shows them
 _PART = re.compile(r"[^\x00-\x1f\\/]+")
 
 
@@ -35,7 +32,8 @@ class ObjectInfo:
 
 class Objects(Protocol):
     """What a store must offer: `list` is sorted by key, a range is cut at the object's end, `link` is a url
-    that gives the object to whoever has it, None where the store has no such thing.
+    that gives the object to whoever has it, None where the store has no such thing. `cache` is for who reads what has
+    a digest.
 
     A missing key raises MissingObjectError, any other failure StoreError. `leftovers` are the traces of writes that never
     ended (or have not yet): temporary files, unfinished multipart uploads; no listing shows them, `discard` removes one.
@@ -43,6 +41,7 @@ class Objects(Protocol):
 
     uri: str
     concurrency: int
+    cache: ReadCache | None
 
     def get(self, key: str) -> bytes: ...
     def range(self, key: str, start: int, length: int) -> bytes: ...
@@ -77,19 +76,6 @@ def in_parallel(objects: Objects, function: Callable[[_T], _R], items: Iterable[
         finally:
             for future in waiting:
                 future.cancel()
-
-
-@contextlib.contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
-    """A new temporary file beside `path`, to be renamed or linked to it; deleted in the end where it still is."""
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        temporary.chmod(0o644)
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_key(key: str) -> str:

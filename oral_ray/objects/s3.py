@@ -1,14 +1,13 @@
 """A bucket prefix as an object store. The only importer of boto3 for storage.
 
-Bytes are checked on the way: every write carries a Content-MD5, which every server verifies (a CRC32 trailer is newer, and
-radosgw 16 would store it as content). Throttling, 5xx and lost connections are tried again by botocore, with jitter; an
-answer that breaks off is asked for again here. Memory stays below `concurrency` x `part_bytes`.
+Bytes are checked on the way: every write is signed with the SHA-256 of its body, over TLS too, and a server refuses a body
+that has another one (a CRC32 trailer is newer, and radosgw 16 would store it as content). Throttling, 5xx and lost
+connections are tried again by botocore, with jitter; an answer that breaks off is asked for again here. Files are moved in
+parts: at most `concurrency` of `part_bytes` are under way.
 """
 
-import base64
 import contextlib
 import functools
-import hashlib
 import os
 import random
 import threading
@@ -20,7 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from oral_ray.config import S3Config
 from oral_ray.errors import MissingObjectError, StoreError
-from oral_ray.objects.protocol import ObjectInfo, check_key, unfinished
+from oral_ray.objects.cache import ReadCache
+from oral_ray.objects.protocol import ObjectInfo, check_key
+from oral_ray.objects.unfinished import unfinished
 
 _R = TypeVar("_R")
 _IO_BYTES = 1 << 18  # read from a connection and written to disk at once
@@ -36,7 +37,9 @@ class _Whole(NamedTuple):
 class S3Objects:
     """A bucket prefix. Endpoint, region and keys come from the environment, as boto3 reads them."""
 
-    def __init__(self, bucket: str, prefix: str, config: S3Config | None = None) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, config: S3Config | None = None, cache: ReadCache | None = None
+    ) -> None:
         import boto3
         from botocore.config import Config
 
@@ -44,7 +47,7 @@ class S3Objects:
             raise StoreError("store uri 's3://' names no bucket; use s3://bucket/prefix")
         self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self.config = config or S3Config()
+        self.config, self.cache = config or S3Config(), cache
         self.concurrency = self.config.concurrency
         self._slots = threading.BoundedSemaphore(self.concurrency)  # parts under way, whoever asked for them
         self._client: Any = boto3.client(
@@ -54,12 +57,11 @@ class S3Objects:
                 connect_timeout=self.config.connect_timeout_s,
                 read_timeout=self.config.read_timeout_s,
                 max_pool_connections=2 * self.concurrency + 2,  # transfers, and small requests beside them
+                s3={"payload_signing_enabled": True},
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             ),
         )
-        for operation in ("PutObject", "UploadPart"):
-            self._client.meta.events.register(f"before-call.s3.{operation}", _add_md5)
 
     def get(self, key: str) -> bytes:
         with self._errors("read", key):
@@ -275,20 +277,6 @@ def _broken() -> tuple[type[Exception], ...]:
     from urllib3.exceptions import HTTPError
 
     return IncompleteReadError, ResponseStreamingError, HTTPError
-
-
-def _add_md5(params: dict[str, Any], **_: Any) -> None:
-    """Event handler: the server refuses a body that does not hash to this header."""
-    body = params["body"]
-    digest = hashlib.md5(usedforsecurity=False)
-    if isinstance(body, bytes | bytearray):
-        digest.update(body)
-    else:
-        start = body.tell()
-        while chunk := body.read(1 << 20):
-            digest.update(chunk)
-        body.seek(start)
-    params["headers"]["Content-MD5"] = base64.b64encode(digest.digest()).decode()
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 from oral_ray.store.releases import ReleasedAdapter
 from oral_ray.tasks import load_task
+from oral_ray.version import code_version
 
 RECIPE_VERSION = 1
 
@@ -62,6 +63,7 @@ def regenerate_item(config: Config, item: Item) -> tuple[Outcome, ReleasedAdapte
         return outcome, None
     adapter_id = f"{outcome.task.strip('/').replace('/', '-')}-{outcome.digest[:12]}"
     store, prefix = AdapterStore(open_objects(config.store)), config.regenerate.publish_prefix
+    _, provenance = store.about(outcome.digest)
     return outcome, ReleasedAdapter(
         task=outcome.task,
         arm=outcome.decision.arm,
@@ -70,6 +72,8 @@ def regenerate_item(config: Config, item: Item) -> tuple[Outcome, ReleasedAdapte
         uri=store.publish(outcome.digest, prefix, item.base.id, adapter_id),
         score=outcome.scores[outcome.decision.arm],
         scores=outcome.scores,
+        seed=provenance.seed,
+        code_version=code_version(),
     )
 
 

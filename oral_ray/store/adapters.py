@@ -22,6 +22,7 @@ from oral_ray.adapters.artifact import (
     parse_about,
     parse_artifact,
     read_about,
+    read_folder,
 )
 from oral_ray.adapters.streamed import arriving, folder_digest
 from oral_ray.config import LoraSettings, canonical_json
@@ -60,10 +61,17 @@ class AdapterStore:
 
     def get(self, digest: str) -> AdapterArtifact:
         """The artifact of a digest; ArtifactError when what is stored is not what the digest names."""
+        if self._objects.cache is not None:
+            with tempfile.TemporaryDirectory(prefix="oral-get-") as name:
+                return read_folder(self.pull(digest, Path(name) / "adapter"))
+        prefix = self.prefix(digest)
         try:
-            return self._read(self.prefix(digest), digest)
+            files = {name: self._objects.get(prefix + name) for name in (CONFIG, WEIGHTS, PROVENANCE)}
         except MissingObjectError:
             raise ArtifactError(f"no adapter {digest!r} in {self._objects.uri}; see oral-ray list") from None
+        artifact = parse_artifact(files, prefix.rstrip("/"))
+        self._compare(prefix, artifact.digest, digest)
+        return artifact
 
     def has(self, digest: str) -> bool:
         """Whether an artifact is there, completely."""
@@ -94,9 +102,10 @@ class AdapterStore:
         with tempfile.TemporaryDirectory(prefix="oral-publish-") as name:
             folder = self.pull(digest, Path(name) / "adapter")
             _, provenance = read_about(folder)
-            if not self._objects.put_if_absent(where + CARD, _card(provenance, adapter_id, digest).encode()):
+            is_new = self._objects.put_if_absent(where + CARD, _card(provenance, adapter_id, digest).encode())
+            if not is_new:
                 self._refuse_other(where, digest)
-            if self._objects.exists(where + CONFIG):
+            if not is_new and self._objects.exists(where + CONFIG):
                 self._check(where, digest)
             else:
                 self._objects.upload(folder / WEIGHTS, where + WEIGHTS)
@@ -106,7 +115,14 @@ class AdapterStore:
 
     def pull(self, digest: str, folder: Path) -> Path:
         """Write an artifact into a folder; the folder appears (or its marker) when the digest has been checked."""
-        return self._fetch(self.prefix(digest), digest, folder)
+        cache = self._objects.cache
+        with arriving(folder) as temporary:
+            if cache is None:
+                self._fetch(self.prefix(digest), digest, temporary)
+            elif not cache.copy(f"adapter-{digest}", temporary, lambda kept: _is_whole(kept, digest)):
+                self._fetch(self.prefix(digest), digest, temporary)
+                cache.keep(f"adapter-{digest}", temporary)
+        return folder
 
     def check(self, digest: str) -> None:
         """Read an artifact and compare its digest; ArtifactError where it is another one."""
@@ -118,35 +134,27 @@ class AdapterStore:
 
     def _check(self, prefix: str, digest: str) -> None:
         with tempfile.TemporaryDirectory(prefix="oral-check-") as name:
-            self._fetch(prefix, digest, Path(name) / "adapter")
+            self._fetch(prefix, digest, Path(name))
 
     def _refuse_other(self, where: str, digest: str) -> None:
         """Before anything else is written: the card that lies there already must be of the same adapter."""
         if digest not in self._objects.get(where + CARD).decode(errors="replace"):
             raise ArtifactError(f"{self._objects.uri}/{where} holds another adapter; ids are never reused")
 
-    def _fetch(self, prefix: str, digest: str, folder: Path) -> Path:
-        with arriving(folder) as temporary:
-            try:
-                for name in (CONFIG, PROVENANCE):
-                    (temporary / name).write_bytes(self._objects.get(prefix + name))
-                self._objects.download(prefix + WEIGHTS, temporary / WEIGHTS)
-            except MissingObjectError as error:
-                raise ArtifactError(f"no adapter {digest!r} at {self._objects.uri}/{prefix}: {error}") from None
-            read_about(temporary)
-            self._compare(prefix, folder_digest(temporary), digest)
-        return folder
+    def _fetch(self, prefix: str, digest: str, folder: Path) -> None:
+        try:
+            for name in (CONFIG, PROVENANCE):
+                (folder / name).write_bytes(self._objects.get(prefix + name))
+            self._objects.download(prefix + WEIGHTS, folder / WEIGHTS)
+        except MissingObjectError as error:
+            raise ArtifactError(f"no adapter {digest!r} at {self._objects.uri}/{prefix}: {error}") from None
+        read_about(folder)
+        self._compare(prefix, folder_digest(folder), digest)
 
     @staticmethod
     def prefix(digest: str) -> str:
         """The key prefix of an artifact."""
         return f"adapters/{digest}/"
-
-    def _read(self, prefix: str, digest: str) -> AdapterArtifact:
-        files = {name: self._objects.get(prefix + name) for name in (CONFIG, WEIGHTS, PROVENANCE)}
-        artifact = parse_artifact(files, prefix.rstrip("/"))
-        self._compare(prefix, artifact.digest, digest)
-        return artifact
 
     def _compare(self, prefix: str, found: str, digest: str) -> None:
         if found != digest:
@@ -154,6 +162,14 @@ class AdapterStore:
                 f"adapter at {self._objects.uri}/{prefix} has digest {found[:16]}, expected {digest[:16]}; "
                 "it was changed or damaged, delete it and publish it again"
             )
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    try:
+        read_about(folder)
+        return folder_digest(folder) == digest
+    except ArtifactError:
+        return False
 
 
 def _card(p: Provenance, adapter_id: str, digest: str) -> str:
