@@ -151,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     command = add("pull", _pull, "Copy an adapter from the store to a folder, digest checked.")
     command.add_argument("adapter", help="digest, or BASE/ADAPTER_ID of a published adapter")
     command.add_argument("folder", type=Path, help="target folder")
+    text = "PEM file: refuse a published adapter that was not signed by this key"
+    command.add_argument("--public-key", type=Path, metavar="FILE", help=text)
+    command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
     _store_argument(command)
 
     command = add("list", _list, "List the latest release of every base and its published adapters.")
@@ -290,8 +293,14 @@ def _pull(args: argparse.Namespace) -> None:
 
     objects = open_objects(args.store)
     store = AdapterStore(objects)
-    digest = ReleaseStore(objects).digest_of(args.adapter) if "/" in args.adapter else args.adapter
-    print(store.pull(digest, args.folder))
+    is_published = "/" in args.adapter
+    if args.public_key and not is_published:
+        raise ConfigError(f"only published adapters are signed; give BASE/ADAPTER_ID instead of {args.adapter!r}")
+    digest = ReleaseStore(objects).digest_of(args.adapter) if is_published else args.adapter
+    if args.public_key:
+        print(store.pull_published(f"{args.published}/{args.adapter}", digest, args.folder, args.public_key))
+    else:
+        print(store.pull(digest, args.folder))
 
 
 def _list(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from oral_ray.errors import ConfigError
@@ -31,6 +32,8 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     command.add_argument("--keep-releases", type=int, metavar="N", help=text)
     command = add(store, "fsck", _check, "Read everything, compare digests and references; exit code 1 for a fault.")
     command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
+    text = "PEM file: a released adapter that was not signed by this key is a fault"
+    command.add_argument("--public-key", type=Path, metavar="FILE", help=text)
 
     command = add(release, "show", _show, "Show a release and the history of its base's alias.")
     command.add_argument("base", help="base id")
@@ -39,6 +42,9 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     command.add_argument("base", help="base id")
     command.add_argument("name", help="alias")
     command.add_argument("which", help="number or alias")
+    command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
+    text = "PEM file: only when every adapter of the release was signed by this key"
+    command.add_argument("--public-key", type=Path, metavar="FILE", help=text)
     command = add(release, "rollback", _roll_back, "Let an alias mean the release before its own again.")
     command.add_argument("base", help="base id")
     command.add_argument("name", help="alias")
@@ -66,7 +72,7 @@ def _check(args: argparse.Namespace, show: Callable[[str], None]) -> None:
     from oral_ray.objects import open_objects
     from oral_ray.store.fsck import find_faults
 
-    faults = list(find_faults(open_objects(args.store), args.published))
+    faults = list(find_faults(open_objects(args.store), args.published, args.public_key))
     for fault in faults:
         show(fault)
     show(f"{len(faults)} faults in {args.store}" if faults else f"{args.store} is whole")
@@ -80,8 +86,16 @@ def _show(args: argparse.Namespace, show: Callable[[str], None]) -> None:
 
 
 def _alias(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    from oral_ray.objects import open_objects
+    from oral_ray.store.adapters import AdapterStore
+
     releases = _releases(args)
     seq = _number(releases, args.base, args.which)
+    if args.public_key:
+        store = AdapterStore(open_objects(args.store))
+        for adapter in releases.get(args.base, seq).adapters:
+            where = f"{args.published}/{args.base}/{adapter.adapter_id}"
+            store.check_published(where, adapter.digest, args.public_key)
     releases.set_alias(args.base, args.name, seq)
     show(f"{args.name} of {args.base} is release {seq}")
 

@@ -34,6 +34,7 @@ SOLE_IMPORTERS = {
     "peft": ("oral_ray/adapters/",),
     "matplotlib": ("oral_ray/report/figures.py",),
     "httpx": ("oral_ray/client/client.py",),
+    "model_signing": ("oral_ray/store/signing.py",),
     "vllm": ("oral_ray/plugins/vllm.py",),
 }
 JUNK_DRAWERS = {"utils", "util", "helpers", "common", "manager", "misc"}

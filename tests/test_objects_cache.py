@@ -1,4 +1,4 @@
-"""The read cache: what was read once is not read again, no damaged byte of it is used, it takes no more room than it may."""
+"""The read cache: what was read once is not read again, no damaged byte is used, and it takes no more room than it may."""
 
 import errno
 import os

@@ -1,5 +1,6 @@
 """Sections on what a generator learns from: store, base versions, tasks, adapters of the corpus, tokens."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -28,12 +29,23 @@ class CacheConfig(Section):
     max_bytes: PositiveInt = 10_000_000_000
 
 
+class SigningConfig(Section):
+    """Paths of keys in PEM form: the nightly job signs what it publishes, and releases only what the public key verifies.
+
+    They must be there wherever the job's tasks run.
+    """
+
+    private_key: Path | None = None
+    public_key: Path | None = None
+
+
 class StoreConfig(Section):
     """Where everything is kept: a folder path, `file:///...` or `s3://bucket/prefix`."""
 
     uri: str = "./oral-store"
     s3: S3Config = S3Config()
     cache: CacheConfig = CacheConfig()
+    signing: SigningConfig = SigningConfig()
 
 
 class ImportOrigin(Section):

@@ -28,6 +28,7 @@ from oral_ray.adapters.streamed import arriving, folder_digest
 from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.errors import ArtifactError, MissingObjectError
 from oral_ray.objects import Objects
+from oral_ray.store.signing import SIGNATURE, sign_folder, verify_folder
 
 logger = logging.getLogger(__name__)
 
@@ -93,24 +94,30 @@ class AdapterStore:
             if name == CONFIG:
                 yield digest
 
-    def publish(self, digest: str, prefix: str, base_id: str, adapter_id: str) -> str:
+    def publish(self, digest: str, prefix: str, base_id: str, adapter_id: str, private_key: Path | None = None) -> str:
         """Copy an artifact into the serving view and return its uri; ArtifactError when the id names another adapter.
 
-        The model card, which says the digest, is created first: so an id that two adapters want is one adapter's.
+        The model card, which says the digest, is created first: so an id that two adapters want is one adapter's. With a
+        private key the files are signed, before the marker; the first signature stays.
         """
         where = f"{prefix}/{base_id}/{adapter_id}/"
         with tempfile.TemporaryDirectory(prefix="oral-publish-") as name:
             folder = self.pull(digest, Path(name) / "adapter")
             _, provenance = read_about(folder)
-            is_new = self._objects.put_if_absent(where + CARD, _card(provenance, adapter_id, digest).encode())
-            if not is_new:
-                self._refuse_other(where, digest)
-            if not is_new and self._objects.exists(where + CONFIG):
+            card = _card(provenance, adapter_id, digest).encode()
+            is_new = self._objects.put_if_absent(where + CARD, card)
+            (folder / CARD).write_bytes(card if is_new else self._card_of(where, digest))
+            is_whole = not is_new and self._objects.exists(where + CONFIG)
+            if is_whole:
                 self._check(where, digest)
             else:
                 self._objects.upload(folder / WEIGHTS, where + WEIGHTS)
-                for file in (PROVENANCE, CONFIG):
-                    self._objects.put_if_absent(where + file, (folder / file).read_bytes())
+                self._objects.put_if_absent(where + PROVENANCE, (folder / PROVENANCE).read_bytes())
+            if private_key is not None:
+                sign_folder(folder, private_key)
+                self._objects.put_if_absent(where + SIGNATURE, (folder / SIGNATURE).read_bytes())
+            if not is_whole:
+                self._objects.put_if_absent(where + CONFIG, (folder / CONFIG).read_bytes())
         return f"{self._objects.uri}/{where}".rstrip("/")
 
     def pull(self, digest: str, folder: Path) -> Path:
@@ -128,28 +135,38 @@ class AdapterStore:
         """Read an artifact and compare its digest; ArtifactError where it is another one."""
         self._check(self.prefix(digest), digest)
 
-    def check_published(self, where: str, digest: str) -> None:
-        """The same of a published folder."""
-        self._check(f"{where}/", digest)
+    def check_published(self, where: str, digest: str, public_key: Path | None = None) -> None:
+        """The same of a published folder, and that it was signed by a key."""
+        self._check(f"{where}/", digest, public_key)
 
-    def _check(self, prefix: str, digest: str) -> None:
+    def pull_published(self, where: str, digest: str, folder: Path, public_key: Path) -> Path:
+        """Write a published adapter into a folder, with its card and signature, both digest and signature checked."""
+        with arriving(folder) as temporary:
+            self._fetch(f"{where}/", digest, temporary, public_key)
+        return folder
+
+    def _check(self, prefix: str, digest: str, public_key: Path | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="oral-check-") as name:
-            self._fetch(prefix, digest, Path(name))
+            self._fetch(prefix, digest, Path(name), public_key)
 
-    def _refuse_other(self, where: str, digest: str) -> None:
-        """Before anything else is written: the card that lies there already must be of the same adapter."""
-        if digest not in self._objects.get(where + CARD).decode(errors="replace"):
+    def _card_of(self, where: str, digest: str) -> bytes:
+        """The card that lies there already; ArtifactError, before anything else is written, where it is another's."""
+        card = self._objects.get(where + CARD)
+        if digest not in card.decode(errors="replace"):
             raise ArtifactError(f"{self._objects.uri}/{where} holds another adapter; ids are never reused")
+        return card
 
-    def _fetch(self, prefix: str, digest: str, folder: Path) -> None:
+    def _fetch(self, prefix: str, digest: str, folder: Path, public_key: Path | None = None) -> None:
         try:
-            for name in (CONFIG, PROVENANCE):
+            for name in (CONFIG, PROVENANCE, *((CARD, SIGNATURE) if public_key else ())):
                 (folder / name).write_bytes(self._objects.get(prefix + name))
             self._objects.download(prefix + WEIGHTS, folder / WEIGHTS)
         except MissingObjectError as error:
             raise ArtifactError(f"no adapter {digest!r} at {self._objects.uri}/{prefix}: {error}") from None
         read_about(folder)
         self._compare(prefix, folder_digest(folder), digest)
+        if public_key is not None:
+            verify_folder(folder, public_key, f"{self._objects.uri}/{prefix}".rstrip("/"))
 
     @staticmethod
     def prefix(digest: str) -> str:
