@@ -68,7 +68,7 @@ def folder_digest(folder: Path) -> str:
             return stream_digest(canonical_json(config), places, file)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         raise ArtifactError(f"no adapter at {folder}: {Path(error.filename).name} is missing; check the path") from None
-    except (ValueError, RecursionError, BaseModelError, StoreError) as error:
+    except (OSError, ValueError, RecursionError, BaseModelError, StoreError) as error:
         raise ArtifactError(f"adapter {folder} is damaged: {' '.join(str(error).split())[:300]}") from None
 
 
