@@ -44,6 +44,9 @@ from oral_ray.config import Config  # noqa: E402
 from oral_ray.errors import OralError  # noqa: E402
 from oral_ray.objects import FileObjects, open_objects  # noqa: E402
 from oral_ray.stages import cells, regenerate  # noqa: E402
+from oral_ray.version import clone_commit  # noqa: E402
+
+os.environ["ORAL_COMMIT"] = clone_commit()  # one code for all runs, whoever edits the clone meanwhile
 
 # The encoder of prompts is loaded once, here; it reads no store.
 cells.ConditionEncoder = functools.cache(cells.ConditionEncoder)  # type: ignore[misc]
@@ -157,7 +160,7 @@ class Chaos:
                 os.environ["AWS_ENDPOINT_URL"] = server
                 upload(self._landed, uri)
                 config = self._config(uri)
-                with faulty_process(server, seed=num_runs) as proxy, Reader(uri) as reader:
+                with faulty_process(server, seed=num_runs) as proxy, Reader(uri, pause_s=0.2) as reader:
                     os.environ["AWS_ENDPOINT_URL"] = proxy
                     started = time.monotonic()
                     codes = in_processes([lambda c=config: run_job(c)] * num_runs, timeout_s=900)

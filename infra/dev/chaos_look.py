@@ -15,8 +15,8 @@ from oral_ray.store.releases import ReleaseStore
 class Reader:
     """A process that looks at the serving view and the releases of a store again and again, as an engine would."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri, self.looks, self.partial = uri, 0, 0
+    def __init__(self, uri: str, pause_s: float = 0.03) -> None:
+        self._uri, self._pause_s, self.looks, self.partial = uri, pause_s, 0, 0
 
     def __enter__(self) -> "Reader":
         context = multiprocessing.get_context("fork")
@@ -47,7 +47,7 @@ class Reader:
                     known.add(prefix)
                 else:
                     partial += 1
-            time.sleep(0.03)
+            time.sleep(self._pause_s)
         answer.send((looks, partial))
 
 
