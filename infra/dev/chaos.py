@@ -172,20 +172,24 @@ class Chaos:
                 yield self._row(f"{num_runs} run(s) behind a proxy that spoils 20% of the calls", outcome, reader, uri)
 
     def on_ray(self, num_points: int) -> Iterator[dict[str, Any]]:
-        """Real jobs on a private Ray, killed at some writes, in whichever process makes them."""
-        num_writes = len(self.undisturbed[0])
-        step = max(1, num_writes // (num_points + 1))
-        for number in range(step, num_writes, step)[:num_points]:
+        """Real jobs on a private Ray, killed at some writes, in whichever process makes them.
+
+        The first is the driver's release; the others are spread over what workers do before it, whose order is Ray's.
+        """
+        release = next(i for i, point in enumerate(self.undisturbed[0]) if "releases/" in point)
+        for number in [release, *range(1, release, max(1, release // max(1, num_points - 1)))][:num_points]:
             with self._fresh() as reader:
                 first = self._job(kill_at=number)
                 again = self._job()
                 removed = sweep(self.store)
-            outcome = f"exit code {first}, again {again}, gc {removed}"
-            yield self._row(f"{number:03d} on Ray {self.undisturbed[0][number]}", outcome, reader)
+            died = chaos_hook.killed_file(self._trace).read_text()
+            outcome = f"{died} killed, exit code {first}, again {again}, gc {removed}"
+            yield self._row(f"write {number:03d} on Ray", outcome, reader)
 
     @contextmanager
     def _fresh(self) -> Iterator["Reader"]:
-        self._trace.unlink(missing_ok=True)
+        for path in (self._trace, chaos_hook.killed_file(self._trace)):
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.store, ignore_errors=True)
         shutil.copytree(self._landed, self.store, copy_function=os.link)
         with Reader(str(self.store)) as reader:

@@ -73,10 +73,11 @@ def _rows(
     repetitions: int,
 ) -> Iterator[Row]:  # fmt: skip
     folders = [_make(work / "made" / f"{i:04d}", int(megabytes * 1e6), seed=i) for i in range(number)]
-    jobs = {name: Job(f"{uri}/{name}", s3, tuple(folders), work / name) for name in workers}
     seconds: dict[tuple[str, str], list[float]] = {}
     peak: dict[tuple[str, str], int] = {}
-    for repetition in range(repetitions + 1):  # the first one warms up
+    for repetition in range(repetitions + 1):  # the first one warms up, with few of them
+        chosen = tuple(folders if repetition else folders[: min(number // 10 + 1, s3.concurrency)])
+        jobs = {name: Job(f"{uri}/{name}", s3, chosen, work / name) for name in workers}
         order = list(workers)[:: 1 if repetition % 2 else -1]
         for action in ("put", "publish", "pull"):
             for name in order:
