@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,14 @@ def _rows(
         }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
 class Job:
     """What a worker is told: where in the server, how, which folders, and where pulled ones go."""
 
-    def __init__(self, uri: str, s3: S3Config, folders: tuple[Path, ...], target: Path) -> None:
-        self.uri, self.s3, self.folders, self.target = uri, s3, folders, target
+    uri: str
+    s3: S3Config
+    folders: tuple[Path, ...]
+    target: Path
 
     @property
     def place(self) -> tuple[str, str]:
@@ -197,8 +201,8 @@ _kept: dict[str, Any] = {}  # of a worker process: what it measures, and its mem
 
 def _measured(name: str, action: str, job: Job) -> tuple[float, int]:
     """Seconds of one run, and bytes of memory at its highest over what this process had before its first."""
-    if _kept.get("uri") != (job.uri, job.folders):
-        _kept["side"], _kept["uri"] = {"ours": Ours, "raw": Raw}[name](job), (job.uri, job.folders)
+    if _kept.get("job") != job:
+        _kept["side"], _kept["job"] = {"ours": Ours, "raw": Raw}[name](job), job
         _kept.setdefault("before", psutil.Process().memory_info().rss)
     reset_high_water()
     started = time.perf_counter()
