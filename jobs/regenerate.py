@@ -17,6 +17,7 @@ from pathlib import Path
 from oral_ray.cli import SOME_FAILED, Closing, run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
+from oral_ray.objects import open_objects, probe
 from oral_ray.stages import regenerate
 from oral_ray.stages.summary import RegenerationSummary, summary_text, write_summary
 
@@ -37,6 +38,7 @@ def main(config: Config, args: argparse.Namespace) -> Closing:
     """Regenerate what is due; the closing text is the summary."""
     if args.dry_run:
         return _closing(regenerate.dry_run(config), args)
+    probe(open_objects(config.store))
     with session(config.cluster, config.determinism):
         for summary in regenerate.watch(config) if args.watch else ():
             logger.info("%s", _closing(summary, args).text)

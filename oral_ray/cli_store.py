@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from oral_ray.errors import ConfigError
+
 
 def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     """Add the commands to a parser's sub-commands; `show` prints a line."""
@@ -26,6 +28,9 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     command = add(commands, "pull", _pull, "Copy an adapter from the store to a folder, digest checked.")
     command.add_argument("adapter", help="digest, or BASE/ADAPTER_ID of a published adapter")
     command.add_argument("folder", type=Path, help="target folder")
+    command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
+    text = "PEM file: refuse a published adapter that was not signed by this key"
+    command.add_argument("--public-key", type=Path, metavar="FILE", help=text)
     command = add(commands, "list", _list, "List the latest release of every base and its published adapters.")
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -33,8 +38,12 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     command.add_argument("--delete", action="store_true", help="delete it (default: only list it)")
     command.add_argument("--grace-h", type=float, default=24.0, help="leave what is younger, in hours (default 24)")
     command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
+    text = "keep only so many of a base's newest releases, and those an alias has meant (default: all)"
+    command.add_argument("--keep-releases", type=int, metavar="N", help=text)
     command = add(store, "fsck", _check, "Read everything, compare digests and references; exit code 1 for a fault.")
     command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
+    text = "PEM file: a released adapter that was not signed by this key is a fault"
+    command.add_argument("--public-key", type=Path, metavar="FILE", help=text)
 
     command = add(release, "show", _show, "Show a release and the history of its base's alias.")
     command.add_argument("base", help="base id")
@@ -43,6 +52,9 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     command.add_argument("base", help="base id")
     command.add_argument("name", help="alias")
     command.add_argument("which", help="number or alias")
+    command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
+    text = "PEM file: only when every adapter of the release was signed by this key"
+    command.add_argument("--public-key", type=Path, metavar="FILE", help=text)
     command = add(release, "rollback", _roll_back, "Let an alias mean the release before its own again.")
     command.add_argument("base", help="base id")
     command.add_argument("name", help="alias")
@@ -56,8 +68,14 @@ def _pull(args: argparse.Namespace, show: Callable[[str], None]) -> None:
     from oral_ray.objects import open_objects
     from oral_ray.store.adapters import AdapterStore
 
-    digest = _releases(args).digest_of(args.adapter) if "/" in args.adapter else args.adapter
-    show(str(AdapterStore(open_objects(args.store)).pull(digest, args.folder)))
+    store, is_published = AdapterStore(open_objects(args.store)), "/" in args.adapter
+    if args.public_key and not is_published:
+        raise ConfigError(f"only published adapters are signed; give BASE/ADAPTER_ID instead of {args.adapter!r}")
+    digest = _releases(args).digest_of(args.adapter) if is_published else args.adapter
+    if args.public_key:
+        show(str(store.pull_published(f"{args.published}/{args.adapter}", digest, args.folder, args.public_key)))
+    else:
+        show(str(store.pull(digest, args.folder)))
 
 
 def _list(args: argparse.Namespace, show: Callable[[str], None]) -> None:
@@ -78,8 +96,10 @@ def _collect(args: argparse.Namespace, show: Callable[[str], None]) -> None:
     from oral_ray.objects import open_objects
     from oral_ray.store.garbage import collect, plan_collection
 
+    if args.keep_releases is not None and args.keep_releases < 1:
+        raise ConfigError(f"--keep-releases is {args.keep_releases}, at least the latest release must be kept")
     objects = open_objects(args.store)
-    units = plan_collection(objects, args.grace_h * 3600, args.published)
+    units = plan_collection(objects, args.grace_h * 3600, args.published, args.keep_releases)
     for unit in units:
         show(f"{unit.name}  {unit.num_bytes:,} bytes: {unit.reason}")
     total = f"{len(units)} things, {sum(unit.num_bytes for unit in units):,} bytes"
@@ -90,7 +110,7 @@ def _check(args: argparse.Namespace, show: Callable[[str], None]) -> None:
     from oral_ray.objects import open_objects
     from oral_ray.store.fsck import find_faults
 
-    faults = list(find_faults(open_objects(args.store), args.published))
+    faults = list(find_faults(open_objects(args.store), args.published, args.public_key))
     for fault in faults:
         show(fault)
     show(f"{len(faults)} faults in {args.store}" if faults else f"{args.store} is whole")
@@ -104,8 +124,16 @@ def _show(args: argparse.Namespace, show: Callable[[str], None]) -> None:
 
 
 def _alias(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    from oral_ray.objects import open_objects
+    from oral_ray.store.adapters import AdapterStore
+
     releases = _releases(args)
     seq = _number(releases, args.base, args.which)
+    if args.public_key:
+        store = AdapterStore(open_objects(args.store))
+        for adapter in releases.get(args.base, seq).adapters:
+            where = f"{args.published}/{args.base}/{adapter.adapter_id}"
+            store.check_published(where, adapter.digest, args.public_key)
     releases.set_alias(args.base, args.name, seq)
     show(f"{args.name} of {args.base} is release {seq}")
 

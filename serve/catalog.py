@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from pathlib import PurePosixPath
+from typing import Any
 
 from oral_ray.adapters.distance import change_norm, relative_distances
 from oral_ray.adapters.gauge import Factors
@@ -32,6 +33,7 @@ from serve.schema import (
     ModelList,
     ModuleNorm,
     Neighbour,
+    ReleasedInfo,
     ReleaseInfo,
     ReleaseList,
     TaskInfo,
@@ -39,6 +41,7 @@ from serve.schema import (
 )
 
 NUM_PROMPTS, NUM_NEAREST, MAX_COMPARED, PIECE_BYTES = 5, 5, 500, 8_000_000
+_SHOWN: Any = dict.fromkeys(ReleaseInfo.model_fields, True) | {"adapters": {"__all__": {*ReleasedInfo.model_fields}}}
 
 
 class Catalog:
@@ -139,7 +142,7 @@ class Catalog:
             wanted = [(base, max(self._releases.sequence(base))) for base in known if not base_id]
         items = []
         for base, seq in wanted:
-            release = self._releases.get(base, seq).model_dump(exclude={"recipe"})
+            release = self._releases.get(base, seq).model_dump(include=_SHOWN)
             items.append(ReleaseInfo.model_validate(release | {"sequence": seq}))
         return ReleaseList(items=tuple(items))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 # From the ground up. A room imports from floors below its own and from itself, never sideways.
 FLOORS = (
     ("errors",),
-    ("packages",),
+    ("packages", "version"),
     ("tasks", "config"),
     ("objects",),
     ("bases", "cluster"),
@@ -30,10 +30,11 @@ SOLE_IMPORTERS = {
     "mamba_ssm": ("oral_ray/generator/ssm.py",),
     "triton": ("oral_ray/generator/ssm.py",),
     "deepspeed": ("oral_ray/generator/engines.py",),
-    "boto3": ("oral_ray/objects/s3.py", "oral_ray/bases/events.py"),
+    "boto3": ("oral_ray/objects/s3.py", "oral_ray/bases/events.py", "oral_ray/bench/store.py"),
     "peft": ("oral_ray/adapters/",),
     "matplotlib": ("oral_ray/report/figures.py",),
     "httpx": ("oral_ray/client/client.py",),
+    "model_signing": ("oral_ray/store/signing.py",),
     "vllm": ("oral_ray/plugins/vllm.py",),
 }
 JUNK_DRAWERS = {"utils", "util", "helpers", "common", "manager", "misc"}

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from s3_servers import faulty_process, moto_process, spoilt
+from s3_servers import faulty_process, spoilt
 
 from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.bench.servers import moto_process
 from oral_ray.objects import FileObjects, S3Objects
 
 WORDS = """

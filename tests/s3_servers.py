@@ -1,4 +1,4 @@
-"""Real S3 servers in processes of their own: moto, and a proxy that spoils a fraction of the calls of any server.
+"""S3 servers that are not as one wishes: a proxy that spoils a fraction of the calls of any server, one that overwrites.
 
     python tests/s3_servers.py http://127.0.0.1:7480 --rate 0.2 --latency 2     # prints its address, serves until killed
 
@@ -27,22 +27,6 @@ _ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>i
 
 
 @contextlib.contextmanager
-def moto_process() -> Iterator[str]:
-    """The address of a moto server in its own process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _await_port(port, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextlib.contextmanager
 def faulty_process(
     backend: str, rate: float = 0.2, latency_s: float = 2.0, seed: int = 0, faults: Sequence[str] = FAULTS
 ) -> Iterator[str]:
@@ -56,15 +40,6 @@ def faulty_process(
     finally:
         process.kill()
         process.wait()
-
-
-def _await_port(port: int, process: subprocess.Popen) -> None:
-    for _ in range(600):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        assert process.poll() is None, f"the server on port {port} ended with {process.returncode}"
-        time.sleep(0.05)
-    raise AssertionError(f"no server on port {port} after 30 s")
 
 
 class Spoiler:

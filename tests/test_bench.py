@@ -126,3 +126,21 @@ def test_every_benchmark_has_options_with_defaults_and_a_run(name: str):
     module = registry.benchmark_module(name)
     assert build_section(module.Options, []).repetitions >= 1
     assert callable(module.run)
+
+
+def test_the_store_benchmark_moves_the_same_adapters_both_ways_and_leaves_nothing(
+    s3_objects, monkeypatch: pytest.MonkeyPatch
+):
+    from oral_ray.objects import S3Objects
+
+    uri = f"s3://{s3_objects.bucket}/bench"
+    sizes = ["num_small=3", "small_mb=0.1", "num_large=1", "large_mb=24", "repetitions=1"]
+    report = run_benchmark("store", [*sizes, f'uri="{uri}"'])
+    assert [row["what"] for row in report.result.rows] == [
+        f"{action} {size}" for size in ("3 x 0.1 MB", "1 x 24 MB") for action in ("put", "publish", "pull")
+    ]
+    for row in report.result.rows:
+        assert float(row["ours / raw"]) == pytest.approx(float(row["raw, s"]) / float(row["ours, s"]))  # type: ignore[arg-type]
+    assert list(S3Objects(s3_objects.bucket, "").list()) == []
+    with pytest.raises(ConfigError, match="give s3://bucket/prefix"):
+        run_benchmark("store", ["uri=/tmp/x"])

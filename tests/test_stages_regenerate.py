@@ -16,6 +16,7 @@ from oral_ray.release import GateDecision
 from oral_ray.stages import regenerate
 from oral_ray.stages.gate import Outcome
 from oral_ray.stages.summary import FailedItem, RegenerationSummary, summary_html, summary_text, write_summary
+from oral_ray.store.generators import Lineage
 from oral_ray.store.heads import latest_releases
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
@@ -118,7 +119,7 @@ def test_two_runs_at_once_make_one_release_where_they_agree_and_lose_nothing_whe
 
     def publish(tasks: list[str]) -> None:
         start.wait()
-        regenerate._release(Config(), objects, "g", record, [adapter(task) for task in tasks])  # type: ignore[arg-type]
+        regenerate._release(Config(), objects, Lineage("g"), record, [adapter(task) for task in tasks])  # type: ignore[arg-type]
 
     wanted = [["a", "b"], ["a", "b"], ["b"], ["c"], ["a", "c"], ["d"]]
     threads = [threading.Thread(target=publish, args=(tasks,)) for tasks in wanted]
@@ -129,9 +130,9 @@ def test_two_runs_at_once_make_one_release_where_they_agree_and_lose_nothing_whe
     latest = ReleaseStore(objects).latest("v1")
     assert latest == base.model_copy(update={"adapters": tuple(adapter(task) for task in "abcd")})
     number = ReleaseStore(objects).sequence("v1")[-1]
-    regenerate._release(Config(), objects, "g", record, [adapter("a", "e" * 64)])  # type: ignore[arg-type]
+    regenerate._release(Config(), objects, Lineage("g"), record, [adapter("a", "e" * 64)])  # type: ignore[arg-type]
     assert ReleaseStore(objects).sequence("v1")[-1] == number, "what is released for this version stays"
-    regenerate._release(Config(), objects, "g2", record, [adapter("a")])  # type: ignore[arg-type]
+    regenerate._release(Config(), objects, Lineage("g2"), record, [adapter("a")])  # type: ignore[arg-type]
     latest = ReleaseStore(objects).latest("v1")
     assert latest is not None and [a.task for a in latest.adapters] == ["a"], "another generator starts anew"
 

@@ -77,6 +77,46 @@ def test_gc_deletes_exactly_what_is_old_and_named_by_nothing(
     assert plan_collection(objects, grace_s=3600) == []
 
 
+def test_of_many_releases_the_newest_stay_and_those_that_an_alias_has_meant(
+    objects: FileObjects, make_artifact: MakeArtifact
+):
+    store, releases = AdapterStore(objects), ReleaseStore(objects)
+    digests = [store.put(make_artifact(seed=seed)) for seed in range(6)]
+    for digest in digests:
+        release(objects, "b", digest)
+    release(objects, "other", digests[0])
+    releases.set_alias("b", "prod", 2)
+    releases.set_alias("b", "prod", 3)
+    age(objects)
+    age(objects, "00000004.json", -1e6)  # a young one stays, and what it names
+    collect(objects, plan_collection(objects, keep_releases=1))
+    assert releases.sequence("b") == [2, 3, 4, 6]
+    assert releases.sequence("other") == [1]
+    assert sorted(store.list()) == sorted(digests[i] for i in (0, 1, 2, 3, 5))
+    shown = {info.key.split("/")[2] for info in objects.list("published/b/")}
+    assert shown == {digests[i][:12] for i in (1, 2, 3, 5)}
+    assert list(find_faults(objects)) == []
+    assert releases.roll_back("b", "prod") == 2
+    assert releases.append(releases.get("b", 2)) == 7
+
+
+def test_a_release_goes_before_what_it_names(objects: FileObjects, make_artifact: MakeArtifact):
+    digests = [AdapterStore(objects).put(make_artifact(seed=seed)) for seed in range(2)]
+    for digest in digests:
+        release(objects, "b", digest)
+    age(objects)
+    gone: list[str] = []
+
+    class Watched(FileObjects):
+        def delete(self, key: str) -> None:
+            gone.append(key)
+            super().delete(key)
+
+    watched = Watched(objects.root)
+    assert collect(watched, plan_collection(watched, keep_releases=1)) == len(gone) == 8
+    assert gone[0] == "releases/b/00000001.json"
+
+
 def test_traces_of_dead_writers_and_second_attempts_are_garbage(objects: FileObjects):
     objects.put("shards/f/manifest.json", b'{"attempt": "a1"}')
     for key in ("shards/f/a1/part-0.parquet", "shards/f/a2/part-0.parquet", "shards/g/a3/x", "probe/x"):
@@ -149,6 +189,9 @@ def test_the_commands_list_delete_check_and_roll_back(
     assert ReleaseStore(objects).history("b", "prod") == [1, 2, 1]
     assert main(["release", "rollback", "b", "prod", *where]) == 2
     assert main(["release", "alias", "b", "prod", "7", *where]) == 2
+    assert main(["store", "gc", "--keep-releases", "0", *where]) == 2
+    assert main(["store", "gc", "--keep-releases", "1", "--grace-h", "0", *where]) == 0
+    assert "0 things" in capsys.readouterr().out, "prod has meant both"
     with pytest.raises(ReleaseError, match="always the newest"):
         ReleaseStore(objects).set_alias("b", "latest", 1)
     objects.delete(f"adapters/{two}/adapter_config.json")

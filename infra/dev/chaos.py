@@ -1,10 +1,11 @@
 """Kill the nightly job at every write it makes to the store, run it again, and compare with the run nobody touched.
 
 The writes of one run are traced, not sampled: each is a point. At each the process is killed with -9, once before the
-write and once inside it (the temporary file is there, the object not yet), and then the job is run again to its end. All
-the while a reader polls the serving view and the releases. A run is a process of its own, forked from this one, which has
-imported everything; its tasks run in it one after another (`cluster.address=none`), so that the order of the writes is
-the same every time. `--ray N` also kills N runs on a real Ray, driver or worker, wherever the write is made.
+write and once inside it (the temporary file is there, the object not yet), then the job is run again to its end, and
+garbage is collected without any grace. All the while a reader polls the serving view and the releases. A run is a
+process of its own, forked from this one, which has imported everything; its tasks run in it one after another
+(`cluster.address=none`), so that the order of the writes is the same every time. `--ray N` also kills N runs on a real
+Ray, driver or worker, wherever the write is made.
 
     make chaos                                     # small store made anew, out/chaos.json
     python infra/dev/chaos.py --store DIR --base DIR --out out/chaos.json
@@ -36,14 +37,16 @@ os.environ |= {
 }
 
 import chaos_hook  # noqa: E402
+from chaos_look import Reader, orphans, released, sequences, sweep, upload  # noqa: E402
 from nightly_fixtures import copied, land, tiny_config  # noqa: E402
 
-from oral_ray.adapters.artifact import parse_artifact  # noqa: E402
 from oral_ray.config import Config  # noqa: E402
 from oral_ray.errors import OralError  # noqa: E402
 from oral_ray.objects import FileObjects, open_objects  # noqa: E402
 from oral_ray.stages import cells, regenerate  # noqa: E402
-from oral_ray.store.releases import ReleaseStore  # noqa: E402
+from oral_ray.version import clone_commit  # noqa: E402
+
+os.environ["ORAL_COMMIT"] = clone_commit()  # one code for all runs, whoever edits the clone meanwhile
 
 # The encoder of prompts is loaded once, here; it reads no store.
 cells.ConditionEncoder = functools.cache(cells.ConditionEncoder)  # type: ignore[misc]
@@ -117,7 +120,7 @@ class Chaos:
         """The writes of a run that nobody kills, and what it releases."""
         with self._fresh():
             assert in_process(self._run) == 0
-        return self._trace.read_text().splitlines(), released(self.store)
+        return self._trace.read_text().splitlines(), released(FileObjects(self.store))
 
     def kills(self, chosen: slice) -> Iterator[dict[str, Any]]:
         """Before and inside every chosen write."""
@@ -127,59 +130,66 @@ class Chaos:
                     outcome = in_process(lambda n=number, w=where: self._run(kill_at=n, inside=w == "inside"))
                     killed = "killed" if outcome == -signal.SIGKILL else f"not killed, exit code {outcome}"
                     again = in_process(self._run)
-                yield self._row(f"{number:03d} {where} {point}", f"{killed}, again {again}", reader)
+                    removed = sweep(self.store)
+                outcome = f"{killed}, again {again}, gc {removed}"
+                yield self._row(f"{number:03d} {where} {point}", outcome, reader)
 
     def races(self) -> Iterator[dict[str, Any]]:
         """Two and three runs at once; no item may be lost, one release a base must come out."""
+        assert self.undisturbed
         for num_runs in (2, 3, 2):
             with self._fresh() as reader:
                 codes = in_processes([self._run] * num_runs)
-            numbers = {
-                base_id: ReleaseStore(FileObjects(self.store)).sequence(base_id) for base_id in ("chaos", "tiny-t2")
-            }
-            yield self._row(f"{num_runs} runs at once", f"exit codes {codes}, releases {numbers}", reader)
+                removed = sweep(self.store)
+            outcome = f"exit codes {codes}, releases {sequences(self.store)}, gc {removed}"
+            yield self._row(f"{num_runs} runs at once", outcome, reader)
 
     def faults(self) -> Iterator[dict[str, Any]]:
         """On S3 behind a proxy that spoils 20% of the calls: one run, and two at once."""
         import boto3
-        from s3_servers import faulty_process, moto_process, spoilt
+        from s3_servers import faulty_process, spoilt
 
+        from oral_ray.bench.servers import moto_process
+
+        assert self.undisturbed
         os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-        with moto_process() as server, faulty_process(server) as proxy:
+        with moto_process() as server:
             boto3.client("s3", endpoint_url=server).create_bucket(Bucket="chaos")
-            for number, num_runs in enumerate((1, 2)):
-                uri = f"s3://chaos/{number}"
+            for num_runs in (1, 2):
+                uri = f"s3://chaos/{num_runs}"
                 os.environ["AWS_ENDPOINT_URL"] = server
                 upload(self._landed, uri)
                 config = self._config(uri)
-                with Reader(uri) as reader:
+                with faulty_process(server, seed=num_runs) as proxy, Reader(uri, pause_s=0.2) as reader:
                     os.environ["AWS_ENDPOINT_URL"] = proxy
-                    codes = in_processes([lambda c=config: run_job(c)] * num_runs)
+                    started = time.monotonic()
+                    codes = in_processes([lambda c=config: run_job(c)] * num_runs, timeout_s=900)
+                    took_s = time.monotonic() - started
+                    calls = spoilt(proxy)
                     os.environ["AWS_ENDPOINT_URL"] = server
-                got, objects = released(uri), open_objects(uri)
-                same = {k: v.replace(uri.encode(), f"file://{self.store}".encode()) for k, v in got.items()}
-                yield {
-                    "point": f"{num_runs} run(s) behind a proxy that spoils 20% of the calls",
-                    "outcome": f"exit codes {codes}, calls {spoilt(proxy)}",
-                    "release_equal": same == self.undisturbed[1],
-                    "partial_reads": reader.partial,
-                    "orphans_after_gc": len(orphans(objects)),
-                    "looks": reader.looks,
-                }
+                    removed = sweep(uri)
+                outcome = f"exit codes {codes}, releases {sequences(uri)}, gc {removed}, {took_s:.0f} s, calls {calls}"
+                yield self._row(f"{num_runs} run(s) behind a proxy that spoils 20% of the calls", outcome, reader, uri)
 
     def on_ray(self, num_points: int) -> Iterator[dict[str, Any]]:
-        """Real jobs on a private Ray, killed at some writes, in whichever process makes them."""
-        num_writes = len(self.undisturbed[0])
-        step = max(1, num_writes // (num_points + 1))
-        for number in range(step, num_writes, step)[:num_points]:
+        """Real jobs on a private Ray, killed at some writes, in whichever process makes them.
+
+        The first is the driver's release; the others are spread over what workers do before it, whose order is Ray's.
+        """
+        release = next(i for i, point in enumerate(self.undisturbed[0]) if "releases/" in point)
+        for number in [release, *range(1, release, max(1, release // max(1, num_points - 1)))][:num_points]:
             with self._fresh() as reader:
                 first = self._job(kill_at=number)
                 again = self._job()
-            yield self._row(f"{number:03d} on Ray", f"exit code {first}, again {again}", reader)
+                removed = sweep(self.store)
+            died = chaos_hook.killed_file(self._trace).read_text()
+            outcome = f"{died} killed, exit code {first}, again {again}, gc {removed}"
+            yield self._row(f"write {number:03d} on Ray", outcome, reader)
 
     @contextmanager
     def _fresh(self) -> Iterator["Reader"]:
-        self._trace.unlink(missing_ok=True)
+        for path in (self._trace, chaos_hook.killed_file(self._trace)):
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.store, ignore_errors=True)
         shutil.copytree(self._landed, self.store, copy_function=os.link)
         with Reader(str(self.store)) as reader:
@@ -208,12 +218,13 @@ class Chaos:
         ]  # fmt: skip
         return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=300).returncode
 
-    def _row(self, point: str, outcome: str, reader: "Reader") -> dict[str, Any]:
-        objects = FileObjects(self.store)
+    def _row(self, point: str, outcome: str, reader: "Reader", uri: str = "") -> dict[str, Any]:
+        objects, theirs = open_objects(uri or str(self.store)), FileObjects(self.store).uri
+        got = {key: data.replace(objects.uri.encode(), theirs.encode()) for key, data in released(objects).items()}
         return {
             "point": point,
             "outcome": outcome,
-            "release_equal": released(self.store) == self.undisturbed[1],
+            "release_equal": got == self.undisturbed[1],
             "partial_reads": reader.partial,
             "orphans_after_gc": len(orphans(objects)),
             "looks": reader.looks,
@@ -234,8 +245,8 @@ def in_process(run: Callable[[], int]) -> int:
     return in_processes([run])[0]
 
 
-def in_processes(runs: list[Callable[[], int]]) -> list[int]:
-    """The same of several at once."""
+def in_processes(runs: list[Callable[[], int]], timeout_s: float = 300.0) -> list[int]:
+    """The same of several at once; one that takes longer is killed."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(len(runs))
 
@@ -246,88 +257,12 @@ def in_processes(runs: list[Callable[[], int]]) -> list[int]:
     processes = [context.Process(target=child, args=(run,)) for run in runs]
     for process in processes:
         process.start()
+    deadline = time.monotonic() + timeout_s
     for process in processes:
-        process.join(timeout=300)
-    return [process.exitcode if process.exitcode is not None else -999 for process in processes]
-
-
-class Reader:
-    """A process that looks at the serving view and the releases of a store again and again, as an engine would."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri, self.looks, self.partial = uri, 0, 0
-
-    def __enter__(self) -> "Reader":
-        context = multiprocessing.get_context("fork")
-        self._done, (self._answer, theirs) = context.Event(), context.Pipe(duplex=False)
-        self._process = context.Process(target=self._look, args=(theirs,), daemon=True)
-        self._process.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        if self._answer.poll(30):
-            self.looks, self.partial = self._answer.recv()
-        self._process.join(30)
-
-    def _look(self, answer: Any) -> None:
-        objects, looks, partial = open_objects(self._uri), 0, 0
-        known: set[str] = set()
-        while not self._done.is_set():
-            looks += 1
-            named = {f"published/{base}/{a.adapter_id}/" for base, a in released_adapters(objects)}
-            marked = {
-                info.key.removesuffix("adapter_config.json")
-                for info in objects.list("published/")
-                if info.key.endswith("/adapter_config.json")
-            }
-            for prefix in (named | marked) - known:
-                if whole(objects, prefix):
-                    known.add(prefix)
-                else:
-                    partial += 1
-            time.sleep(0.03)
-        answer.send((looks, partial))
-
-
-def released_adapters(objects: Any) -> list[tuple[str, Any]]:
-    """(base, adapter) of every latest release."""
-    releases = ReleaseStore(objects)
-    latest = [(base_id, releases.latest(base_id)) for base_id in releases.bases()]
-    return [(base_id, adapter) for base_id, release in latest if release for adapter in release.adapters]
-
-
-def whole(objects: Any, prefix: str) -> bool:
-    """Whether an adapter of the serving view has all its files and is what its name says."""
-    names = ("adapter_config.json", "adapter_model.safetensors", "provenance.json")
-    try:
-        objects.get(f"{prefix}README.md")
-        digest = parse_artifact({name: objects.get(prefix + name) for name in names}, prefix).digest
-    except OralError:
-        return False
-    return digest[:12] == prefix.rstrip("/")[-12:]
-
-
-def released(store: Path | str) -> dict[str, bytes]:
-    """Everything under releases/ and published/, byte for byte."""
-    objects = open_objects(str(store))
-    return {info.key: objects.get(info.key) for prefix in ("releases/", "published/") for info in objects.list(prefix)}
-
-
-def orphans(objects: Any) -> list[str]:
-    """Folders of the serving view that no release names, and adapters without their marker."""
-    named = {f"published/{base}/{a.adapter_id}" for base, a in released_adapters(objects)}
-    shown = {info.key.rpartition("/")[0] for info in objects.list("published/")}
-    keys = [info.key for info in objects.list("adapters/")]
-    marked = {key.rpartition("/")[0] for key in keys if key.endswith("/adapter_config.json")}
-    return sorted((shown - named) | ({key.rpartition("/")[0] for key in keys} - marked))
-
-
-def upload(folder: Path, uri: str) -> None:
-    """Copy a store."""
-    here, there = FileObjects(folder), open_objects(uri)
-    for info in here.list():
-        there.upload(folder / info.key, info.key)
+        process.join(timeout=max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
+    return [int(process.exitcode or 0) for process in processes]
 
 
 if __name__ == "__main__":

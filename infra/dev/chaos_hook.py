@@ -13,12 +13,19 @@ from oral_ray.objects.file import FileObjects
 WRITES = ("put", "put_if_absent", "upload", "delete")
 
 
+def killed_file(trace: Path) -> Path:
+    """Where the process that dies says what it was."""
+    return trace.with_suffix(".killed")
+
+
 def install(trace: Path, kill_at: int = -1, inside: bool = False) -> None:
     """From now on write a line to `trace` before every write; die at the write with this number, or inside it: when the
     temporary file is written and the object is not there yet."""
     armed = False
 
     def die() -> None:
+        command = Path("/proc/self/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        killed_file(trace).write_text("driver" if "jobs/" in command else "worker")
         os.kill(os.getpid(), signal.SIGKILL)
 
     def numbered(line: str) -> int:

@@ -143,26 +143,45 @@ def peft_config(layout: AdapterLayout, base: str) -> dict[str, Any]:
 
 def parse_artifact(files: dict[str, bytes], name: str) -> AdapterArtifact:
     """An artifact from its files; ArtifactError for what is damaged. Shapes are checked against a layout later."""
+    config, provenance = parse_about(files, name)
     try:
-        config = json.loads(files[CONFIG])
-        provenance = Provenance.model_validate_json(files[PROVENANCE])
-        tensors = load(files[WEIGHTS])
+        return AdapterArtifact(config, load(files[WEIGHTS]), provenance)
     except KeyError as error:
         raise ArtifactError(f"adapter {name} has no {error.args[0]}; it is incomplete, publish it again") from None
-    except (ValueError, RecursionError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
+        raise ArtifactError(f"adapter {name} is damaged: {' '.join(str(error).split())[:300]}") from None
+
+
+def parse_about(files: dict[str, bytes], name: str) -> tuple[dict[str, Any], Provenance]:
+    """Configuration and provenance from their files; ArtifactError for what is damaged."""
+    try:
+        config, provenance = json.loads(files[CONFIG]), Provenance.model_validate_json(files[PROVENANCE])
+    except KeyError as error:
+        raise ArtifactError(f"adapter {name} has no {error.args[0]}; it is incomplete, publish it again") from None
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"adapter {name} is damaged: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(config, dict):
         raise ArtifactError(f"adapter {name}: adapter_config.json holds no object")
-    return AdapterArtifact(config, tensors, provenance)
+    return config, provenance
 
 
 def read_folder(folder: Path) -> AdapterArtifact:
     """An artifact from a PEFT folder on disk; a folder of another tool's making gets a bare provenance."""
+    weights = {WEIGHTS: (folder / WEIGHTS).read_bytes()} if (folder / WEIGHTS).is_file() else {}
+    return parse_artifact(_small_files(folder) | weights, str(folder))
+
+
+def read_about(folder: Path) -> tuple[dict[str, Any], Provenance]:
+    """Configuration and provenance of a PEFT folder; its weights are not read. ArtifactError for what is damaged."""
+    return parse_about(_small_files(folder), str(folder))
+
+
+def _small_files(folder: Path) -> dict[str, bytes]:
     if not (folder / CONFIG).is_file():
         raise ArtifactError(f"no adapter at {folder}: {CONFIG} is missing; check the path")
-    files = {name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG, PROVENANCE) if (folder / name).is_file()}
-    files.setdefault(PROVENANCE, canonical_json(Provenance(origin="unknown", base="", base_fingerprint="")).encode())
-    return parse_artifact(files, str(folder))
+    files = {name: (folder / name).read_bytes() for name in (CONFIG, PROVENANCE) if (folder / name).is_file()}
+    bare = Provenance(origin="unknown", base="", base_fingerprint="")
+    return {PROVENANCE: canonical_json(bare).encode()} | files
 
 
 def write_folder(artifact: AdapterArtifact, folder: Path) -> Path:

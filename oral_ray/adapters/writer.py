@@ -8,7 +8,6 @@ bytes and the digest are those of the same adapter in memory.
     writer.digest
 """
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from oral_ray.adapters.artifact import CONFIG, PROVENANCE, WEIGHTS, Provenance, peft_config
 from oral_ray.adapters.layout import AdapterLayout, AdapterSlot
+from oral_ray.adapters.streamed import TensorPlace, stream_digest
 from oral_ray.config import canonical_json
 from oral_ray.errors import ArtifactError
 
 FLOAT_BYTES = 4
-PART_BYTES = 1 << 24
 
 
 class AdapterWriter:
@@ -72,17 +71,12 @@ class AdapterWriter:
             self._file.close()
 
     def _read_digest(self, config: str) -> str:
-        """As `AdapterArtifact.digest`: over tensors by name, while they come by layer; so the file is read once more."""
-        digest = hashlib.sha256(config.encode())
-        for name, shape in self._shapes.items():
-            digest.update(f"\n{name} {torch.float32} {shape}\n".encode())
-            self._file.seek(self._starts[name])
-            left = FLOAT_BYTES * math.prod(shape)
-            while left:
-                part = self._file.read(min(left, PART_BYTES))
-                digest.update(part)
-                left -= len(part)
-        return digest.hexdigest()
+        """The file is read once more: the digest is over tensors by name, and they come by layer."""
+        places = (
+            TensorPlace(name, "float32", shape, self._starts[name], FLOAT_BYTES * math.prod(shape))
+            for name, shape in self._shapes.items()
+        )
+        return stream_digest(config, places, self._file)
 
 
 def _header(shapes: dict[str, tuple[int, int]]) -> tuple[bytes, dict[str, int]]:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import psutil
 import torch
 
 from oral_ray import __version__
+from oral_ray.version import clone_commit
 
 PACKAGES = ("torch", "ray", "transformers", "peft", "deepspeed", "safetensors", "numpy", "pyarrow", "mamba-ssm")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -30,7 +30,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "oral_ray": __version__,
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _commit(),
+        "commit": clone_commit() or "unknown",
         "load": [round(load, 2) for load in os.getloadavg()],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -49,16 +49,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str:
-    """The git commit of this source tree, with `+` where it has changes; `unknown` outside a clone."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

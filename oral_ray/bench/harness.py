@@ -92,14 +92,20 @@ def with_peak_memory(call: Callable[[], T]) -> tuple[T, int]:
     Where the kernel does not let a process reset its own high-water mark, an earlier peak hides a lower one.
     """
     gc.collect()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    reset_high_water()
     before = psutil.Process().memory_info().rss
     result = call()
-    return result, max(0, _high_water_bytes() - before)
+    return result, max(0, high_water_bytes() - before)
 
 
-def _high_water_bytes() -> int:
+def reset_high_water() -> None:
+    """Let this process's high-water mark start again from what it has now, where the kernel lets it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def high_water_bytes() -> int:
+    """The most memory that this process has had since the mark was reset."""
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))

@@ -19,6 +19,7 @@ BENCHMARKS = {
     "ssd": "chunked SSD against the plain recurrence",
     "sample": "sampling together and one by one, more steps, guidance",
     "plan": "store calls and time of a night before any work, at 10, 100 and 1,000 bases",
+    "store": "adapters in and out of an S3 store, beside raw boto3",
     "score": "scoring texts in batches of several sizes",
     "train": "torch and DeepSpeed, one worker and two, waits and checkpoints",
     "data": "passes over the shards, batches from memory and streamed",

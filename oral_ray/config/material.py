@@ -1,5 +1,6 @@
 """Sections on what a generator learns from: store, base versions, tasks, adapters of the corpus, tokens."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -21,11 +22,30 @@ class S3Config(Section):
     read_timeout_s: PositiveFloat = 60.0
 
 
+class CacheConfig(Section):
+    """A local `folder`, by its absolute path, for adapters and generators that were read from S3; empty for none."""
+
+    folder: str = ""
+    max_bytes: PositiveInt = 10_000_000_000
+
+
+class SigningConfig(Section):
+    """Paths of keys in PEM form: the nightly job signs what it publishes, and releases only what the public key verifies.
+
+    They must be there wherever the job's tasks run.
+    """
+
+    private_key: Path | None = None
+    public_key: Path | None = None
+
+
 class StoreConfig(Section):
     """Where everything is kept: a folder path, `file:///...` or `s3://bucket/prefix`."""
 
     uri: str = "./oral-store"
     s3: S3Config = S3Config()
+    cache: CacheConfig = CacheConfig()
+    signing: SigningConfig = SigningConfig()
 
 
 class ImportOrigin(Section):

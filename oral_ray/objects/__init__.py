@@ -16,11 +16,14 @@ from urllib.parse import unquote, urlsplit
 
 from oral_ray.config import StoreConfig
 from oral_ray.errors import StoreError
+from oral_ray.objects.cache import ReadCache
 from oral_ray.objects.file import FileObjects
 from oral_ray.objects.protocol import ObjectInfo, Objects, check_key, in_parallel
 from oral_ray.objects.s3 import S3Objects
 
-__all__ = ["FileObjects", "ObjectInfo", "Objects", "S3Objects", "check_key", "in_parallel", "open_objects", "probe"]
+__all__ = [
+    "FileObjects", "ObjectInfo", "Objects", "ReadCache", "S3Objects", "check_key", "in_parallel", "open_objects", "probe",
+]  # fmt: skip
 
 
 def open_objects(store: str | StoreConfig) -> Objects:
@@ -28,7 +31,8 @@ def open_objects(store: str | StoreConfig) -> Objects:
     config = StoreConfig(uri=store) if isinstance(store, str) else store
     uri, parts = config.uri, urlsplit(config.uri)
     if parts.scheme == "s3":
-        return S3Objects(parts.netloc, parts.path.strip("/"), config.s3)
+        cache = ReadCache(Path(config.cache.folder), config.cache.max_bytes) if config.cache.folder else None
+        return S3Objects(parts.netloc, parts.path.strip("/"), config.s3, cache)
     if parts.scheme == "file":
         return FileObjects(Path(unquote(parts.path)))
     if "://" not in uri and uri:

@@ -3,14 +3,12 @@
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from oral_ray.errors import MissingObjectError, StoreError
 from oral_ray.objects.protocol import ObjectInfo, check_key
-
-_TEMPORARY = ".oral-tmp-"
+from oral_ray.objects.unfinished import TEMPORARY, unfinished
 
 
 class FileObjects:
@@ -20,6 +18,7 @@ class FileObjects:
         self.root = root.expanduser().absolute()
         self.uri = f"file://{self.root}"
         self.concurrency = 4
+        self.cache = None  # it is local already
 
     def path(self, key: str) -> Path:
         """The file of a key; StoreError where a symbolic link leads out of the store."""
@@ -67,6 +66,8 @@ class FileObjects:
     def upload(self, path: Path, key: str) -> None:
         with self._writing(key) as temporary:
             shutil.copyfile(path, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             temporary.replace(self.path(key))
 
     def download(self, key: str, path: Path) -> None:
@@ -80,7 +81,7 @@ class FileObjects:
             Path(where, name).relative_to(self.root).as_posix()
             for where, folders, names in os.walk(self.root / prefix.rpartition("/")[0])
             for name in (*names, *(n for n in folders if Path(where, n).is_symlink()))  # not followed, but not hidden
-            if not name.startswith(_TEMPORARY)
+            if not name.startswith(TEMPORARY)
         ]
         for key in sorted(key for key in keys if key.startswith(prefix)):
             with contextlib.suppress(FileNotFoundError):
@@ -95,7 +96,7 @@ class FileObjects:
         return None
 
     def leftovers(self) -> Iterator[ObjectInfo]:
-        for path in sorted(self.root.rglob(f"{_TEMPORARY}*")):
+        for path in sorted(self.root.rglob(f"{TEMPORARY}*")):
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
                 key = path.relative_to(self.root).as_posix()
@@ -116,17 +117,10 @@ class FileObjects:
     @contextlib.contextmanager
     def _writing(self, key: str) -> Iterator[Path]:
         target = self.path(key)
-        temporary: Path | None = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
-            os.close(handle)
-            temporary = Path(name)
-            temporary.chmod(0o644)
-            yield temporary
+            with unfinished(target) as temporary:
+                yield temporary
         except OSError as error:
             reason = error.strerror or str(error)
             raise StoreError(f"cannot write {key!r} in {self.uri}: {reason}; check space and permissions") from None
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)

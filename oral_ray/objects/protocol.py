@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from oral_ray.errors import StoreError
+from oral_ray.objects.cache import ReadCache
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -31,7 +32,8 @@ class ObjectInfo:
 
 class Objects(Protocol):
     """What a store must offer: `list` is sorted by key, a range is cut at the object's end, `link` is a url
-    that gives the object to whoever has it, None where the store has no such thing.
+    that gives the object to whoever has it, None where the store has no such thing. `cache` is for who reads what has
+    a digest.
 
     A missing key raises MissingObjectError, any other failure StoreError. `leftovers` are the traces of writes that never
     ended (or have not yet): temporary files, unfinished multipart uploads; no listing shows them, `discard` removes one.
@@ -39,6 +41,7 @@ class Objects(Protocol):
 
     uri: str
     concurrency: int
+    cache: ReadCache | None
 
     def get(self, key: str) -> bytes: ...
     def range(self, key: str, start: int, length: int) -> bytes: ...

@@ -1,32 +1,45 @@
 """A bucket prefix as an object store. The only importer of boto3 for storage.
 
-Bytes are checked on the way: every write carries a Content-MD5, which every server verifies (a CRC32 trailer is newer, and
-radosgw 16 would store it as content). Throttling, 5xx and lost connections are tried again by botocore, with jitter; an
-answer that breaks off is asked for again here. Memory stays below `concurrency` x `part_bytes`.
+Bytes are checked on the way: every write is signed with the SHA-256 of its body, over TLS too, and a server refuses a body
+that has another one (a CRC32 trailer is newer, and radosgw 16 would store it as content). Throttling, 5xx and lost
+connections are tried again by botocore, with jitter; an answer that breaks off is asked for again here. Files are moved in
+parts: at most `concurrency` of `part_bytes` are under way.
 """
 
-import base64
 import contextlib
 import functools
-import hashlib
+import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from oral_ray.config import S3Config
 from oral_ray.errors import MissingObjectError, StoreError
+from oral_ray.objects.cache import ReadCache
 from oral_ray.objects.protocol import ObjectInfo, check_key
+from oral_ray.objects.unfinished import unfinished
 
 _R = TypeVar("_R")
-_IO_BYTES = 262_144  # what s3transfer writes to disk at once
+_IO_BYTES = 1 << 18  # read from a connection and written to disk at once
+
+
+class _Whole(NamedTuple):
+    """What the answer to a part says of the object: its size, and a tag that changes with its content."""
+
+    num_bytes: int
+    tag: str
 
 
 class S3Objects:
     """A bucket prefix. Endpoint, region and keys come from the environment, as boto3 reads them."""
 
-    def __init__(self, bucket: str, prefix: str, config: S3Config | None = None) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, config: S3Config | None = None, cache: ReadCache | None = None
+    ) -> None:
         import boto3
         from botocore.config import Config
 
@@ -34,8 +47,9 @@ class S3Objects:
             raise StoreError("store uri 's3://' names no bucket; use s3://bucket/prefix")
         self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self.config = config or S3Config()
+        self.config, self.cache = config or S3Config(), cache
         self.concurrency = self.config.concurrency
+        self._slots = threading.BoundedSemaphore(self.concurrency)  # parts under way, whoever asked for them
         self._client: Any = boto3.client(
             "s3",
             config=Config(
@@ -43,12 +57,11 @@ class S3Objects:
                 connect_timeout=self.config.connect_timeout_s,
                 read_timeout=self.config.read_timeout_s,
                 max_pool_connections=2 * self.concurrency + 2,  # transfers, and small requests beside them
+                s3={"payload_signing_enabled": True},
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             ),
         )
-        for operation in ("PutObject", "UploadPart"):
-            self._client.meta.events.register(f"before-call.s3.{operation}", _add_md5)
 
     def get(self, key: str) -> bytes:
         with self._errors("read", key):
@@ -108,12 +121,28 @@ class S3Objects:
     def upload(self, path: Path, key: str) -> None:
         name = self._key(key)
         with self._errors("write", key), _local(path):
-            self._again(lambda: self._transfers.upload(str(path), self.bucket, name).result())
+            if path.stat().st_size <= self.config.part_bytes:  # one request, without the transfer manager's threads
+                with self._slots:
+                    self._ask("put_object", Key=name, Body=path.read_bytes())
+            else:
+                self._again(lambda: self._transfers.upload(str(path), self.bucket, name).result())
 
     def download(self, key: str, path: Path) -> None:
         name = self._key(key)
-        with self._errors("read", key), _local(path):
-            self._again(lambda: self._transfers.download(self.bucket, name, str(path)).result())
+        with self._errors("read", key), _local(path), unfinished(path) as temporary:
+            with temporary.open("wb") as file:
+                first = self._part(name, file.fileno(), 0)
+                starts = range(self.config.part_bytes, first.num_bytes, self.config.part_bytes)
+                parts = [self._parts.submit(self._part, name, file.fileno(), start) for start in starts]
+                try:
+                    changed = any(part.result() != first for part in parts)
+                finally:
+                    for part in parts:
+                        part.cancel()
+                    wait(parts)
+            if changed:
+                raise StoreError(f"{key!r} in {self.uri} was replaced while it was read; read it again")
+            temporary.replace(path)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._errors("list", prefix):
@@ -147,8 +176,12 @@ class S3Objects:
                     raise
 
     @functools.cached_property
+    def _parts(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.concurrency, thread_name_prefix="parts")
+
+    @functools.cached_property
     def _transfers(self) -> Any:
-        """The one transfer manager of this store, so that many files at once share its bounds."""
+        """The one manager of uploads in parts of this store, so that many files at once share its bounds."""
         from boto3.s3.transfer import TransferConfig, create_transfer_manager
 
         part_bytes = self.config.part_bytes
@@ -156,12 +189,31 @@ class S3Objects:
             multipart_threshold=2 * part_bytes,
             multipart_chunksize=part_bytes,
             max_concurrency=self.concurrency,
-            io_chunksize=_IO_BYTES,
-            max_io_queue=max(1, self.concurrency * part_bytes // _IO_BYTES),
-            num_download_attempts=self.config.attempts,
             preferred_transfer_client="classic",  # the other one takes neither these bounds nor these retries
         )
         return create_transfer_manager(self._client, config)
+
+    def _part(self, name: str, file: int, start: int) -> "_Whole":
+        """Write one part of an object to its place in an open file; what the answer says of the whole object."""
+        from botocore.exceptions import ClientError
+
+        wanted = f"bytes={start}-{start + self.config.part_bytes - 1}"
+
+        def request() -> _Whole:
+            answer, place = self._client.get_object(Bucket=self.bucket, Key=name, Range=wanted), start
+            for chunk in answer["Body"].iter_chunks(_IO_BYTES):
+                os.pwrite(file, chunk, place)
+                place += len(chunk)
+            _, _, num_bytes = answer.get("ContentRange", "").rpartition("/")  # absent from who ignores the range
+            return _Whole(int(num_bytes or place), answer["ETag"])
+
+        with self._slots:
+            try:
+                return self._again(request)
+            except ClientError as error:
+                if error.response["Error"].get("Code") == "InvalidRange" and not start:  # an empty object has no range
+                    return _Whole(0, "")
+                raise
 
     def _body(self, **request: str) -> bytes:
         return self._again(lambda: self._client.get_object(Bucket=self.bucket, **request)["Body"].read())
@@ -225,20 +277,6 @@ def _broken() -> tuple[type[Exception], ...]:
     from urllib3.exceptions import HTTPError
 
     return IncompleteReadError, ResponseStreamingError, HTTPError
-
-
-def _add_md5(params: dict[str, Any], **_: Any) -> None:
-    """Event handler: the server refuses a body that does not hash to this header."""
-    body = params["body"]
-    digest = hashlib.md5(usedforsecurity=False)
-    if isinstance(body, bytes | bytearray):
-        digest.update(body)
-    else:
-        start = body.tell()
-        while chunk := body.read(1 << 20):
-            digest.update(chunk)
-        body.seek(start)
-    params["headers"]["Content-MD5"] = base64.b64encode(digest.digest()).decode()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ from oral_ray.stages.cells import ZERO_SHOT, Cell, Request
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 from oral_ray.store.releases import ReleasedAdapter
+from oral_ray.store.signing import signer_name
 from oral_ray.tasks import load_task
+from oral_ray.version import code_version
 
 RECIPE_VERSION = 1
 
@@ -62,14 +64,22 @@ def regenerate_item(config: Config, item: Item) -> tuple[Outcome, ReleasedAdapte
         return outcome, None
     adapter_id = f"{outcome.task.strip('/').replace('/', '-')}-{outcome.digest[:12]}"
     store, prefix = AdapterStore(open_objects(config.store)), config.regenerate.publish_prefix
+    _, provenance = store.about(outcome.digest)
+    keys = config.store.signing
+    uri = store.publish(outcome.digest, prefix, item.base.id, adapter_id, keys.private_key)
+    if keys.public_key is not None:
+        store.check_published(f"{prefix}/{item.base.id}/{adapter_id}", outcome.digest, keys.public_key)
     return outcome, ReleasedAdapter(
         task=outcome.task,
         arm=outcome.decision.arm,
         adapter_id=adapter_id,
         digest=outcome.digest,
-        uri=store.publish(outcome.digest, prefix, item.base.id, adapter_id),
+        uri=uri,
         score=outcome.scores[outcome.decision.arm],
         scores=outcome.scores,
+        seed=provenance.seed,
+        code_version=code_version(),
+        signer=signer_name(key) if (key := keys.public_key or keys.private_key) else "",
     )
 
 

@@ -28,7 +28,7 @@ from oral_ray.stages import corpus, train
 from oral_ray.stages.gate import Item, Outcome, decided, regenerate_item
 from oral_ray.stages.summary import FailedItem, RegenerationSummary
 from oral_ray.store.bases import BaseShelf
-from oral_ray.store.generators import current_generator, get_generator
+from oral_ray.store.generators import Lineage, current_generator, generator_lineage, get_generator
 from oral_ray.store.heads import Head, latest_releases
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 from oral_ray.tasks import load_task
@@ -181,14 +181,14 @@ def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> t
         left[base.id] -= 1
         if not left[base.id] and won[base.id]:
             try:
-                _release(config, objects, recipe, base, won[base.id])
+                _release(config, objects, generator_lineage(objects, recipe), base, won[base.id])
             except OralError as error:
                 failed.append(FailedItem(base=base.id, task="*", reason=_one_line(error)))
     return [outcomes[i] for i in sorted(outcomes)], sorted(failed, key=lambda item: (item.base, item.task))
 
 
 def _release(
-    config: Config, objects: Objects, recipe: str, base: BaseRecord, adapters: Collection[ReleasedAdapter]
+    config: Config, objects: Objects, generator: Lineage, base: BaseRecord, adapters: Collection[ReleasedAdapter]
 ) -> None:
     """One release that names what was released for the same base and generator, and these adapters, one a task.
 
@@ -197,12 +197,14 @@ def _release(
 
     def change(before: Release | None) -> Release:
         tasks = {adapter.task: adapter for adapter in adapters}
-        tasks |= {adapter.task: adapter for adapter in _current(before, base.fingerprint, recipe)}
+        tasks |= {adapter.task: adapter for adapter in _current(before, base.fingerprint, generator.recipe)}
         return Release(
             base=base.id,
             base_fingerprint=base.fingerprint,
-            generator=recipe,
+            generator=generator.recipe,
             recipe=config.name,
+            generator_digest=generator.digest,
+            corpus=generator.corpus,
             adapters=tuple(tasks[task] for task in sorted(tasks)),
         )
 

@@ -81,7 +81,7 @@ def trained(config: Config) -> str:
             uris=[f"{objects.uri}/{key}" for key in manifest.keys],
             storage_uri=f"{objects.uri}/training",
             name=recipe,
-            collect=lambda folder: _collect(objects, recipe, folder),
+            collect=lambda folder: _collect(objects, recipe, folder, manifest.fingerprint),
         )
     return recipe
 
@@ -122,7 +122,10 @@ def train_in_task(config: Config, shards_fingerprint: str) -> str:
         if folder is not None:
             shutil.rmtree(folder)
 
-    _train(config, manifest, read, 0, 1, None, drop, lambda folder: _collect(objects, recipe, folder))
+    def collect(folder: Path) -> None:
+        _collect(objects, recipe, folder, shards_fingerprint)
+
+    _train(config, manifest, read, 0, 1, None, drop, collect)
     return recipe
 
 
@@ -225,10 +228,10 @@ def _only_length(manifest: ShardManifest) -> int:
     return lengths.pop()
 
 
-def _collect(objects: Objects, recipe: str, folder: Path) -> None:
+def _collect(objects: Objects, recipe: str, folder: Path, corpus: str) -> None:
     metrics = json.loads((folder / _METRICS_JSON).read_text())
     pq.write_table(pa.Table.from_pylist(metrics), folder / METRICS)
-    put_generator(objects, recipe, folder)
+    put_generator(objects, recipe, folder, corpus)
 
 
 def _require(objects: Objects, shards_fingerprint: str) -> ShardManifest:

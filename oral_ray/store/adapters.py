@@ -2,13 +2,15 @@
 
 `adapters/<digest>/` holds every artifact. `publish` copies one to `<publish_prefix>/<base>/<adapter_id>/`, which Ray
 Serve LLM, vLLM, SGLang and LoRAX load without conversion; adapter_config.json is written last, ids are never reused.
+
+`put_folder`, `publish` and `pull` move adapters of any size through files, in the store's parts; `put` and `get` hold one
+in memory. Many at once: `in_parallel(objects, store.put_folder, folders)`.
 """
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-from safetensors.torch import save
 
 from oral_ray.adapters.artifact import (
     CARD,
@@ -17,12 +19,16 @@ from oral_ray.adapters.artifact import (
     WEIGHTS,
     AdapterArtifact,
     Provenance,
+    parse_about,
     parse_artifact,
-    write_folder,
+    read_about,
+    read_folder,
 )
-from oral_ray.config import LoraSettings
+from oral_ray.adapters.streamed import arriving, folder_digest
+from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.errors import ArtifactError, MissingObjectError
 from oral_ray.objects import Objects
+from oral_ray.store.signing import SIGNATURE, sign_folder, verify_folder
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +47,32 @@ class AdapterStore:
                 self._objects.put_if_absent(f"{self.prefix(digest)}{name}", data)
         return digest
 
+    def put_folder(self, folder: Path) -> str:
+        """Store a PEFT folder (a no-op when it is there) and return its digest; ArtifactError where it is damaged."""
+        digest, weights = folder_digest(folder), folder / WEIGHTS
+        config, provenance = read_about(folder)
+        where, before = self.prefix(digest), weights.stat()
+        # Who creates the first file knows without asking that the marker, which is the last, is not there.
+        if self._objects.put_if_absent(where + PROVENANCE, canonical_json(provenance).encode()) or not self.has(digest):
+            self._objects.upload(weights, where + WEIGHTS)
+            if (after := weights.stat()).st_mtime_ns != before.st_mtime_ns or after.st_size != before.st_size:
+                raise ArtifactError(f"{weights} was changed while it was stored; store it again when it is finished")
+            self._objects.put_if_absent(where + CONFIG, canonical_json(config).encode())
+        return digest
+
     def get(self, digest: str) -> AdapterArtifact:
         """The artifact of a digest; ArtifactError when what is stored is not what the digest names."""
+        if self._objects.cache is not None:
+            with tempfile.TemporaryDirectory(prefix="oral-get-") as name:
+                return read_folder(self.pull(digest, Path(name) / "adapter"))
+        prefix = self.prefix(digest)
         try:
-            return self._read(self.prefix(digest), digest)
+            files = {name: self._objects.get(prefix + name) for name in (CONFIG, WEIGHTS, PROVENANCE)}
         except MissingObjectError:
             raise ArtifactError(f"no adapter {digest!r} in {self._objects.uri}; see oral-ray list") from None
+        artifact = parse_artifact(files, prefix.rstrip("/"))
+        self._compare(prefix, artifact.digest, digest)
+        return artifact
 
     def has(self, digest: str) -> bool:
         """Whether an artifact is there, completely."""
@@ -58,8 +84,8 @@ class AdapterStore:
             files = {name: self._objects.get(self.prefix(digest) + name) for name in (CONFIG, PROVENANCE)}
         except MissingObjectError:
             raise ArtifactError(f"no adapter {digest!r} in {self._objects.uri}; see oral-ray list") from None
-        artifact = parse_artifact(files | {WEIGHTS: save({})}, self.prefix(digest).rstrip("/"))
-        return artifact.lora, artifact.provenance
+        config, provenance = parse_about(files, self.prefix(digest).rstrip("/"))
+        return AdapterArtifact(config, {}, provenance).lora, provenance
 
     def list(self) -> Iterator[str]:
         """Digests of all complete artifacts."""
@@ -68,52 +94,105 @@ class AdapterStore:
             if name == CONFIG:
                 yield digest
 
-    def publish(self, digest: str, prefix: str, base_id: str, adapter_id: str) -> str:
-        """Copy an artifact into the serving view and return its uri; ArtifactError when the id names another adapter."""
-        artifact = self.get(digest)
+    def publish(self, digest: str, prefix: str, base_id: str, adapter_id: str, private_key: Path | None = None) -> str:
+        """Copy an artifact into the serving view and return its uri; ArtifactError when the id names another adapter.
+
+        The model card, which says the digest, is created first: so an id that two adapters want is one adapter's. With a
+        private key the files are signed, before the marker; the first signature stays.
+        """
         where = f"{prefix}/{base_id}/{adapter_id}/"
-        files = artifact.files()
-        files = {CARD: _card(artifact, adapter_id).encode(), **files}
-        for name, data in files.items():
-            if not self._objects.put_if_absent(where + name, data) and name == WEIGHTS:
-                self._refuse_other(where, data)
-        self._read(where, digest)
+        with tempfile.TemporaryDirectory(prefix="oral-publish-") as name:
+            folder = self.pull(digest, Path(name) / "adapter")
+            _, provenance = read_about(folder)
+            card = _card(provenance, adapter_id, digest).encode()
+            is_new = self._objects.put_if_absent(where + CARD, card)
+            (folder / CARD).write_bytes(card if is_new else self._card_of(where, digest))
+            is_whole = not is_new and self._objects.exists(where + CONFIG)
+            if is_whole:
+                self._check(where, digest)
+            else:
+                self._objects.upload(folder / WEIGHTS, where + WEIGHTS)
+                self._objects.put_if_absent(where + PROVENANCE, (folder / PROVENANCE).read_bytes())
+            if private_key is not None:
+                sign_folder(folder, private_key)
+                self._objects.put_if_absent(where + SIGNATURE, (folder / SIGNATURE).read_bytes())
+            if not is_whole:
+                self._objects.put_if_absent(where + CONFIG, (folder / CONFIG).read_bytes())
         return f"{self._objects.uri}/{where}".rstrip("/")
 
-    def read_published(self, where: str, digest: str) -> AdapterArtifact:
-        """The artifact of a published folder; ArtifactError when it is not what the digest names."""
-        return self._read(f"{where}/", digest)
-
     def pull(self, digest: str, folder: Path) -> Path:
-        """Write an artifact into a folder, digest checked, adapter_config.json last."""
-        return write_folder(self.get(digest), folder)
+        """Write an artifact into a folder; the folder appears (or its marker) when the digest has been checked."""
+        cache = self._objects.cache
+        with arriving(folder) as temporary:
+            if cache is None:
+                self._fetch(self.prefix(digest), digest, temporary)
+            elif not cache.copy(f"adapter-{digest}", temporary, lambda kept: _is_whole(kept, digest)):
+                self._fetch(self.prefix(digest), digest, temporary)
+                cache.keep(f"adapter-{digest}", temporary)
+        return folder
 
-    def _refuse_other(self, where: str, weights: bytes) -> None:
-        """Before the marker is written: weights that lie there already must be the same."""
-        if self._objects.get(where + WEIGHTS) != weights:
-            raise ArtifactError(f"{self._objects.uri}/{where} holds another adapter's weights; ids are never reused")
+    def check(self, digest: str) -> None:
+        """Read an artifact and compare its digest; ArtifactError where it is another one."""
+        self._check(self.prefix(digest), digest)
+
+    def check_published(self, where: str, digest: str, public_key: Path | None = None) -> None:
+        """The same of a published folder, and that it was signed by a key."""
+        self._check(f"{where}/", digest, public_key)
+
+    def pull_published(self, where: str, digest: str, folder: Path, public_key: Path) -> Path:
+        """Write a published adapter into a folder, with its card and signature, both digest and signature checked."""
+        with arriving(folder) as temporary:
+            self._fetch(f"{where}/", digest, temporary, public_key)
+        return folder
+
+    def _check(self, prefix: str, digest: str, public_key: Path | None = None) -> None:
+        with tempfile.TemporaryDirectory(prefix="oral-check-") as name:
+            self._fetch(prefix, digest, Path(name), public_key)
+
+    def _card_of(self, where: str, digest: str) -> bytes:
+        """The card that lies there already; ArtifactError, before anything else is written, where it is another's."""
+        card = self._objects.get(where + CARD)
+        if digest not in card.decode(errors="replace"):
+            raise ArtifactError(f"{self._objects.uri}/{where} holds another adapter; ids are never reused")
+        return card
+
+    def _fetch(self, prefix: str, digest: str, folder: Path, public_key: Path | None = None) -> None:
+        try:
+            for name in (CONFIG, PROVENANCE, *((CARD, SIGNATURE) if public_key else ())):
+                (folder / name).write_bytes(self._objects.get(prefix + name))
+            self._objects.download(prefix + WEIGHTS, folder / WEIGHTS)
+        except MissingObjectError as error:
+            raise ArtifactError(f"no adapter {digest!r} at {self._objects.uri}/{prefix}: {error}") from None
+        read_about(folder)
+        self._compare(prefix, folder_digest(folder), digest)
+        if public_key is not None:
+            verify_folder(folder, public_key, f"{self._objects.uri}/{prefix}".rstrip("/"))
 
     @staticmethod
     def prefix(digest: str) -> str:
         """The key prefix of an artifact."""
         return f"adapters/{digest}/"
 
-    def _read(self, prefix: str, digest: str) -> AdapterArtifact:
-        files = {name: self._objects.get(prefix + name) for name in (CONFIG, WEIGHTS, PROVENANCE)}
-        artifact = parse_artifact(files, prefix.rstrip("/"))
-        if artifact.digest != digest:
+    def _compare(self, prefix: str, found: str, digest: str) -> None:
+        if found != digest:
             raise ArtifactError(
-                f"adapter at {self._objects.uri}/{prefix} has digest {artifact.digest[:16]}, expected {digest[:16]}; "
+                f"adapter at {self._objects.uri}/{prefix} has digest {found[:16]}, expected {digest[:16]}; "
                 "it was changed or damaged, delete it and publish it again"
             )
-        return artifact
 
 
-def _card(artifact: AdapterArtifact, adapter_id: str) -> str:
-    p = artifact.provenance
+def _is_whole(folder: Path, digest: str) -> bool:
+    try:
+        read_about(folder)
+        return folder_digest(folder) == digest
+    except ArtifactError:
+        return False
+
+
+def _card(p: Provenance, adapter_id: str, digest: str) -> str:
     return (
         f"---\nlibrary_name: peft\nbase_model: {p.base}\ntags: [lora, oral-ray]\n---\n\n# {adapter_id}\n\n"
         f"LoRA adapter, made by oral_ray {p.code_version} (`{p.origin}`) for base `{p.base}` "
         f"(fingerprint `{p.base_fingerprint}`).\n\n- task: {p.task or '-'}\n- prompt: {p.prompt or '-'}\n"
-        f"- seed: {p.seed}\n- generator: {p.generator or '-'}\n- digest: `{artifact.digest}`\n"
+        f"- seed: {p.seed}\n- generator: {p.generator or '-'}\n- digest: `{digest}`\n"
     )

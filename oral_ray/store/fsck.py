@@ -1,6 +1,7 @@
 """What is wrong in a store: damaged adapters and generators, half-published folders, releases of what is not there."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from oral_ray.adapters.artifact import CONFIG
 from oral_ray.errors import OralError
@@ -10,8 +11,11 @@ from oral_ray.store.generators import read_metrics, verify_generator
 from oral_ray.store.releases import ReleaseStore
 
 
-def find_faults(objects: Objects, published: str = "published") -> Iterator[str]:
-    """One sentence a fault; every adapter and generator is read and its digest compared."""
+def find_faults(objects: Objects, published: str = "published", public_key: Path | None = None) -> Iterator[str]:
+    """One sentence a fault; every adapter and generator is read and its digest compared.
+
+    With a key, every released adapter must be signed by it.
+    """
     store = AdapterStore(objects)
     folders: dict[str, set[str]] = {}
     for prefix, depth in (("adapters/", 2), (f"{published}/", 3)):
@@ -24,9 +28,9 @@ def find_faults(objects: Objects, published: str = "published") -> Iterator[str]
     digests = [
         name.split("/")[1] for name, files in folders.items() if name.startswith("adapters/") and CONFIG in files
     ]
-    yield from filter(None, in_parallel(objects, lambda digest: _fault(lambda: store.get(digest)), digests))
+    yield from filter(None, in_parallel(objects, lambda digest: _fault(lambda: store.check(digest)), digests))
     whole = {name for name, files in folders.items() if CONFIG in files}
-    yield from _releases(objects, store, published, whole)
+    yield from _releases(objects, store, published, whole, public_key)
     for recipe in sorted({info.key.split("/")[1] for info in objects.list("generators/")}):
         for ask in (verify_generator, read_metrics):
             if fault := _fault(lambda ask=ask, recipe=recipe: ask(objects, recipe)):
@@ -34,7 +38,9 @@ def find_faults(objects: Objects, published: str = "published") -> Iterator[str]
                 break
 
 
-def _releases(objects: Objects, store: AdapterStore, published: str, whole: set[str]) -> Iterator[str]:
+def _releases(
+    objects: Objects, store: AdapterStore, published: str, whole: set[str], public_key: Path | None
+) -> Iterator[str]:
     releases = ReleaseStore(objects)
     for base_id in releases.bases():
         for seq in releases.sequence(base_id):
@@ -49,7 +55,7 @@ def _releases(objects: Objects, store: AdapterStore, published: str, whole: set[
                     yield f"release {seq} of base {base_id!r} names adapter {adapter.digest}, which is not there"
                 if where not in whole:
                     yield f"release {seq} of base {base_id!r} names {where}, which is not there"
-                elif fault := _fault(lambda where=where, adapter=adapter: store.read_published(where, adapter.digest)):
+                elif fault := _fault(lambda w=where, a=adapter: store.check_published(w, a.digest, public_key)):
                     yield fault
 
 

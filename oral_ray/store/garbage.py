@@ -4,6 +4,8 @@ Marking is by name and cautious: a digest or a folder that stands anywhere in a 
 manifest is kept. Only whole units are swept (an adapter, a published folder, an attempt at a shard), only those whose
 newest object is older than a grace period, and of an adapter the marker first, so that no reader sees a partial one.
 
+All releases are kept, unless there is a limit: then the newest ones of a base, and every one that an alias has meant.
+
     units = plan_collection(objects, grace_s=86400)
     collect(objects, units)
 """
@@ -11,12 +13,13 @@ newest object is older than a grace period, and of an adapter the marker first, 
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from oral_ray.adapters.artifact import CONFIG
 from oral_ray.errors import StoreError
 from oral_ray.objects import ObjectInfo, Objects, in_parallel
+from oral_ray.store.releases import ReleaseStore
 
 GRACE_S = 86_400.0
 _ROOTS = ("records/", "releases/", "aliases/", "current/", "jobs/", "runs/")
@@ -37,17 +40,23 @@ class Unit(NamedTuple):
         return sum(info.num_bytes for info in self.infos)
 
 
-def plan_collection(objects: Objects, grace_s: float = GRACE_S, published: str = "published") -> list[Unit]:
+def plan_collection(
+    objects: Objects, grace_s: float = GRACE_S, published: str = "published", keep_releases: int | None = None
+) -> list[Unit]:
     """What may be deleted, by name; nothing is. StoreError where a release or a manifest cannot be read."""
+    before = time.time() - grace_s
     # Candidates are listed before anything is marked: what is named while this runs is seen by the marking.
     adapters = _units(objects, "adapters/", 2)
     views = _units(objects, f"{published}/", 3)
     shards, generators, probes = (_units(objects, f"{kind}/", depth) for kind, depth in
                                   (("shards", 3), ("generators", 3), ("probe", 2)))  # fmt: skip
     leftovers = list(objects.leftovers())
-    named = _named(objects)
-    released = _released(objects)
-    found = [Unit(name, "no record, release or job names it", infos) for name, infos in adapters.items()
+    superseded = {} if keep_releases is None else _superseded(objects, keep_releases, before)
+    named = _named(objects, superseded)
+    released = _released(objects, superseded)
+    found = [Unit(name, "newer releases are kept, and no alias has meant it", (info,))
+             for name, info in superseded.items()]  # fmt: skip
+    found += [Unit(name, "no record, release or job names it", infos) for name, infos in adapters.items()
              if name.split("/")[1].encode() not in named]  # fmt: skip
     found += [Unit(name, "no release names it", infos) for name, infos in views.items()
               if tuple(name.removeprefix(f"{published}/").split("/")[:2]) not in released]  # fmt: skip
@@ -55,13 +64,15 @@ def plan_collection(objects: Objects, grace_s: float = GRACE_S, published: str =
     found += _unlisted(objects, generators, lambda manifest: {str(h)[:16] for h in manifest["files"].values()})
     found += [Unit(name, "left by a probe", infos) for name, infos in probes.items()]
     found += [Unit(left.key, "an unfinished write", (left,), leftover=True) for left in leftovers]
-    before = time.time() - grace_s
     return sorted(unit for unit in found if max(info.modified_s for info in unit.infos) < before)
 
 
 def collect(objects: Objects, units: Iterable[Unit]) -> int:
-    """Delete what was planned and return the number of objects."""
-    return sum(in_parallel(objects, lambda unit: _delete(objects, unit), units))
+    """Delete what was planned and return the number of objects; releases before what they name."""
+    parts: tuple[list[Unit], list[Unit]] = ([], [])
+    for unit in units:
+        parts[not unit.name.startswith("releases/")].append(unit)
+    return sum(sum(in_parallel(objects, lambda unit: _delete(objects, unit), part)) for part in parts)
 
 
 def _delete(objects: Objects, unit: Unit) -> int:
@@ -81,14 +92,31 @@ def _units(objects: Objects, prefix: str, depth: int) -> dict[str, tuple[ObjectI
     return found
 
 
-def _named(objects: Objects) -> set[bytes]:
+def _superseded(objects: Objects, keep: int, before: float) -> dict[str, ObjectInfo]:
+    """Releases by key that are neither among the newest `keep` of their base nor meant by an alias, now or ever."""
+    releases = ReleaseStore(objects)
+    found = {}
+    for base_id in releases.bases():
+        kept = {number for name in releases.aliases(base_id) for number in releases.history(base_id, name)}
+        numbers = releases.sequence(base_id)
+        old = {f"{number:08d}.json" for number in numbers[:-keep] if number not in kept}
+        found |= {
+            info.key: info
+            for info in objects.list(f"releases/{base_id}/")
+            if info.key.rpartition("/")[2] in old and info.modified_s < before
+        }
+    return found
+
+
+def _named(objects: Objects, superseded: Collection[str]) -> set[bytes]:
     """Every digest that stands in a root, whatever the root means by it."""
-    keys = [info.key for prefix in _ROOTS for info in objects.list(prefix)]
+    keys = [info.key for prefix in _ROOTS for info in objects.list(prefix) if info.key not in superseded]
     return {name for data in in_parallel(objects, objects.get, keys) for name in _NAME.findall(data)}
 
 
-def _released(objects: Objects) -> set[tuple[str, ...]]:
+def _released(objects: Objects, superseded: Collection[str]) -> set[tuple[str, ...]]:
     keys = [info.key for info in objects.list("releases/") if re.fullmatch(r"releases/[^/]+/\d{8}\.json", info.key)]
+    keys = [key for key in keys if key not in superseded]
     found: set[tuple[str, ...]] = set()
     for key, data in zip(keys, in_parallel(objects, objects.get, keys), strict=True):
         try:

@@ -8,13 +8,13 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from oral_ray.bases.headers import read_header
-from oral_ray.config import canonical_json
+from oral_ray.config import canonical_json, fingerprint
 from oral_ray.errors import BaseModelError, GeneratorError, MissingObjectError
 from oral_ray.generator.model import DESCRIPTION, MEAN, WEIGHTS, Generator, load_generator
 from oral_ray.generator.spec import GeneratorSpec
@@ -26,14 +26,18 @@ _MANIFEST = "manifest.json"
 _AGAIN = "delete its folder and train it again"
 
 
-def put_generator(objects: Objects, recipe: str, folder: Path) -> None:
-    """Store a generator folder (and its training metrics, when there are any) under its recipe fingerprint."""
+def put_generator(objects: Objects, recipe: str, folder: Path, corpus: str = "") -> None:
+    """Store a generator folder (and its training metrics, when there are any) under its recipe fingerprint.
+
+    `corpus` is the fingerprint of the shards that it was trained on, where it is of any.
+    """
     hashes = {}
     for name in (WEIGHTS, DESCRIPTION, METRICS):
         if (folder / name).is_file():
             hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             objects.upload(folder / name, _key(recipe, name, hashes[name]))
-    objects.put_if_absent(f"generators/{recipe}/{_MANIFEST}", canonical_json({"files": hashes}).encode())
+    manifest = {"corpus": corpus, "files": hashes}
+    objects.put_if_absent(f"generators/{recipe}/{_MANIFEST}", canonical_json(manifest).encode())
 
 
 def promote_generator(objects: Objects, name: str, recipe: str) -> None:
@@ -62,10 +66,10 @@ def generator_manifest(objects: Objects, recipe: str) -> dict[str, Any] | None:
     key = f"generators/{recipe}/{_MANIFEST}"
     try:
         manifest = json.loads(objects.get(key))
-        return {"files": dict(manifest["files"])}
+        return {"corpus": str(manifest.get("corpus", "")), "files": dict(manifest["files"])}
     except MissingObjectError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise GeneratorError(f"{key} in {objects.uri} is damaged; {_AGAIN}") from None
 
 
@@ -99,17 +103,45 @@ def _read(objects: Objects, key: str, digest: str) -> bytes:
 
 def get_generator(objects: Objects, recipe: str) -> Generator:
     """Load a generator by recipe fingerprint; GeneratorError when it is missing or damaged."""
-    manifest = _require(objects, recipe)
+    hashes, cache = _require(objects, recipe)["files"], objects.cache
+    entry = f"generator-{recipe}-{fingerprint(hashes)}"
     with tempfile.TemporaryDirectory(prefix="oral-generator-") as name:
-        for file, digest in manifest["files"].items():
-            key = _key(recipe, file, digest)
-            try:
-                objects.download(key, Path(name) / file)
-            except MissingObjectError:
-                raise GeneratorError(f"{key} in {objects.uri} is lost; {_AGAIN}") from None
-            if hashlib.sha256((Path(name) / file).read_bytes()).hexdigest() != digest:
-                raise GeneratorError(f"{key} in {objects.uri} is damaged; {_AGAIN}")
-        return load_generator(Path(name))
+        folder = Path(name)
+        if cache is None or not cache.copy(entry, folder, lambda folder: not _damaged(folder, hashes)):
+            for file, digest in hashes.items():
+                try:
+                    objects.download(_key(recipe, file, digest), folder / file)
+                except MissingObjectError:
+                    raise GeneratorError(f"{_key(recipe, file, digest)} in {objects.uri} is lost; {_AGAIN}") from None
+            if file := _damaged(folder, hashes):
+                raise GeneratorError(f"{_key(recipe, file, hashes[file])} in {objects.uri} is damaged; {_AGAIN}")
+            if cache is not None:
+                cache.keep(entry, folder)
+        return load_generator(folder)
+
+
+def _damaged(folder: Path, hashes: dict[str, str]) -> str:
+    """The first file of a folder that has another hash, or is not there; empty where all are as they were."""
+    for file, digest in hashes.items():
+        path = folder / file
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            return file
+    return ""
+
+
+class Lineage(NamedTuple):
+    """What a generator is: its recipe, a digest over its files, the corpus that it was trained on ("": not recorded)."""
+
+    recipe: str
+    digest: str = ""
+    corpus: str = ""
+
+
+def generator_lineage(objects: Objects, recipe: str) -> Lineage:
+    """The lineage of a generator, from its manifest; GeneratorError when it is not there."""
+    manifest = _require(objects, recipe)
+    weights = {name: manifest["files"][name] for name in (WEIGHTS, DESCRIPTION)}
+    return Lineage(recipe, hashlib.sha256(canonical_json(weights).encode()).hexdigest(), manifest["corpus"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,10 @@ from oral_ray.store.records import Journal
 
 
 class ReleasedAdapter(BaseModel):
-    """One published adapter: which arm won the gate, with what validation score, and where it is."""
+    """One published adapter: which arm won the gate, with what validation score, and where it is.
+
+    `seed` is that of its sample or training, `code_version` the code that decided, `signer` whose signature lies beside it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,10 +25,16 @@ class ReleasedAdapter(BaseModel):
     uri: str
     score: float
     scores: dict[str, float]
+    seed: int = 0
+    code_version: str = ""
+    signer: str = ""
 
 
 class Release(BaseModel):
-    """All adapters published for one base version at once, with their lineage."""
+    """All adapters published for one base version at once, with their lineage: whatever else went into them.
+
+    `generator` is its recipe, `generator_digest` is over its files, `corpus` names the shards that it was trained on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +42,8 @@ class Release(BaseModel):
     base_fingerprint: str
     generator: str
     recipe: str
+    generator_digest: str = ""
+    corpus: str = ""
     adapters: tuple[ReleasedAdapter, ...]
 
 
@@ -77,6 +88,10 @@ class ReleaseStore:
         if name == "latest":
             return max(self.sequence(base_id), default=None)
         return next(iter(reversed(self.history(base_id, name))), None)
+
+    def aliases(self, base_id: str) -> list[str]:
+        """The names of a base's aliases, but for `latest`."""
+        return sorted({info.key.split("/")[2] for info in self._objects.list(f"aliases/{base_id}/")})
 
     def history(self, base_id: str, name: str) -> list[int]:
         """Every release that an alias has meant, oldest first."""
