@@ -12,7 +12,7 @@ from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
 from oral_ray.report.figures import PALETTE
 from oral_ray.report.page import write_report
-from oral_ray.report.tables import TABLES, arm_table, arms_text
+from oral_ray.report.tables import AGAINST, TABLES, arm_table, arms_text
 
 BASES = {"base-t0": True, "base-t3": False}
 ACCURACY = {arm: 0.5 + 0.01 * i for i, arm in enumerate(ALL_ARMS)}
@@ -97,11 +97,11 @@ def test_table_of_arms_has_the_accuracies_differences_and_counts(tmp_path: Path)
     for base, seen in BASES.items():
         for arm in ALL_ARMS:
             row = table.loc[base, arm]
-            wanted = {a: round(50 * ACCURACY[a]) / 50 for a in (arm, "trained", "reuse_new")}
+            wanted = {a: round(50 * ACCURACY[a]) / 50 for a in (arm, *AGAINST)}
             assert row["mean"] == pytest.approx(wanted[arm]) and row["low"] <= row["mean"] <= row["high"]
             assert row["base_seen"] == seen and row["num_tasks"] == 2 and row["n"] == 100
             assert row["seeds"] == SEEDS.get(arm, 1)
-            for other in ("trained", "reuse_new"):
+            for other in AGAINST:
                 if arm == other:
                     assert np.isnan(row[f"vs_{other}"])
                 else:

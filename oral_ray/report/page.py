@@ -17,7 +17,7 @@ import pandas as pd
 
 from oral_ray.errors import EvaluationError
 from oral_ray.report import figures
-from oral_ray.report.tables import arm_table, arms_text, percent, points, read_table
+from oral_ray.report.tables import AGAINST, arm_table, arms_text, percent, points, read_table
 
 
 def write_report(folder: Path) -> Path:
@@ -85,11 +85,11 @@ def _markdown(
     parts += [
         "## Differences on each base (points, paired 95% interval)",
         "",
-        "| base | arm | to trained | to reuse_new |",
+        f"| base | arm | {' | '.join(f'to {other}' for other in AGAINST)} |",
+        f"|---|---|{'---|' * len(AGAINST)}",
     ]
-    parts += ["|---|---|---|---|"]
     for row in table.to_dict("records"):
-        parts.append(f"| {row['base']} | {row['arm']} | {points(row, 'trained')} | {points(row, 'reuse_new')} |")
+        parts.append(f"| {row['base']} | {row['arm']} | {' | '.join(points(row, other) for other in AGAINST)} |")
     parts += ["", "## Seconds by stage", ""]
     parts += [f"- {stage}: {seconds:.1f} s" for stage, seconds in summary.get("wall_s", {}).items()]
     parts += ["", "## Published", ""]
@@ -117,10 +117,11 @@ def _page(
         f"<p>{html.escape(caption)} Made by <code>{html.escape(command)}</code>.</p></section>"
         for title, image, caption in sections
     )
+    against = "".join(f"<th>points to {other}</th>" for other in AGAINST)
     differences = "".join(
         f"<tr><td>{html.escape(row['base'])}</td>"
         f"<td><i style='background:{figures.PALETTE[row['arm']]}'></i>{row['arm']}</td>"
-        f"<td>{percent(row)}</td><td>{points(row, 'trained')}</td><td>{points(row, 'reuse_new')}</td></tr>"
+        f"<td>{percent(row)}</td>{''.join(f'<td>{points(row, other)}</td>' for other in AGAINST)}</tr>"
         for row in table.to_dict("records")
     )
     times = "".join(f"<tr><td>{k}</td><td>{v:.1f} s</td></tr>" for k, v in summary.get("wall_s", {}).items())
@@ -139,7 +140,7 @@ i{{display:inline-block;width:.8em;height:.8em;margin-right:.5em;border:1px soli
 <h1>oral_ray report</h1><p>Made by <code>{html.escape(command)}</code>.</p>
 <pre>{html.escape(arms_text(table))}</pre>{pictures}
 <h2>Scores and paired differences</h2>
-<table><tr><th>base</th><th>arm</th><th>accuracy %</th><th>points to trained</th><th>points to reuse_new</th></tr>
+<table><tr><th>base</th><th>arm</th><th>accuracy %</th>{against}</tr>
 {differences}</table>
 <h2>Published</h2><table><tr><th>base</th><th>task</th><th>arm</th><th>uri</th></tr>{published}</table>
 <h2>Time by stage</h2><table>{times}</table>

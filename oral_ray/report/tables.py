@@ -19,14 +19,15 @@ from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import Interval, mean_over_tasks, paired_difference
 
+AGAINST = ("trained", "trained_long", "reuse_new", "joint")  # the arms that every other one is compared with
 TABLES = ("scores", "answers", "curve", "distances", "metrics")
 
 
 def arm_table(folder: Path, num_draws: int) -> pd.DataFrame:
     """One row an arm, one column a base: mean accuracy over tasks with its 95% interval, and differences.
 
-    Columns: arm, base, base_seen, mean, low, high, num_tasks, n, seeds, and for the differences to `trained` and to
-    `reuse_new` (paired): vs_trained, vs_trained_low, ...
+    Columns: arm, base, base_seen, mean, low, high, num_tasks, n, seeds, and for the paired differences to the arms of
+    `AGAINST`: vs_trained, vs_trained_low, ...
     """
     scores, answers = (read_table(folder, name) for name in ("scores", "answers"))
     rows = []
@@ -41,7 +42,7 @@ def arm_table(folder: Path, num_draws: int) -> pd.DataFrame:
                 "n": int(part.groupby("task")["n"].first().sum()), "seeds": int(part["seed"].nunique()),
             }  # fmt: skip
             row |= mean_over_tasks(correct, num_draws).model_dump()
-            for other in ("trained", "reuse_new"):
+            for other in AGAINST:
                 if arms.get(other) and arm != other:
                     difference: Interval = paired_difference(correct, arms[other], num_draws)
                     row |= {
