@@ -80,6 +80,10 @@ def test_what_plans_and_reads_shapes_imports_no_torch_and_no_ray(module: str):
     assert loaded_by(f"import {module}") & {"torch", "ray", "transformers", "peft", "boto3"} == set()
 
 
+def test_an_ingress_starts_without_the_packages_that_only_generators_need():
+    assert loaded_by("import serve.app") & {"transformers", "peft", "deepspeed", "matplotlib"} == set()
+
+
 def test_importing_oral_ray_loads_nothing_else_of_it_and_changes_no_environment():
     code = "import os; before = dict(os.environ); import oral_ray; assert dict(os.environ) == before"
     assert {name for name in loaded_by(code) if name.startswith("oral_ray")} == {"oral_ray"}
