@@ -1,7 +1,8 @@
 """A cheap HTTP client in a process of its own: N keep-alive connections, each asking again as soon as it is answered.
 
-Reads one JSON object on stdin {port, clients, seconds or requests, fresh, first_seed, base, kind}, writes one on stdout
-{rows: [[start_s, seconds, status, ok]], ...}. `fresh` asks for a new adapter each time, else for one of 32 that are stored.
+Reads one JSON object on stdin {port, clients, seconds or requests, fresh, first_seed, base, prefix, headers}, writes one on
+stdout {rows: [[start_s, seconds, status, content type]], answers: {seed: id}, cpu_s}. `fresh` asks for a new adapter each
+time, else for one of 32 that are stored.
 """
 
 import asyncio
@@ -69,7 +70,12 @@ async def main() -> None:
     rows, answers = [], {}
     until = time.time() + asked.get("seconds", 3600)
     await asyncio.gather(*(client(asked, i, until, rows, answers) for i in range(asked["clients"])))
-    json.dump({"rows": rows, "answers": {str(seed): found for seed, found in answers.items()}}, sys.stdout)
+    told = {
+        "rows": rows,
+        "answers": {str(seed): found for seed, found in answers.items()},
+        "cpu_s": time.process_time(),
+    }
+    json.dump(told, sys.stdout)
 
 
 if __name__ == "__main__":

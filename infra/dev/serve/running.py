@@ -43,6 +43,7 @@ class Running:
             self.port = int(probe.getsockname()[1])
         self._common = [f"config={config}", f"store.uri={store.absolute()}", "determinism=false", "serve.refresh_s=1"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment["RAY_worker_niceness"] = "0"  # Ray's default, 15, is for workers that share a machine with its user
         environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.proxy:middlewares")
         out = ROOT / "out"
         out.mkdir(exist_ok=True)
