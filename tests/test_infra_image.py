@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from manifests import IMAGE_HOME, ROOT
@@ -51,6 +52,13 @@ def test_the_image_is_installed_as_the_makefile_does_and_keeps_no_build_tools():
         assert re.search(r"pip install .*-e \"\.\[quickstart\]\" -c infra/constraints\.txt", made)
         runs = " ".join(rest for verb, rest in stages()[target] if verb == "RUN")
         assert not {"gcc", "make", "build-essential", "libc6-dev", "pip"} & set(runs.split())
+
+
+def test_the_proxies_of_the_image_say_their_errors_as_problems():
+    [variables] = [rest for verb, rest in stages()["cpu"] if verb == "ENV"]
+    setting = dict(item.split("=", 1) for item in variables.split())
+    module, _, name = setting["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
+    assert [middleware.cls.__name__ for middleware in getattr(import_module(module), name)()] == ["ProxyProblems"]
 
 
 def test_the_linter_of_dockerfiles_finds_nothing():

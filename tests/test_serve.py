@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PROXY = "serve.proxy:middlewares"
 
 
 def free_port() -> int:
@@ -48,7 +49,8 @@ def url(whole_path: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFac
     )
     process = subprocess.Popen(
         [sys.executable, "-c", starter, f"config={ROOT / 'tests' / 'tiny.toml'}", f"store.uri={whole_path[0]}"],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=log, stderr=log,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": PROXY},
+        stdin=subprocess.PIPE, stdout=log, stderr=log,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -63,6 +65,14 @@ def url(whole_path: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFac
         raise AssertionError(log.read()[-4000:])
     yield f"http://127.0.0.1:{port}"
     process.communicate(timeout=60)
+
+
+def test_serve_knows_the_settings_that_its_ingress_process_is_given() -> None:
+    from ray.serve._private import constants
+
+    from serve.app import FAST
+
+    assert [name for name in FAST if not hasattr(constants, name)] == []
 
 
 def test_a_prompt_becomes_a_stored_adapter_and_the_same_seed_the_same_one(url: str) -> None:
