@@ -17,7 +17,6 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -63,7 +62,7 @@ def build_app(config: Config | Mapping[str, str]) -> serve.Application:
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
         max_ongoing_requests=4 * settings.batch_size,  # one batch is sampled, one stored, the next ones wait
         # Serve's router, which looks for room by itself, would look away for up to half a second: longer than a batch takes
-        request_router_config=RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.04),
+        request_router_config={"initial_backoff_s": 0.005, "max_backoff_s": 0.04},
         max_queued_requests=settings.max_queued_requests,
         health_check_period_s=max(1.0, settings.refresh_s),
         graceful_shutdown_timeout_s=settings.drain_s,
