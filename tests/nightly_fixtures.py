@@ -1,10 +1,12 @@
-"""What the tests of the nightly job share: a copy of the small store, its configuration, checkpoints that land."""
+"""What the tests of the nightly job share: a copy of the small store, its configuration, checkpoints that land, keys."""
 
 import os
 import shutil
 from pathlib import Path
 
 import torch
+from cryptography.hazmat.primitives import serialization as pem
+from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import load_file, save_file
 
 from oral_ray.config import Config, load_config
@@ -43,3 +45,12 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def published(store: Path) -> set[str]:
     """`base/adapter_id` of every folder in the serving view."""
     return {path.relative_to(store / "published").as_posix() for path in (store / "published").glob("*/*")}
+
+
+def key_pair(folder: Path, name: str) -> tuple[Path, Path]:
+    """A new private and public key as `NAME.pem` and `NAME.pub`."""
+    key, public = ec.generate_private_key(ec.SECP256R1()), folder / f"{name}.pub"
+    private = folder / f"{name}.pem"
+    private.write_bytes(key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo))
+    return private, public

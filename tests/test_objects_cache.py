@@ -22,7 +22,7 @@ class Far(FileObjects):
 
     def __init__(self, root: Path, cache: ReadCache) -> None:
         super().__init__(root)
-        self.cache, self.reads = cache, 0  # type: ignore[assignment]
+        self.cache, self.reads = cache, 0
 
     def get(self, key: str) -> bytes:
         self.reads += 1

@@ -1,5 +1,6 @@
 """The nightly job on the small store, in this process: idempotent, one bad item stops no other, races lose nothing."""
 
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -7,18 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from nightly_fixtures import copied, land, published, tiny_config
+from nightly_fixtures import copied, key_pair, land, published, tiny_config
 
-from oral_ray.config import Config
+from oral_ray.bases.catalog import discover
+from oral_ray.config import Config, SigningConfig
 from oral_ray.errors import ArtifactError, ConfigError, StoreError
 from oral_ray.objects import FileObjects
 from oral_ray.release import GateDecision
-from oral_ray.stages import regenerate
+from oral_ray.stages import gate, regenerate
 from oral_ray.stages.gate import Outcome
 from oral_ray.stages.summary import FailedItem, RegenerationSummary, summary_html, summary_text, write_summary
-from oral_ray.store.generators import Lineage
+from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.fsck import find_faults
+from oral_ray.store.generators import Lineage, generator_lineage
 from oral_ray.store.heads import latest_releases
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
+from oral_ray.store.shards import read_manifest
+from oral_ray.store.signing import signer_name
 
 TASKS = ["wordnet/matter", "wordnet/mind"]
 
@@ -55,6 +61,67 @@ def test_a_landed_version_gets_an_adapter_a_task_and_a_second_run_does_nothing(n
     assert {item.reason for item in again.plan} == {"already released"}
     assert again.published == summary.published
     assert state(store) == before
+
+
+def test_a_release_says_what_went_into_it(nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch):
+    store, config = nightly
+    monkeypatch.setattr("oral_ray.stages.gate.code_version", lambda: "1.2.3+commit")
+    recipe = regenerate.run(config).generator
+    objects = FileObjects(store)
+    release = ReleaseStore(objects).latest("v9")
+    assert release is not None and (release.generator, release.recipe) == (recipe, config.name)
+    lineage = generator_lineage(objects, recipe)
+    assert (release.generator_digest, release.corpus) == (lineage.digest, lineage.corpus)
+    assert len(release.generator_digest) == 64
+    assert read_manifest(objects, release.corpus) is not None, "the corpus is named by its shards"
+    [record] = [record for record in discover(objects, "bases", 0.0)[0] if record.id == "v9"]
+    assert release.base_fingerprint == record.fingerprint
+    for adapter in release.adapters:
+        provenance = AdapterStore(objects).get(adapter.digest).provenance
+        assert (adapter.seed, adapter.code_version, adapter.signer) == (provenance.seed, "1.2.3+commit", "")
+        assert {"base", adapter.arm} <= adapter.scores.keys()
+
+
+def test_what_another_code_decides_again_changes_no_release(
+    nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+):
+    store, config = nightly
+    regenerate.run(config)
+    before = ReleaseStore(FileObjects(store)).latest("v9")
+    monkeypatch.setattr("oral_ray.stages.gate.code_version", lambda: "another")
+    found = regenerate.survey(config, before.generator)  # type: ignore[union-attr]
+    again = [gate.regenerate_item(config, item)[1] for item in due(config, found, before.generator)]  # type: ignore[union-attr]
+    lineage = generator_lineage(FileObjects(store), before.generator)  # type: ignore[union-attr]
+    regenerate._release(config, FileObjects(store), lineage, found.bases["v9"], [a for a in again if a])
+    assert ReleaseStore(FileObjects(store)).sequence("v9") == [1]
+
+
+def due(config: Config, found: regenerate.Survey, recipe: str) -> list[gate.Item]:
+    """The items of v9 as if nothing were released."""
+    plan = [item.model_copy(update={"action": "generate"}) for item in found.plan if item.base == "v9"]
+    return regenerate._items(config, config, recipe, dataclasses.replace(found, plan=plan))
+
+
+def test_with_keys_what_is_published_is_signed_and_nothing_else_is_released(
+    nightly: tuple[Path, Config], tmp_path: Path
+):
+    store, config = nightly
+    private, public = key_pair(tmp_path, "ours")
+    _, other = key_pair(tmp_path, "other")
+
+    def keyed(key: Path) -> Config:
+        signing = SigningConfig(private_key=private, public_key=key)
+        return config.model_copy(update={"store": config.store.model_copy(update={"signing": signing})})
+
+    failed = regenerate.run(keyed(other)).failed
+    assert len(failed) == 4
+    assert all("model.sig is no signature of these files by" in item.reason for item in failed)
+    assert not (store / "releases").exists()
+    summary = regenerate.run(keyed(public))
+    assert summary.failed == ()
+    release = ReleaseStore(FileObjects(store)).latest("v9")
+    assert release is not None and {adapter.signer for adapter in release.adapters} == {signer_name(public)}
+    assert list(find_faults(FileObjects(store), public_key=public)) == []
 
 
 def test_a_checkpoint_uploaded_again_under_the_same_path_is_a_new_version(nightly: tuple[Path, Config]):

@@ -146,6 +146,16 @@ def test_an_id_half_published_by_one_adapter_is_not_completed_by_another(
     store.publish(first, "published", "base-1", "task-a")
 
 
+def test_what_is_published_and_damaged_is_not_published_again(objects: FileObjects, make_artifact: MakeArtifact):
+    store = AdapterStore(objects)
+    digest = store.put(make_artifact())
+    store.publish(digest, "published", "base-1", "task-a")
+    key = "published/base-1/task-a/adapter_model.safetensors"
+    objects.put(key, objects.get(key)[:-1] + b"?")
+    with pytest.raises(ArtifactError, match=r"published/base-1/task-a/ has digest .* changed or damaged"):
+        store.publish(digest, "published", "base-1", "task-a")
+
+
 def test_a_pulled_adapter_is_the_stored_one(objects: FileObjects, make_artifact: MakeArtifact, tmp_path: Path):
     store, artifact = AdapterStore(objects), make_artifact()
     folder = store.pull(store.put(artifact), tmp_path / "x/y")

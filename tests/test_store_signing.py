@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization as pem
-from cryptography.hazmat.primitives.asymmetric import ec
+from nightly_fixtures import key_pair
 
 from oral_ray.adapters.artifact import AdapterArtifact, read_folder
 from oral_ray.cli import main
@@ -18,14 +17,6 @@ from oral_ray.store.signing import SIGNATURE, signer_name
 
 MakeArtifact = Callable[..., AdapterArtifact]
 WHERE = "published/b/id"
-
-
-def key_pair(folder: Path, name: str) -> tuple[Path, Path]:
-    key, public = ec.generate_private_key(ec.SECP256R1()), folder / f"{name}.pub"
-    private = folder / f"{name}.pem"
-    private.write_bytes(key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo))
-    return private, public
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Adapters through files: the digest is that of the adapter in memory, folders appear whole, memory stays that of parts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +39,19 @@ def test_so_it_is_for_every_type_of_tensor(make_artifact: MakeArtifact, tmp_path
     folder = write_folder(make_artifact(), tmp_path / "a")
     tensors = {"b": torch.ones(3, 2), "a": torch.zeros(()), "none": torch.zeros(0, 4)}
     save_file({name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}, folder / WEIGHTS)
+    assert folder_digest(folder) == read_folder(folder).digest
+
+
+def test_so_it_is_for_tensors_that_lie_in_another_order_than_their_names(make_artifact: MakeArtifact, tmp_path: Path):
+    folder = write_folder(make_artifact(), tmp_path / "a")
+    places = {"b": [0, 4], "c": [4, 8], "a": [8, 12]}
+    header = json.dumps(
+        {name: {"dtype": "F32", "shape": [1], "data_offsets": at} for name, at in places.items()}
+    ).encode()
+    (folder / WEIGHTS).write_bytes(
+        len(header).to_bytes(8, "little") + header + torch.tensor([1.0, 2.0, 3.0]).numpy().tobytes()
+    )
+    assert read_folder(folder).tensors["a"].item() == 3.0
     assert folder_digest(folder) == read_folder(folder).digest
 
 

@@ -39,7 +39,10 @@ def install(trace: Path, kill_at: int = -1, inside: bool = False) -> None:
     def counted(name: str, write: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: FileObjects, *args: Any) -> Any:
             nonlocal armed
-            if numbered(f"{name} {args[1 if name == 'upload' else 0]}") == kill_at:
+            key = args[1 if name == "upload" else 0]
+            if key.startswith("probe/"):  # what a job asks of its store before it starts
+                return write(self, *args)
+            if numbered(f"{name} {key}") == kill_at:
                 if not inside:
                     die()
                 armed = True

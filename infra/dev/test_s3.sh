@@ -20,6 +20,6 @@ trap 'infra/dev/ceph_up.sh down "$place"' EXIT
 infra/dev/ceph_up.sh up "$place" "$port" || { echo "SKIPPED: Ceph did not start here; the store was not tested on it"; exit 0; }
 export ORAL_TEST_S3_ENDPOINT=http://127.0.0.1:$port ORAL_TEST_S3_KEY=ORALACCESS ORAL_TEST_S3_SECRET=ORALSECRET
 echo "== radosgw"
-"$python" -m pytest -q tests/test_objects.py tests/test_objects_s3.py
+"$python" -m pytest -q tests/test_objects.py tests/test_objects_s3.py tests/test_store_streaming.py
 echo "== radosgw, every fifth call spoilt"
 ORAL_TEST_S3_FAULTS=1 "$python" -m pytest -q -s tests/test_objects.py

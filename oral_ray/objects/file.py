@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from oral_ray.errors import MissingObjectError, StoreError
+from oral_ray.objects.cache import ReadCache
 from oral_ray.objects.protocol import ObjectInfo, check_key
 from oral_ray.objects.unfinished import TEMPORARY, unfinished
 
@@ -18,7 +19,7 @@ class FileObjects:
         self.root = root.expanduser().absolute()
         self.uri = f"file://{self.root}"
         self.concurrency = 4
-        self.cache = None  # it is local already
+        self.cache: ReadCache | None = None  # it is local already
 
     def path(self, key: str) -> Path:
         """The file of a key; StoreError where a symbolic link leads out of the store."""

@@ -27,7 +27,7 @@ from oral_ray.adapters.artifact import (
 from oral_ray.adapters.streamed import arriving, folder_digest
 from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.errors import ArtifactError, MissingObjectError
-from oral_ray.objects import Objects
+from oral_ray.objects import Objects, check_key
 from oral_ray.store.signing import SIGNATURE, sign_folder, verify_folder
 
 logger = logging.getLogger(__name__)
@@ -49,13 +49,15 @@ class AdapterStore:
 
     def put_folder(self, folder: Path) -> str:
         """Store a PEFT folder (a no-op when it is there) and return its digest; ArtifactError where it is damaged."""
-        digest, weights = folder_digest(folder), folder / WEIGHTS
+        weights = folder / WEIGHTS
+        before = _stamp(weights)
+        digest = folder_digest(folder)
         config, provenance = read_about(folder)
-        where, before = self.prefix(digest), weights.stat()
+        where = self.prefix(digest)
         # Who creates the first file knows without asking that the marker, which is the last, is not there.
         if self._objects.put_if_absent(where + PROVENANCE, canonical_json(provenance).encode()) or not self.has(digest):
             self._objects.upload(weights, where + WEIGHTS)
-            if (after := weights.stat()).st_mtime_ns != before.st_mtime_ns or after.st_size != before.st_size:
+            if _stamp(weights) != before:
                 raise ArtifactError(f"{weights} was changed while it was stored; store it again when it is finished")
             self._objects.put_if_absent(where + CONFIG, canonical_json(config).encode())
         return digest
@@ -162,7 +164,7 @@ class AdapterStore:
                 (folder / name).write_bytes(self._objects.get(prefix + name))
             self._objects.download(prefix + WEIGHTS, folder / WEIGHTS)
         except MissingObjectError as error:
-            raise ArtifactError(f"no adapter {digest!r} at {self._objects.uri}/{prefix}: {error}") from None
+            raise ArtifactError(f"no adapter {digest!r}: {error}; see oral-ray list") from None
         read_about(folder)
         self._compare(prefix, folder_digest(folder), digest)
         if public_key is not None:
@@ -171,7 +173,7 @@ class AdapterStore:
     @staticmethod
     def prefix(digest: str) -> str:
         """The key prefix of an artifact."""
-        return f"adapters/{digest}/"
+        return f"adapters/{check_key(digest)}/"
 
     def _compare(self, prefix: str, found: str, digest: str) -> None:
         if found != digest:
@@ -179,6 +181,11 @@ class AdapterStore:
                 f"adapter at {self._objects.uri}/{prefix} has digest {found[:16]}, expected {digest[:16]}; "
                 "it was changed or damaged, delete it and publish it again"
             )
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written; None where there is none."""
+    return ((stat := path.stat()).st_mtime_ns, stat.st_size) if path.is_file() else None
 
 
 def _is_whole(folder: Path, digest: str) -> bool:
