@@ -52,10 +52,10 @@ def _rows_of(uris: Sequence[str], node_id: str | None = None) -> ray.data.Datase
     tasks that list and sample files, which ask for a CPU whatever they are told: there the run would wait for ever.
     """
     files = ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=len(uris))
-    here = {"label_selector": {"ray.io/node-id": node_id}} if node_id else {}
     return files.map_batches(
-        _read_files, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=_FILES_AT_ONCE, **here
-    )
+        _read_files, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=_FILES_AT_ONCE,
+        label_selector={"ray.io/node-id": node_id} if node_id else None,
+    )  # fmt: skip
 
 
 def _read_files(files: pa.Table) -> Iterator[pa.Table]:
