@@ -81,9 +81,9 @@ class Runs:
         folder.mkdir()
         job = self._job(folder, min_workers=1 if "fewer" in lost else None)
         progress = Path(job.progress)
-        started = time.time()
+        started, killed = time.time(), None
+        code: int | None = None
         with cluster(num_nodes=2 if "fewer" in lost else 3) as nodes, driver(job, nodes, folder) as process:
-            killed = None
             if lost != "nothing" and self._reached(progress, process, started):
                 killed = time.time()
                 self._kill(lost, steps(progress)[-1]["pid"], nodes)
@@ -91,7 +91,7 @@ class Runs:
                 code = self._wait(process, started)
         if lost == "head":  # a head's node takes its driver along
             with cluster(num_nodes=3) as nodes, driver(job, nodes, folder) as process:
-                code = self._wait(process, started)
+                code = self._wait(process, time.time())
         return self._judge(lost, folder, code, killed)
 
     def _job(self, folder: Path, min_workers: int | None) -> Job:
@@ -162,7 +162,7 @@ class Runs:
 @contextmanager
 def cluster(num_nodes: int) -> Iterator[Cluster]:
     """A head without a CPU and `num_nodes` nodes of one."""
-    small = {"object_store_memory": 100_000_000}
+    small: dict[str, Any] = {"object_store_memory": 100_000_000}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
     try:
         for _ in range(num_nodes):

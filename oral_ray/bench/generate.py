@@ -58,7 +58,8 @@ class Options(BenchOptions):
 def run(options: Options) -> Result:
     """A row a layout; the exponent of time over parameters; peers; floors."""
     encoder = ConditionEncoder(ConditionConfig())
-    factory = _factory(options, encoder)
+    sampling = SamplingConfig(num_steps=options.num_steps)
+    factory = random_factory(GeneratorConfig(), encoder, options.token_dim, sampling, options.device)
     size = sum(parameter.numel() for parameter in factory.generator.network.parameters())
     if size > MAX_GENERATOR:
         raise GeneratorError(f"a generator of {size:,} parameters is above {MAX_GENERATOR:,}; lower token_dim")
@@ -81,18 +82,21 @@ def run(options: Options) -> Result:
     return Result(rows=tuple(rows), peers=tuple(peers), floors=tuple(floors), exponents=tuple(exponents))
 
 
-def _spec(options: Options, encoder: ConditionEncoder, generator: GeneratorConfig) -> GeneratorSpec:
-    return GeneratorSpec(
-        generator=generator, condition=encoder.config, token_dim=options.token_dim, text_dim=encoder.text_dim,
-        model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint, architectures=(), recipe="bench",
-    )  # fmt: skip
-
-
-def _factory(options: Options, encoder: ConditionEncoder) -> AdapterFactory:
-    spec = _spec(options, encoder, GeneratorConfig())
+def random_factory(
+    config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int, sampling: SamplingConfig, device: str
+) -> AdapterFactory:
+    """A factory with random weights: what it makes is worthless, how fast it makes it is not."""
+    spec = _spec(config, encoder, token_dim)
     scales = {(role, factor): ((0.0, 0.02),) for role in ROLES for factor in ("A", "B")}
     generator = Generator(spec, build_network(spec, 0), TokenStats(scales, {}), ProbeStats({}, {}, {}))
-    return AdapterFactory(generator, encoder, SamplingConfig(num_steps=options.num_steps), options.device)
+    return AdapterFactory(generator, encoder, sampling, device)
+
+
+def _spec(config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int) -> GeneratorSpec:
+    return GeneratorSpec(
+        generator=config, condition=encoder.config, token_dim=token_dim, text_dim=encoder.text_dim,
+        model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint, architectures=(), recipe="bench",
+    )  # fmt: skip
 
 
 def _generate(factory: AdapterFactory, model: str, targets: str, r: int, options: Options) -> Row:
@@ -126,7 +130,7 @@ def _peers(options: Options, encoder: ConditionEncoder) -> list[Row]:
     }
     calls, parameters = {}, {}
     for what, (config, num_steps, num_tokens) in heads.items():
-        network = build_network(_spec(options, encoder, config), 0).to(options.device).eval()
+        network = build_network(_spec(config, encoder, options.token_dim), 0).to(options.device).eval()
         parameters[what] = sum(parameter.numel() for parameter in network.parameters())
         calls[what] = _sampling(network, num_tokens, num_steps, options, encoder)
     rows = compare(calls, max(3, options.repetitions))
