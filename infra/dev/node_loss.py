@@ -34,7 +34,7 @@ from oral_ray.bench.runs import Job, Shape, build_corpus, run_training  # noqa: 
 from oral_ray.cluster import session  # noqa: E402
 from oral_ray.config import ClusterConfig, GeneratorConfig, TrainingConfig  # noqa: E402
 
-STEPS, CHECKPOINT_EVERY, KILL_AFTER = 30, 10, 15
+STEPS, CHECKPOINT_EVERY, KILL_AFTER = 40, 10, 15  # a pass over the corpus, read anew, ends at about step 30
 LOST = ("worker", "node", "node, fewer workers", "head")
 
 
@@ -96,7 +96,7 @@ class Runs:
 
     def _job(self, folder: Path, min_workers: int | None) -> Job:
         store = f"file://{folder}/store"
-        manifest = build_corpus(store, Shape(hidden=32, layers=2, r=2, token_dim=32), num_rows=32, num_files=4)
+        manifest = build_corpus(store, Shape(hidden=32, layers=2, r=2, token_dim=32), num_rows=128, num_files=4)
         training = TrainingConfig(
             num_workers=2, min_workers=min_workers, steps=STEPS, batch_size=4, validate_every=1, warmup_steps=2,
             checkpoint_every=CHECKPOINT_EVERY, cache_bytes=20_000,
