@@ -14,6 +14,7 @@ import ray
 import ray.data
 import ray.train
 from pyarrow.fs import FileSystem
+from ray.data import TaskPoolStrategy
 from ray.train import CheckpointUploadMode
 from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
@@ -53,7 +54,7 @@ def _rows_of(uris: Sequence[str], node_id: str | None = None) -> ray.data.Datase
     """
     files = ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=len(uris))
     return files.map_batches(
-        _read_files, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=_FILES_AT_ONCE,
+        _read_files, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(_FILES_AT_ONCE),
         label_selector={"ray.io/node-id": node_id} if node_id else None,
     )  # fmt: skip
 
