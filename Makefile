@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: quickstart test test-s3 test-browser lint bench chaos clean bench-serve serve-faults serve-soak serve-autoscale
+.PHONY: quickstart test test-s3 test-browser lint bench chaos node-loss clean bench-serve serve-faults serve-soak serve-autoscale
 
 quickstart: $(VENV)/quickstart.ok
 	$(BIN)/python jobs/quickstart.py --config infra/configs/quickstart.toml $(if $(STORE),--store $(STORE)) $(ARGS)
@@ -40,6 +40,10 @@ MEASURE_serve-autoscale = autoscale
 # Kills the nightly job at every write it makes, races it, runs it behind a failing S3 server: out/chaos.json.
 chaos: $(VENV)/test.ok
 	$(BIN)/python infra/dev/chaos.py $(ARGS)
+
+# Loses a worker, a node and the head of a training run on several Ray nodes of this machine: out/node_loss.json.
+node-loss: $(VENV)/test.ok
+	PYTHONPATH=. $(BIN)/python infra/dev/node_loss.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build out *.egg-info

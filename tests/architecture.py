@@ -29,7 +29,7 @@ SOLE_IMPORTERS = {
     "ray": ("oral_ray/cluster/", "jobs/", "serve/"),
     "mamba_ssm": ("oral_ray/generator/ssm.py",),
     "triton": ("oral_ray/generator/ssm.py",),
-    "deepspeed": ("oral_ray/generator/engines.py",),
+    "deepspeed": ("oral_ray/generator/zero.py",),
     "boto3": ("oral_ray/objects/s3.py", "oral_ray/bases/events.py", "oral_ray/bench/store.py"),
     "peft": ("oral_ray/adapters/",),
     "matplotlib": ("oral_ray/report/figures.py",),

@@ -13,7 +13,8 @@ import torch
 from test_generator_training import SHORT, SPEC, Run, run
 
 from oral_ray.config import DeepSpeedEngine, TorchEngine, TrainingConfig
-from oral_ray.generator.engines import Snapshot, build_engine
+from oral_ray.generator.engine import Snapshot
+from oral_ray.generator.engines import build_engine
 from oral_ray.generator.model import build_network
 
 TRAINING = SHORT.model_copy(update={"num_workers": 2, "validation_frac": 0.3})

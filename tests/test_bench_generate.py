@@ -6,7 +6,7 @@ import pytest
 import torch
 from factory_fixtures import randn, small_spec
 
-from oral_ray.bench import generate
+from oral_ray.bench import floors, generate
 from oral_ray.config import ConditionConfig, build_section
 from oral_ray.generator.conv_denoiser import ConvDenoiser
 from oral_ray.generator.denoiser import Denoiser
@@ -17,8 +17,8 @@ def test_the_benchmark_times_a_layout_lists_one_that_is_too_large_and_sets_floor
     tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(generate, "ConditionConfig", lambda: ConditionConfig(text_encoder=str(tiny_bert)))
-    monkeypatch.setattr(generate, "_matmul_flops", lambda device, dtype: 1e11)
-    monkeypatch.setattr(generate, "_copy_bytes", lambda device: 1e10)
+    monkeypatch.setattr(floors, "_matmul_flops", lambda device, dtype: 1e11)
+    monkeypatch.setattr(floors, "_copy_bytes", lambda device: 1e10)
     monkeypatch.setattr(generate, "OUR_TOKENS", 2)
     monkeypatch.setattr(generate, "RPG_TOKENS", 2)
     options = build_section(

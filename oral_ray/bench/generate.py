@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
-from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import POSITION_DIM, TokenStats
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.families import ROLES
+from oral_ray.bench.floors import measure_floors, waited
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare, fit_exponent, spread, timed, with_peak_memory
 from oral_ray.bench.layouts import MODELS, RANKS, TARGETS, layout_of, spec_of
 from oral_ray.config import (
@@ -28,7 +28,8 @@ from oral_ray.config import (
     RegressionObjective,
     SamplingConfig,
 )  # fmt: skip
-from oral_ray.factory import PIECE_TOKENS, AdapterFactory
+from oral_ray.errors import GeneratorError
+from oral_ray.factory import AdapterFactory
 from oral_ray.generator.condition import Condition, ConditionEncoder, ProbeStats
 from oral_ray.generator.model import Generator, build_network
 from oral_ray.generator.network import Network
@@ -36,6 +37,8 @@ from oral_ray.generator.spec import GeneratorSpec
 
 PROMPT = "Decide whether a review is positive or negative."
 OUR_TOKENS, RPG_TOKENS = 512, 8  # enough for each to reach its rate
+MAX_GENERATOR = 100_000_000
+WARM_UP = ("bert-base", "q,v", 4)
 
 
 class Options(BenchOptions):
@@ -55,38 +58,45 @@ class Options(BenchOptions):
 def run(options: Options) -> Result:
     """A row a layout; the exponent of time over parameters; peers; floors."""
     encoder = ConditionEncoder(ConditionConfig())
-    factory = _factory(options, encoder)
+    sampling = SamplingConfig(num_steps=options.num_steps)
+    factory = random_factory(GeneratorConfig(), encoder, options.token_dim, sampling, options.device)
+    size = sum(parameter.numel() for parameter in factory.generator.network.parameters())
+    if size > MAX_GENERATOR:
+        raise GeneratorError(f"a generator of {size:,} parameters is above {MAX_GENERATOR:,}; lower token_dim")
     rows, timed_rows = [], []
     layouts = [(m, t, r) for m in options.models for t in options.targets for r in options.ranks]
-    _generate(factory, *layouts[0], options)  # warm-up
+    _generate(factory, *WARM_UP, options)
     for model, targets, r in layouts:
-        row = _generate(factory, model, targets, r, options)
+        row = _generate(factory, model, targets, r, options) | {"generator_parameters": size}
         rows.append(row)
         timed_rows += [row] if row.get("seconds") else []
     exponents = []
     if len({row["parameters"] for row in timed_rows}) > 2:  # a line through two points says nothing
-        size, seconds, memory = (
+        sizes, seconds, memory = (
             [float(row[name] or 1) for row in timed_rows] for name in ("parameters", "seconds", "peak_mb")
         )
-        exponents = [fit_exponent("seconds of parameters", size, seconds)]
-        exponents.append(fit_exponent("peak memory of parameters", size, [max(value, 1.0) for value in memory]))
+        exponents = [fit_exponent("seconds of parameters", sizes, seconds)]
+        exponents.append(fit_exponent("peak memory of parameters", sizes, [max(value, 1.0) for value in memory]))
     peers = _peers(options, encoder)
-    floors = _floors(options, factory, timed_rows[-1] if timed_rows else None)
+    floors = measure_floors(factory.generator.network, options.token_dim, options.device, max(3, options.repetitions))
     return Result(rows=tuple(rows), peers=tuple(peers), floors=tuple(floors), exponents=tuple(exponents))
 
 
-def _spec(options: Options, encoder: ConditionEncoder, generator: GeneratorConfig) -> GeneratorSpec:
-    return GeneratorSpec(
-        generator=generator, condition=encoder.config, token_dim=options.token_dim, text_dim=encoder.text_dim,
-        model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint, architectures=(), recipe="bench",
-    )  # fmt: skip
-
-
-def _factory(options: Options, encoder: ConditionEncoder) -> AdapterFactory:
-    spec = _spec(options, encoder, GeneratorConfig())
+def random_factory(
+    config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int, sampling: SamplingConfig, device: str
+) -> AdapterFactory:
+    """A factory with random weights: what it makes is worthless, how fast it makes it is not."""
+    spec = _spec(config, encoder, token_dim)
     scales = {(role, factor): ((0.0, 0.02),) for role in ROLES for factor in ("A", "B")}
     generator = Generator(spec, build_network(spec, 0), TokenStats(scales, {}), ProbeStats({}, {}, {}))
-    return AdapterFactory(generator, encoder, SamplingConfig(num_steps=options.num_steps), options.device)
+    return AdapterFactory(generator, encoder, sampling, device)
+
+
+def _spec(config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int) -> GeneratorSpec:
+    return GeneratorSpec(
+        generator=config, condition=encoder.config, token_dim=token_dim, text_dim=encoder.text_dim,
+        model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint, architectures=(), recipe="bench",
+    )  # fmt: skip
 
 
 def _generate(factory: AdapterFactory, model: str, targets: str, r: int, options: Options) -> Row:
@@ -120,7 +130,7 @@ def _peers(options: Options, encoder: ConditionEncoder) -> list[Row]:
     }
     calls, parameters = {}, {}
     for what, (config, num_steps, num_tokens) in heads.items():
-        network = build_network(_spec(options, encoder, config), 0).to(options.device).eval()
+        network = build_network(_spec(config, encoder, options.token_dim), 0).to(options.device).eval()
         parameters[what] = sum(parameter.numel() for parameter in network.parameters())
         calls[what] = _sampling(network, num_tokens, num_steps, options, encoder)
     rows = compare(calls, max(3, options.repetitions))
@@ -149,95 +159,5 @@ def _sampling(network: object, num_tokens: int, num_steps: int, options: Options
 
     def call() -> None:
         network.sample(position, torch.ones_like(noise, dtype=torch.bool), text, model, lambda: noise, sampling)
-        _wait(options.device)
 
-    return call
-
-
-def _floors(options: Options, factory: AdapterFactory, row: Row | None) -> list[Row]:
-    """Rates of this device, and for one layout each part's work over its time at those rates."""
-    device = options.device
-    flops = {dtype: _matmul_flops(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    copy = _copy_bytes(device)
-    rates: list[Row] = [
-        {"what": f"matmul {str(dtype).removeprefix('torch.')}", "rate": rate / 1e9, "unit": "GFLOP/s"}
-        for dtype, rate in flops.items()
-    ]
-    rates.append({"what": "copy", "rate": copy / 1e9, "unit": "GB/s"})
-    if row is None:
-        return rates
-    model, targets, r = str(row["what"]).rsplit(" ", 2)
-    layout = layout_of(model, targets, int(r.removeprefix("r=")), options.token_dim)
-    return [*rates, *_parts(options, factory, layout, flops[torch.float32], copy)]
-
-
-def _parts(options: Options, factory: AdapterFactory, layout: AdapterLayout, flops: float, copy: float) -> list[Row]:
-    """Prototypes, denoising, noise, writing: measured on one piece (writing: on all) beside the ideal for it."""
-    network = factory.generator.network
-    assert isinstance(network, Network)
-    device, num = options.device, min(PIECE_TOKENS, layout.num_tokens)
-    position = torch.zeros(1, num, POSITION_DIM, device=device)
-    yes = torch.ones(1, dtype=torch.bool, device=device)
-    text, model = (
-        torch.zeros(1, size, device=device) for size in (factory.encoder.text_dim, factory.encoder.model_dim)
-    )
-    noise, when = torch.randn(1, num, options.token_dim, device=device), torch.full((1,), 0.5, device=device)
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        prototypes, _ = network.prototypes(position, text, model, yes, yes)
-        calls = {
-            "prototypes": lambda: network.prototypes(position, text, model, yes, yes),
-            "denoising, one step": lambda: network.denoiser(noise, prototypes, when),
-            "noise": lambda: torch.randn(num, options.token_dim, generator=rng),
-            "detokenising": lambda: noise.reshape(-1, options.token_dim).mul(0.02).T.contiguous(),
-            "writing": lambda: _write(noise),
-        }
-        seconds = {str(row["what"]): float(row["seconds"] or 0) for row in compare(
-            {what: _waited(call, device) for what, call in calls.items()}, max(3, options.repetitions))}  # fmt: skip
-
-    def linear(*modules: torch.nn.Module) -> int:
-        return sum(p.numel() for module in modules for p in module.parameters() if p.dim() == 2)
-
-    num_bytes = noise.numel() * 4
-    ideal = {
-        "prototypes": 2 * num * linear(network.position_in, network.layers) / flops,
-        "denoising, one step": 2 * num * linear(network.denoiser) / flops,
-        "noise": num_bytes / copy,
-        "detokenising": 2 * num_bytes / copy,
-        "writing": num_bytes / copy,
-    }
-    return [
-        {"what": f"{what} of {num} tokens", "seconds": seconds[what], "ideal": ideal[what],
-         "factor": seconds[what] / ideal[what]}
-        for what in calls
-    ]  # fmt: skip
-
-
-def _write(noise: torch.Tensor) -> None:
-    with tempfile.TemporaryFile() as file:
-        file.write(noise.cpu().numpy().data)
-
-
-def _waited(call, device: str):
-    def waited() -> None:
-        call()
-        _wait(device)
-
-    return waited
-
-
-def _matmul_flops(device: str, dtype: torch.dtype, size: int = 1024) -> float:
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    [row] = compare({"matmul": _waited(lambda: a @ b, device)}, 7)
-    return 2 * size**3 / float(row["lowest"] or 1)
-
-
-def _copy_bytes(device: str, num_bytes: int = 1 << 28) -> float:
-    source, target = (torch.zeros(num_bytes // 4, device=device) for _ in range(2))
-    [row] = compare({"copy": _waited(lambda: target.copy_(source), device)}, 5)
-    return num_bytes / float(row["lowest"] or 1)
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    return waited(call, options.device)

@@ -16,6 +16,9 @@ from oral_ray.errors import ConfigError
 
 BENCHMARKS = {
     "generate": "adapters of known models: time, memory, growth, peers, distance to the machine's limit",
+    "heads": "our head, the regression head and RPG's trained alike on real adapters: held-out loss beside time",
+    "adapt": "training an adapter of SmolLM2 against generating it",
+    "growth": "corpora, fleets and clusters worked out from the committed reports, and which part gives out first",
     "ssd": "chunked SSD against the plain recurrence",
     "sample": "sampling together and one by one, more steps, guidance",
     "plan": "store calls and time of a night before any work, at 10, 100 and 1,000 bases",

@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import ray.train
+from pyarrow.fs import FileSystem
+from ray.data import TaskPoolStrategy
 from ray.train import CheckpointUploadMode
 from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
@@ -21,10 +25,11 @@ from oral_ray.config import TrainingConfig
 from oral_ray.errors import ConfigError, OralError
 
 logger = logging.getLogger(__name__)
+_FILES_AT_ONCE, _ROWS_AT_ONCE = 2, 64  # for one worker
 
 
 class _OwnFiles(ray.train.DataConfig):
-    """Worker i of n streams files i, i + n, ... by itself.
+    """Worker i of n streams files i, i + n, ... by itself, on its own node.
 
     Ray's default split deals blocks to whichever worker asks first, so what a worker sees differs from run to run, and
     all workers wait for one coordinator; files are written in equal parts, so dealing them out is fair and repeatable.
@@ -34,8 +39,32 @@ class _OwnFiles(ray.train.DataConfig):
         super().__init__()
         self._uris = sorted(uris)
 
-    def configure(self, datasets: Any, world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        return [{"corpus": ray.data.read_parquet(self._uris[i::world_size]).iterator()} for i in range(world_size)]
+    def configure(
+        self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: list[str] | None, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        nodes = worker_node_ids or [None] * world_size
+        return [{"corpus": _rows_of(self._uris[i::world_size], nodes[i]).iterator()} for i in range(world_size)]
+
+
+def _rows_of(uris: Sequence[str], node_id: str | None = None) -> ray.data.Dataset:
+    """The rows of Parquet files in order, read where they are needed, by tasks that ask for no CPU.
+
+    The training workers may hold every CPU there is, and after the loss of a node they do. `ray.data.read_parquet` has
+    tasks that list and sample files, which ask for a CPU whatever they are told: there the run would wait for ever.
+    """
+    files = ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=len(uris))
+    return files.map_batches(
+        _read_files, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(_FILES_AT_ONCE),
+        label_selector={"ray.io/node-id": node_id} if node_id else None,
+    )  # fmt: skip
+
+
+def _read_files(files: pa.Table) -> Iterator[pa.Table]:
+    for uri in files["uri"].to_pylist():
+        filesystem, path = FileSystem.from_uri(uri)
+        with filesystem.open_input_file(path) as file:
+            for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE):
+                yield pa.Table.from_batches([batch])
 
 
 def run_workers(
@@ -73,7 +102,7 @@ def run_workers(
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
         torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
-        datasets={"corpus": ray.data.read_parquet(list(uris))},
+        datasets={"corpus": _rows_of(uris)},  # never read: every worker has its own
         dataset_config=_OwnFiles(uris),
     )
     try:

@@ -46,20 +46,23 @@ class NoiseStream:
         self._left = torch.empty(0, token_dim)
 
     def take(self, num_tokens: int) -> Tensor:
-        """The next tokens [num_tokens, D]."""
-        parts = [self._left]
-        have = len(self._left)
+        """The next tokens [num_tokens, D]; drawn where they stay, as copies cost more than the draw."""
+        if num_tokens > len(self._left) + self._to_draw:
+            raise ValueError(f"{num_tokens} tokens were asked for, {len(self._left) + self._to_draw} are left")
+        out = torch.empty(num_tokens, self._left.shape[1])
+        have = min(len(self._left), num_tokens)
+        out[:have], self._left = self._left[:have], self._left[have:]
         while have < num_tokens:
             # the last draw takes what is left: a short one of its own could fall below a block
             draw = NOISE_TOKENS if self._to_draw >= 2 * NOISE_TOKENS else self._to_draw
-            if not draw:
-                raise ValueError(f"{num_tokens} tokens were asked for, {have} are left")
-            parts.append(torch.randn(draw, self._left.shape[1], generator=self._rng))
             self._to_draw -= draw
+            if have + draw <= num_tokens:
+                out[have : have + draw].normal_(generator=self._rng)
+            else:
+                drawn = torch.randn(draw, out.shape[1], generator=self._rng)
+                out[have:], self._left = drawn[: num_tokens - have], drawn[num_tokens - have :]
             have += draw
-        drawn = torch.cat(parts) if len(parts) > 1 else parts[0]
-        self._left = drawn[num_tokens:]
-        return drawn[:num_tokens]
+        return out
 
 
 def check_streams(sampling: SamplingConfig) -> None:

@@ -25,7 +25,8 @@ from torch import Tensor
 from oral_ray.config import Section, TrainingConfig, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, make_batch
-from oral_ray.generator.engines import Engine, Snapshot, build_engine
+from oral_ray.generator.engine import Engine, Snapshot
+from oral_ray.generator.engines import build_engine
 from oral_ray.generator.model import AnyNetwork
 
 logger = logging.getLogger(__name__)

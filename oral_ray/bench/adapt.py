@@ -1,0 +1,65 @@
+"""To train an adapter, or to generate it: seconds of both for one base, kind of adapter and generator, in one run.
+
+Settings are those of `config`: LoRA, training steps and batch, number format, generator, sampling steps. Training is
+`adapters.lora.train_adapter` and leaves out loading the base and reading examples; generating is `AdapterFactory.generate`,
+from the prompt to the artifact with its digest. The generator's weights are random: its time does not depend on them.
+
+    oral-ray bench adapt base=oral-store-smollm2/bases/smollm2-t0 --json out/bench/adapt.json
+"""
+
+from pydantic import PositiveInt
+
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.lora import train_adapter
+from oral_ray.bases.loading import open_base
+from oral_ray.bench.generate import random_factory
+from oral_ray.bench.harness import BenchOptions, Result, Row, compare, spread, timed
+from oral_ray.config import ImportOrigin, load_config
+from oral_ray.errors import ConfigError
+from oral_ray.generator.condition import Condition, ConditionEncoder
+from oral_ray.tasks import load_task
+
+
+class Options(BenchOptions):
+    """`base` is any source of a base model, that of `config` where it is empty; training is run `trainings` times."""
+
+    base: str = ""
+    config: str = "infra/configs/smollm2.toml"
+    task: str = "wordnet/matter"
+    batch: PositiveInt = 32
+    trainings: PositiveInt = 1
+
+
+def run(options: Options) -> Result:
+    """A row for training, one for a single generated adapter, one for an adapter of a batch; `ratio` is to training."""
+    config, task = load_config(options.config), load_task(options.task)
+    origin = config.bases.versions[0].origin
+    if not options.base and not isinstance(origin, ImportOrigin):
+        raise ConfigError(f"the first version of {options.config} is not imported; say base=FOLDER")
+    base = open_base(options.base or origin.source, config.bases.dtype)  # type: ignore[union-attr]
+    layout = AdapterLayout.of(base.record.spec, config.lora, config.tokens.token_dim)
+    once = config.corpus.model_copy(update={"keep_last": 1})
+    short = once.model_copy(update={"steps": 1})
+    train_adapter([base], task, layout, short, 0)  # warm-up
+    trained = spread([timed(lambda: train_adapter([base], task, layout, once, 0)) for _ in range(options.trainings)])
+    encoder = ConditionEncoder(config.condition)
+    factory = random_factory(config.generator, encoder, config.tokens.token_dim, config.sampling, "cpu")
+    prompts = [task.prompts[i % len(task.prompts)] for i in range(options.batch)]
+    conditions = [Condition(prompt, base.record, {}, config.lora) for prompt in prompts]
+    generated = compare(
+        {
+            "generate one": lambda: factory.generate(conditions[:1], [0]),
+            f"generate {options.batch} together": lambda: factory.generate(conditions, range(options.batch)),
+        },
+        options.repetitions,
+    )
+    about = f"train, {once.steps} steps of {once.batch_size}, {config.bases.dtype}"
+    rows: list[Row] = [{"what": about, **trained, "adapters": 1}]
+    rows += [row | {"adapters": num} for row, num in zip(generated, (1, options.batch), strict=True)]
+    seconds = float(trained["seconds"] or 0)
+    return Result(rows=tuple(_each(row, seconds, layout) for row in rows))
+
+
+def _each(row: Row, train_s: float, layout: AdapterLayout) -> Row:
+    each_s = float(row["seconds"] or 0) / int(row["adapters"] or 1)
+    return row | {"each_s": each_s, "ratio": train_s / each_s, "parameters": layout.num_parameters}

@@ -1,0 +1,65 @@
+"""`oral-ray bench growth`: arithmetic on committed reports and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oral_ray.bench import growth
+from oral_ray.config import build_section
+from oral_ray.errors import ConfigError
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    report = {"result": {"rows": rows, **more.pop("result", {})}, **more}
+    (folder / f"{name}.json").write_text(json.dumps(report))
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    write(tmp_path, "adapt", [{"each_s": 36.0, "parameters": 1000}, {"each_s": 0.2}, {"each_s": 0.036}])
+    write(tmp_path, "train", [{"what": "torch, 1 worker", "tokens_per_s": 50.0}], options={"shape": {"token_dim": 20}})
+    write(tmp_path, "data", [], result={"peers": [{"mb_per_s": 1.0}, {"mb_per_s": 4.0}]})
+    sizes = [1e5, 1e6, 1e7]
+    layouts = [{"parameters": n, "seconds": 1e-6 * n, "peak_mb": 7.0, "generator_parameters": 250_000} for n in sizes]
+    write(tmp_path, "generate-a", layouts[:2])
+    write(tmp_path, "generate-b", [layouts[2], {"parameters": 1e9}])
+    return tmp_path
+
+
+def run(folder: Path, *overrides: str) -> Any:
+    return growth.run(build_section(growth.Options, [f"folder={folder}", *overrides]))
+
+
+def test_hours_bytes_and_requests_are_products_of_measured_rates(reports: Path):
+    overrides = ("adapters=[1000,10000]", "bases=[10,10000]", "gpus=[8,512]", "epochs=10", "tasks=20", "batch_size=512")
+    result = run(reports, *overrides, "hours=10")
+    corpus, _, night, later, small, large = result.rows
+    assert corpus["train_h"] == pytest.approx(10.0)  # 1000 adapters of 36 s
+    assert corpus["read_h"] == pytest.approx(1.0 / 3600)  # 4 MB at the best of the measured rates
+    assert corpus["learn_h"] == pytest.approx(10 * 1000 * 1000 / (50 * 20) / 3600)
+    assert corpus["gives_out_first"] == "train_h"
+    assert corpus["requests"] % 1000 == 0
+    assert night["generate_h"] == pytest.approx(200 * 0.036 / 3600)
+    assert night["train_h"] == pytest.approx(2.0)
+    assert int(later["requests_nothing_new"]) > int(night["requests_nothing_new"]) > 0
+    assert int(later["requests"]) > 900 * int(night["requests"])
+    assert (small["gpu_h"], large["gpu_h"]) == (80.0, 5120.0)
+    assert small["adapters_per_gpu_s"] == pytest.approx(10 * 10_000 / 36_000 / 8)
+    assert (small["gives_out_first"], large["gives_out_first"]) == ("-", "batch_per_gpu")
+
+
+def test_exponents_are_those_of_all_timed_layouts_of_all_reports(reports: Path):
+    seconds, memory = run(reports, "adapters=[10]", "bases=[10]", "gpus=[1]").exponents
+    assert (seconds.num_points, seconds.x_range) == (3, (1e5, 1e7))
+    assert seconds.exponent == pytest.approx(1.0)
+    assert memory.exponent == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["adapt", "train", "data", "generate"])
+def test_a_report_that_is_missing_is_named_with_the_command_that_makes_it(reports: Path, name: str):
+    for path in reports.glob(f"{name}*.json"):
+        path.unlink()
+    with pytest.raises(ConfigError, match=rf"no {name}\*\.json in .*run `oral-ray bench {name} --json"):
+        run(reports)
