@@ -102,6 +102,22 @@ def due(config: Config, found: regenerate.Survey, recipe: str) -> list[gate.Item
     return regenerate._items(config, config, recipe, dataclasses.replace(found, plan=plan))
 
 
+def test_the_adapters_that_the_generator_learnt_compete_with_it(nightly: tuple[Path, Config]):
+    store, config = nightly
+    found = regenerate.survey(config, regenerate.run(config).generator)
+    joint = config.model_copy(update={"corpus": config.corpus.model_copy(update={"targets": "joint"})})
+    origins = {
+        settings.corpus.targets: {
+            name: AdapterStore(FileObjects(store)).get(digest).provenance.origin
+            for item in due(settings, found, "recipe")
+            for name, digest in item.reuse.items()
+        }
+        for settings in (config, joint)
+    }
+    reused = {"reuse_new": "trained", "reuse_old": "trained"}
+    assert origins == {"single": reused, "joint": {"joint": "joint", **reused}}
+
+
 def test_with_keys_what_is_published_is_signed_and_nothing_else_is_released(
     nightly: tuple[Path, Config], tmp_path: Path
 ):

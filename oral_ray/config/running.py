@@ -53,15 +53,15 @@ class EvaluationConfig(Section):
 class RegenerateConfig(Section):
     """The nightly job: which landed bases, which candidates, when a candidate is good enough.
 
-    `num_candidates` samples are generated; `refined` is the best of the others after `refine_steps` steps on that base.
-    A pair of base and task is tried `retries` times more where its worker or the store fails. `--watch` lists every
-    `poll_s`, and sooner what the SQS queue `events` names.
+    `num_candidates` samples are generated; `joint` is a candidate where the corpus has such adapters; `refined` is the best
+    of the others after `refine_steps` steps on that base. A pair of base and task is tried `retries` times more where its
+    worker or the store fails. `--watch` lists every `poll_s`, and sooner what the SQS queue `events` names.
     """
 
     bases: tuple[str, ...] = ("*",)
     num_candidates: PositiveInt = 1
-    candidates: Annotated[tuple[Literal["generated", "reuse_new", "reuse_old", "refined"], ...], Distinct] = (
-        "generated", "reuse_new", "reuse_old",
+    candidates: Annotated[tuple[Literal["generated", "joint", "reuse_new", "reuse_old", "refined"], ...], Distinct] = (
+        "generated", "joint", "reuse_new", "reuse_old",
     )  # fmt: skip
     refine_steps: PositiveInt = 10
     min_gain_over_base: float = 0.0

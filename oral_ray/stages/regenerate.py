@@ -141,8 +141,8 @@ def _items(config: Config, needed: Config, recipe: str, found: Survey) -> list[I
     seen = corpus.seen_ids(config)
 
     @functools.cache
-    def of_corpus(base_id: str, task_id: str) -> str:
-        run_ = corpus.plan_run(needed, task_id, [known[base_id]], config.corpus.seeds[0])
+    def of_corpus(base_ids: tuple[str, ...], task_id: str) -> str:
+        run_ = corpus.plan_run(needed, task_id, [known[base_id] for base_id in base_ids], config.corpus.seeds[0])
         return corpus.train_runs(needed, [run_], known)[0].digests[-1]
 
     fingerprints = {task_id: load_task(task_id).fingerprint for task_id in config.tasks.ids}
@@ -153,9 +153,10 @@ def _items(config: Config, needed: Config, recipe: str, found: Survey) -> list[I
         base = found.bases[planned.base]
         same = [base_id for base_id in seen if known[base_id].spec.digest == base.spec.digest]
         newest = [base_id for base_id in (corpus.newest_seen(config, base.id),) if base_id in same] or same[-1:]
+        together = same if config.corpus.targets == "joint" else []
         reuse = {
-            name: of_corpus(base_ids[0], planned.task)
-            for name, base_ids in (("reuse_new", newest), ("reuse_old", same[:1]))
+            name: of_corpus(tuple(base_ids), planned.task)
+            for name, base_ids in (("joint", together), ("reuse_new", newest), ("reuse_old", same[:1]))
             if name in config.regenerate.candidates and base_ids
         }
         of_task = fingerprints[planned.task]
