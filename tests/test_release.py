@@ -70,6 +70,8 @@ def test_nothing_is_published_where_there_is_no_candidate():
 
 def test_a_candidate_without_a_finite_score_is_never_published():
     assert decide({"generated": float("nan"), "base": 0.5}, ARMS, 0.0).arm is None
+    scores = {"generated": float("nan"), "reuse_new": 0.8, "base": 0.5}
+    assert decide(scores, ARMS, 0.0).arm == decide(scores, ARMS[::-1], 0.0).arm == "reuse_new", "and hides no other"
 
 
 def llama(base_id: str, hidden: int = 16) -> BaseRecord:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real Ceph on this machine for tests: one monitor, one OSD, radosgw on 127.0.0.1:PORT, nothing outside loopback.
+# A real Ceph on this machine for tests: one monitor, one OSD, radosgw on 127.0.0.1:PORT, nothing outside loopback; ORAL_CEPH_GIB (8) large.
 #   infra/dev/ceph_up.sh up DIR [PORT]     start (Debian packages radosgw ceph-common ceph-mon ceph-osd); user oral/ORALSECRET
 #   infra/dev/ceph_up.sh down DIR          end what `up` started there and remove the folder
 set -euo pipefail
@@ -47,7 +47,7 @@ mon_warn_on_pool_no_redundancy = false
 osd_data = $dir/osd
 osd_objectstore = bluestore
 osd_memory_target = 939524096
-bluestore_block_size = 8589934592
+bluestore_block_size = $((${ORAL_CEPH_GIB:-8} << 30))
 osd_pool_default_size = 1
 osd_pool_default_min_size = 1
 osd_pool_default_pg_num = 4
@@ -60,6 +60,9 @@ log_file = $dir/log/\$name.log
 [client.rgw]
 rgw_frontends = beast endpoint=127.0.0.1:$port
 rgw_enable_ops_log = false
+# What is deleted is freed at once, not after two hours.
+rgw_gc_obj_min_wait = 1
+rgw_gc_processor_period = 5
 CONF
 ceph() { timeout 30 ceph -c "$dir/ceph.conf" "$@" >>"$dir/log/ceph.out" 2>&1; }
 

@@ -24,7 +24,7 @@ from oral_ray.objects.protocol import ObjectInfo, check_key
 from oral_ray.objects.unfinished import unfinished
 
 _R = TypeVar("_R")
-_IO_BYTES = 1 << 18  # read from a connection and written to disk at once
+_IO_BYTES = 1 << 20  # read from a connection and written to disk at once
 
 
 class _Whole(NamedTuple):
