@@ -102,19 +102,26 @@ class Ingress:
         self._broker = Broker(config, self._stock, self._generate, self._metrics)
         self._catalog = Catalog(config, self._stock)
         self._resumed: asyncio.Task[None] | None = None
+        self._leave_s = 0.0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application, once this replica is made."""
         return build_api(self._config, self._broker, self._catalog, self._guard, self._metrics, scrape_metrics)
 
     async def check_health(self) -> None:
-        """Called by Serve every few seconds: goes on with the jobs of ingresses that have died, and counts releases."""
+        """Called by Serve every few seconds: goes on with the jobs of ingresses that have died, and counts releases.
+
+        A new ingress takes every open job, for it may be there in the place of one that died. Later on a job is left to
+        the ingress that accepted it as long as an answer may take.
+        """
         if self._resumed is None or self._resumed.done():
             self._resumed = asyncio.create_task(self._look_after())
 
     async def _look_after(self) -> None:
         try:
-            if num_jobs := await self._broker.resume():
+            num_jobs = await self._broker.resume(self._leave_s)
+            self._leave_s = self._config.serve.max_wait_s
+            if num_jobs:
                 logger.info("went on with %d jobs", num_jobs)
             for release in (await run_in_threadpool(self._catalog.releases, "")).items:
                 for arm in {adapter.arm for adapter in release.adapters}:

@@ -8,6 +8,7 @@ An `AdapterInfo` is ready, a `Job` will be. Equal requests that come while the f
 import asyncio
 import contextlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -91,10 +92,11 @@ class Broker:
             self._metrics.jobs.inc(1, {"status": info.status})
         return info
 
-    async def resume(self) -> int:
-        """Go on with every open job of the store that is not running here; how many."""
+    async def resume(self, min_age_s: float = 0.0) -> int:
+        """Go on with every open job of the store that is not running here and was accepted so long ago; how many."""
         found = await run_in_threadpool(lambda: list(self.jobs.open_jobs()))
-        fresh = [job for job in found if job.id not in self._running]
+        latest_s = time.time() - min_age_s
+        fresh = [job for job in found if job.id not in self._running and job.created_s <= latest_s]
         for job in fresh:
             self._start(job)
         return len(fresh)
