@@ -123,6 +123,7 @@ class Ingress:
             self._leave_s = self._config.serve.max_wait_s
             if num_jobs:
                 logger.info("went on with %d jobs", num_jobs)
+            self._broker.count_open_jobs()
             for release in (await run_in_threadpool(self._catalog.releases, "")).items:
                 for arm in {adapter.arm for adapter in release.adapters}:
                     num = sum(adapter.arm == arm for adapter in release.adapters)

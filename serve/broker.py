@@ -101,6 +101,10 @@ class Broker:
             self._start(job)
         return len(fresh)
 
+    def count_open_jobs(self) -> None:
+        """Tell the metric; now and then too, for Ray forgets a gauge that nobody sets."""
+        self._metrics.open_jobs.set(len(self._running), {})
+
     def _order(self, request: GenerateRequest) -> tuple[Order, str]:
         lora = lora_of(request, self._config.lora)
         order = self.stock.order(request.prompt, request.base, request.seed, lora, request.strength)
@@ -158,7 +162,6 @@ class Broker:
         if job.id not in self._running:
             self._running[job.id] = asyncio.create_task(self._run(job))
             self._running[job.id].add_done_callback(lambda _: self._running.pop(job.id, None))
-            self._metrics.open_jobs.set(len(self._running), {})
 
     async def _run(self, job: Job) -> None:
         """Work on a job until it has an outcome. Whatever may pass (no store, no replica, a full queue) is waited for."""
@@ -172,7 +175,6 @@ class Broker:
                     await asyncio.sleep(PAUSE_S)
                     continue
                 self._metrics.jobs.inc(1, {"status": info.status})
-                self._metrics.open_jobs.set(len(self._running) - 1, {})
                 return
 
     async def _outcome(self, job: Job) -> AdapterInfo | Problem:

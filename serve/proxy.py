@@ -1,8 +1,11 @@
-"""What Serve's proxy says by itself (no replica, a replica lost on the way) as a Problem, like every other error.
+"""What stands in front of Serve's proxy: its own errors (no replica, a replica lost on the way) become Problems, like every
+other error, and headers that it would stumble over or carry without end are refused.
 
 Serve loads it where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy:middlewares stands in the environment of the
 Ray node.
 """
+
+from collections.abc import Sequence
 
 from starlette.middleware import Middleware
 from starlette.responses import Response
@@ -16,13 +19,22 @@ def middlewares() -> list[Middleware]:
     return [Middleware(ProxyProblems)]
 
 
+MAX_HEADER_BYTES = 32768
+
+
 class ProxyProblems:
-    """Turns an error of the proxy into a Problem with Retry-After; leaves the application's own answers alone."""
+    """Turns an error of the proxy into a Problem with Retry-After; leaves the application's own answers alone.
+
+    Headers that are no UTF-8 are a 400, more than MAX_HEADER_BYTES of them a 431.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refusal := _refusal(scope["headers"])):
+            await refusal(scope, receive, send)
+            return
         is_replaced = started = False
 
         async def send_on(message: Message) -> None:
@@ -41,6 +53,17 @@ class ProxyProblems:
         finally:
             if scope["type"] == "http" and not started and not scope["path"].startswith("/-/"):
                 await _unavailable()(scope, receive, send)
+
+
+def _refusal(headers: Sequence[tuple[bytes, bytes]]) -> Response | None:
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        return problem(431, "HeadersTooLarge", f"the headers have more than {MAX_HEADER_BYTES} bytes; shorten them")
+    try:
+        for _, value in headers:
+            value.decode()
+    except UnicodeDecodeError:
+        return problem(400, "HeaderError", "a header is no UTF-8; send text")
+    return None
 
 
 def _unavailable() -> Response:

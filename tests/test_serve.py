@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PROXY = "serve.proxy:middlewares"
@@ -73,6 +74,16 @@ def test_serve_knows_the_settings_that_its_ingress_process_is_given() -> None:
     from serve.app import FAST
 
     assert [name for name in FAST if not hasattr(constants, name)] == []
+
+
+def test_serve_build_writes_both_deployments_for_serve_deploy(tmp_path: Path) -> None:
+    file = tmp_path / "built.yaml"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ORAL_CONFIG": str(ROOT / "tests" / "tiny.toml")}
+    serve = Path(sys.executable).parent / "serve"
+    subprocess.run([serve, "build", "serve.built:app", "-o", file], cwd=ROOT, env=environment, check=True, timeout=120)
+    [application] = yaml.safe_load(file.read_text())["applications"]
+    assert application["import_path"] == "serve.built:app"
+    assert {deployment["name"] for deployment in application["deployments"]} == {"generator", "ingress"}
 
 
 def test_a_prompt_becomes_a_stored_adapter_and_the_same_seed_the_same_one(url: str) -> None:

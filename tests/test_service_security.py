@@ -13,9 +13,11 @@ import psutil
 import pytest
 from cli_fixtures import build_place
 from service_fixtures import Service, open_test_service
+from starlette.responses import Response
 
 from oral_ray.config import ServeConfig
 from oral_ray.errors import ConfigError
+from serve.proxy import ProxyProblems
 from serve.security import Guard, refuse_open_bind
 
 BODY = {"prompt": "Which metal is it?", "base": "v1"}
@@ -206,6 +208,20 @@ def test_what_a_client_calls_its_request_does_not_reach_the_log(service: Service
     assert answer.status_code == 200
     assert "evil" not in caplog.text and "secret" not in caplog.text and BODY["prompt"] not in caplog.text
     assert "POST /v1/adapters 200" in caplog.text
+
+
+@pytest.mark.parametrize(("value", "status"), [(b"caf\xc3\xa9", 200), (b"\xff", 400), (b"a" * 40_000, 431)])
+def test_headers_that_the_proxy_would_stumble_over_are_refused_before_it(value: bytes, status: int):
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        await Response(b"{}")(scope, receive, send)
+
+    async def talk() -> httpx.Response:
+        transport = httpx.ASGITransport(app=ProxyProblems(proxy))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/", headers={b"x-request-id": value})
+
+    answer = asyncio.run(talk())
+    assert answer.status_code == status and (status == 200 or is_problem(answer))
 
 
 def test_a_slow_body_is_cut_off(place: Path):
