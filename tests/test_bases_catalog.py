@@ -194,6 +194,31 @@ def test_a_night_costs_calls_for_what_changed_and_not_for_what_lies_there(object
     assert discover(again, "bases", 0.0)[0] == records, "the cache is no truth"  # type: ignore[arg-type]
 
 
+def test_what_an_event_did_not_name_is_still_known_and_what_is_gone_is_forgotten(landed: FileObjects):
+    shutil.copytree(landed.root / "bases/v1", landed.root / "bases/v2")
+    assert [record.id for record in discover(landed, "bases", 0.0)[0]] == ["v1", "v2"]
+
+    def known() -> set[str]:
+        return set(json.loads(landed.get("cache/bases/bases.json"))["entries"])
+
+    shutil.rmtree(landed.root / "bases/v2")
+    assert [record.id for record in discover(landed, "bases", 0.0, only=["v1"])[0]] == ["v1"]
+    assert known() == {"v1", "v2"}
+    assert discover(landed, "bases", 0.0, only=["v2"]) == ([], [])
+    assert known() == {"v1"}
+    shutil.rmtree(landed.root / "bases/v1")
+    assert discover(landed, "bases", 0.0) == ([], [])
+    assert known() == set()
+
+
+def test_a_link_out_of_the_store_is_refused_by_name(landed: FileObjects, tmp_path: Path):
+    (tmp_path / "elsewhere.txt").write_text("secret")
+    (landed.root / "bases/v1/vocab.txt").symlink_to(tmp_path / "elsewhere.txt")
+    ids, skipped = found(landed)
+    assert ids == []
+    assert "link that leaves the store" in skipped["v1"]
+
+
 def test_a_refusal_is_remembered_until_the_checkpoint_changes_and_a_wait_is_not(landed: FileObjects):
     shutil.copytree(landed.root / "bases/v1", landed.root / "bases/v2")
     drop_weights(landed.root / "bases/v2")

@@ -8,7 +8,8 @@ import torch
 from nightly_fixtures import copied, published, tiny_config
 
 from oral_ray.config import Config
-from oral_ray.stages import cells, gate, regenerate
+from oral_ray.errors import ArtifactError
+from oral_ray.stages import cells, gate, regenerate, static
 from oral_ray.stages.gate import Item, Outcome
 from oral_ray.tasks import Task
 
@@ -69,12 +70,22 @@ def test_the_best_of_several_samples_is_published_under_its_own_name(due, plant)
     assert set(outcome.scores) == {"base", "generated", "generated-1", "generated-2", "reuse_new", "reuse_old"}
 
 
-def test_the_best_candidate_is_refined_on_the_very_base_and_published_only_when_it_is_better(due, plant):
+def test_the_best_candidate_is_refined_on_the_very_base_and_published_only_when_it_is_better(
+    due, plant, monkeypatch: pytest.MonkeyPatch
+):
     store, config, item = due
+    started, real = [], static.refined
+
+    def refined(config: Config, arm: str, base: str, task: str, start: str, seed: int):
+        started.append(start)
+        return real(config, arm, base, task, start, seed)
+
+    monkeypatch.setattr(static, "refined", refined)
     settings = {"candidates": ("generated", "reuse_new", "reuse_old", "refined"), "refine_steps": 2}
     config = config.model_copy(update={"regenerate": config.regenerate.model_copy(update=settings)})
     plant(base=5, generated=6, reuse_new=12, reuse_old=7, refined=12)
     assert gate._decide(config, item).decision.arm == "reuse_new", "the earlier one in a tie"
+    assert started == [item.reuse["reuse_new"]]
     for path in (store / "records/gate").iterdir():
         path.unlink()
     plant(base=5, generated=6, reuse_new=12, reuse_old=7, refined=13)
@@ -90,6 +101,35 @@ def test_the_first_decision_counts(due, plant):
     plant(base=5, generated=7, reuse_new=8, reuse_old=7)
     assert gate.regenerate_item(config, item)[1] == first
     assert isinstance(gate.decided(config, item), Outcome)
+    assert gate._decide(config, item).decision.arm == "generated", (
+        "a run at the same time that was slower takes it over"
+    )
+
+
+def test_what_was_decided_is_not_worked_out_again(due, plant, monkeypatch: pytest.MonkeyPatch):
+    _, config, item = due
+    plant(base=5, generated=8, reuse_new=7, reuse_old=7)
+    first = gate.regenerate_item(config, item)
+    monkeypatch.setattr(gate, "_decide", None)
+    assert gate.regenerate_item(config, item) == first
+
+
+def test_a_decision_without_a_refused_candidate_is_taken_again_when_the_candidate_is_mended(
+    due, plant, monkeypatch: pytest.MonkeyPatch
+):
+    _, config, item = due
+    plant(base=5, generated=9, reuse_new=7, reuse_old=6)
+    real = cells.generate_here
+
+    def broken(*args):
+        raise ArtifactError("not finite")
+
+    monkeypatch.setattr(cells, "generate_here", broken)
+    outcome = gate._decide(config, item)
+    assert (outcome.decision.arm, outcome.refused) == ("reuse_new", {"generated": "not finite"})
+    monkeypatch.setattr(cells, "generate_here", real)
+    assert gate.decided(config, item) is None
+    assert gate.regenerate_item(config, item)[0].decision.arm == "generated"
 
 
 def test_no_test_data_is_read(due, monkeypatch: pytest.MonkeyPatch):

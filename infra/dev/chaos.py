@@ -174,17 +174,18 @@ class Chaos:
     def on_ray(self, num_points: int) -> Iterator[dict[str, Any]]:
         """Real jobs on a private Ray, killed at some writes, in whichever process makes them.
 
-        The first is the driver's release; the others are spread over what workers do before it, whose order is Ray's.
+        The first is the release, which the driver makes; the others are spread over the writes, whose order is Ray's.
         """
-        release = next(i for i, point in enumerate(self.undisturbed[0]) if "releases/" in point)
-        for number in [release, *range(1, release, max(1, release // max(1, num_points - 1)))][:num_points]:
+        num_writes = len(self.undisturbed[0])
+        spread = range(num_writes // num_points, num_writes, max(1, num_writes // num_points))
+        for point in ["releases/", *spread][:num_points]:
             with self._fresh() as reader:
-                first = self._job(kill_at=number)
+                first = self._job(kill_at=point)
                 again = self._job()
                 removed = sweep(self.store)
             died = chaos_hook.killed_file(self._trace).read_text()
             outcome = f"{died} killed, exit code {first}, again {again}, gc {removed}"
-            yield self._row(f"write {number:03d} on Ray", outcome, reader)
+            yield self._row(f"{'first of' if isinstance(point, str) else 'write'} {point} on Ray", outcome, reader)
 
     @contextmanager
     def _fresh(self) -> Iterator["Reader"]:
@@ -202,13 +203,13 @@ class Chaos:
         chaos_hook.install(self._trace, kill_at, inside)
         return run_job(self.config)
 
-    def _job(self, kill_at: int = -1) -> int:
+    def _job(self, kill_at: int | str = -1) -> int:
         """A run as a user starts it; a sitecustomize in every Python process of it counts writes in one file."""
         hook = self.store.parent / "hook"
         hook.mkdir(exist_ok=True)
         (hook / "sitecustomize.py").write_text(
             f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
-            f"import pathlib, chaos_hook; chaos_hook.install(pathlib.Path({str(self._trace)!r}), {kill_at})\n"
+            f"import pathlib, chaos_hook; chaos_hook.install(pathlib.Path({str(self._trace)!r}), {kill_at!r})\n"
         )
         environment = os.environ | {"PYTHONPATH": f"{hook}:{ROOT}"}
         command = [

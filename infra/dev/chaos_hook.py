@@ -18,9 +18,9 @@ def killed_file(trace: Path) -> Path:
     return trace.with_suffix(".killed")
 
 
-def install(trace: Path, kill_at: int = -1, inside: bool = False) -> None:
-    """From now on write a line to `trace` before every write; die at the write with this number, or inside it: when the
-    temporary file is written and the object is not there yet."""
+def install(trace: Path, kill_at: int | str = -1, inside: bool = False) -> None:
+    """From now on write a line to `trace` before every write; die at the write with this number (or the first below this
+    prefix), or inside it: when the temporary file is written and the object is not there yet."""
     armed = False
 
     def die() -> None:
@@ -42,7 +42,8 @@ def install(trace: Path, kill_at: int = -1, inside: bool = False) -> None:
             key = args[1 if name == "upload" else 0]
             if key.startswith("probe/"):  # what a job asks of its store before it starts
                 return write(self, *args)
-            if numbered(f"{name} {key}") == kill_at:
+            number = numbered(f"{name} {key}")
+            if number == kill_at or (isinstance(kill_at, str) and key.startswith(kill_at)):
                 if not inside:
                     die()
                 armed = True
