@@ -4,7 +4,8 @@ A cluster of several Ray nodes on this machine (`ray.cluster_utils`): the head h
 every training worker takes one, so that after a loss no CPU is left for anybody else. The run is a process of its own,
 like a job's driver. What is killed is killed with -9, right after a step that is not a checkpoint's. A row says what was
 lost, how many steps were done twice, how long nothing was learnt, and whether the loss curve is that of the run nobody
-touched, bit for bit.
+touched, bit for bit. Checkpoints are uploaded while training goes on: one counts when Ray Train has entered it, so what is
+lost is at most an interval and the steps of one upload.
 
     make node-loss                                          # out/node_loss.json
     python infra/dev/node_loss.py --only node --out FILE
@@ -24,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "5000"}
+os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "5000", "RAY_worker_niceness": "0"}
 
 import psutil  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -34,7 +35,7 @@ from oral_ray.bench.runs import Job, Shape, build_corpus, run_training  # noqa: 
 from oral_ray.cluster import session  # noqa: E402
 from oral_ray.config import ClusterConfig, GeneratorConfig, TrainingConfig  # noqa: E402
 
-STEPS, CHECKPOINT_EVERY, KILL_AFTER = 40, 10, 15  # a pass over the corpus, read anew, ends at about step 30
+STEPS, CHECKPOINT_EVERY, KILL_AFTER = 26, 8, 14  # a pass over the corpus ends at about step 22, then it is read anew
 LOST = ("worker", "node", "node, fewer workers", "head")
 
 
@@ -96,7 +97,7 @@ class Runs:
 
     def _job(self, folder: Path, min_workers: int | None) -> Job:
         store = f"file://{folder}/store"
-        manifest = build_corpus(store, Shape(hidden=32, layers=2, r=2, token_dim=32), num_rows=128, num_files=4)
+        manifest = build_corpus(store, Shape(hidden=32, layers=2, r=2, token_dim=32), num_rows=96, num_files=4)
         training = TrainingConfig(
             num_workers=2, min_workers=min_workers, steps=STEPS, batch_size=4, validate_every=1, warmup_steps=2,
             checkpoint_every=CHECKPOINT_EVERY, cache_bytes=20_000,
@@ -104,7 +105,7 @@ class Runs:
         generator = GeneratorConfig(width=32, head_dim=32, num_layers=1, denoiser_width=32, denoiser_blocks=1)
         return Job(
             store=store, shards=manifest.fingerprint, training=training, generator=generator, determinism=True,
-            progress=f"{folder}/progress.jsonl", step_s=0.3,
+            progress=f"{folder}/progress.jsonl", step_s=0.8,
         )  # fmt: skip
 
     def _reached(self, progress: Path, process: subprocess.Popen[bytes], started: float) -> bool:
