@@ -8,7 +8,7 @@ touched, bit for bit. Checkpoints are uploaded while training goes on: one count
 lost is at most an interval and the steps of one upload.
 
     make node-loss                                          # out/node_loss.json
-    python infra/dev/node_loss.py --only node --out FILE
+    python infra/dev/node_loss.py --only node head --out FILE
 """
 
 import argparse
@@ -36,23 +36,23 @@ from oral_ray.cluster import session  # noqa: E402
 from oral_ray.config import ClusterConfig, GeneratorConfig, TrainingConfig  # noqa: E402
 
 STEPS, CHECKPOINT_EVERY, KILL_AFTER = 26, 8, 14  # a pass over the corpus ends at about step 22, then it is read anew
-LOST = ("worker", "node", "node, fewer workers", "head")
+LOST = ("node", "worker", "head", "node, fewer workers")
 
 
 def main() -> int:
     """Run the scenarios, write and print a row each; 1 when one is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "node_loss.json")
-    parser.add_argument("--only", choices=LOST)
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds after which a run counts as hung (300)")
+    parser.add_argument("--only", choices=LOST, nargs="+", default=LOST)
+    parser.add_argument("--patience", type=float, default=180.0, help="seconds without a step that count as hung (180)")
     parser.add_argument("--job", help=argparse.SUPPRESS)  # the driver process
     args = parser.parse_args()
     if args.job:
         return drive(json.loads(args.job))
     report: dict[str, Any] = {"environment": describe_environment(), "checkpoint_every": CHECKPOINT_EVERY, "rows": []}
     with tempfile.TemporaryDirectory(prefix="oral-node-loss-") as name:
-        runs = Runs(Path(name), args.limit)
-        for lost in ("nothing", *([args.only] if args.only else LOST)):
+        runs = Runs(Path(name), args.patience)
+        for lost in ("nothing", *args.only):
             row = runs.row(lost)
             report["rows"].append(row)
             print(json.dumps(row), flush=True)
@@ -72,8 +72,8 @@ def drive(job: dict[str, Any]) -> int:
 class Runs:
     """The scenarios over one corpus; `_curve` is that of the first run."""
 
-    def __init__(self, work: Path, limit_s: float) -> None:
-        self._work, self._limit_s = work, limit_s
+    def __init__(self, work: Path, patience_s: float) -> None:
+        self._work, self._patience_s = work, patience_s
         self._curve: list[list[float]] = []
 
     def row(self, lost: str) -> dict[str, Any]:
@@ -82,17 +82,17 @@ class Runs:
         folder.mkdir()
         job = self._job(folder, min_workers=1 if "fewer" in lost else None)
         progress = Path(job.progress)
-        started, killed = time.time(), None
+        killed: float | None = None
         code: int | None = None
         with cluster(num_nodes=2 if "fewer" in lost else 3) as nodes, driver(job, nodes, folder) as process:
-            if lost != "nothing" and self._reached(progress, process, started):
+            if lost != "nothing" and self._wait(progress, process, KILL_AFTER):
                 killed = time.time()
                 self._kill(lost, steps(progress)[-1]["pid"], nodes)
             if lost != "head":
-                code = self._wait(process, started)
+                code = self._wait(progress, process) and process.returncode
         if lost == "head":  # a head's node takes its driver along
             with cluster(num_nodes=3) as nodes, driver(job, nodes, folder) as process:
-                code = self._wait(process, time.time())
+                code = self._wait(progress, process) and process.returncode
         return self._judge(lost, folder, code, killed)
 
     def _job(self, folder: Path, min_workers: int | None) -> Job:
@@ -108,10 +108,17 @@ class Runs:
             progress=f"{folder}/progress.jsonl", step_s=0.8,
         )  # fmt: skip
 
-    def _reached(self, progress: Path, process: subprocess.Popen[bytes], started: float) -> bool:
-        while not (rows := steps(progress)) or rows[-1]["step"] < KILL_AFTER:
-            if process.poll() is not None or time.time() - started > self._limit_s:
-                return False
+    def _wait(self, progress: Path, process: subprocess.Popen[bytes], step: int = STEPS + 1) -> bool | None:
+        """True once the driver has ended or a step is done, None when nothing has been done for too long."""
+        num, since = 0, time.monotonic()
+        while process.poll() is None:
+            rows = steps(progress)
+            if rows and rows[-1]["step"] >= step:
+                break
+            if len(rows) > num:
+                num, since = len(rows), time.monotonic()
+            if time.monotonic() - since > self._patience_s:
+                return None
             time.sleep(0.05)
         return True
 
@@ -126,12 +133,6 @@ class Runs:
         else:
             [node] = [node for node in nodes.worker_nodes if raylet(node) == worker.ppid()]
             kill_tree(node)
-
-    def _wait(self, process: subprocess.Popen[bytes], started: float) -> int | None:
-        try:
-            return process.wait(max(1.0, started + self._limit_s - time.time()))
-        except subprocess.TimeoutExpired:
-            return None
 
     def _judge(self, lost: str, folder: Path, code: int | None, killed: float | None) -> dict[str, Any]:
         rows, file = steps(folder / "progress.jsonl"), folder / "progress.curve"
