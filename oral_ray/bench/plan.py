@@ -46,7 +46,7 @@ class CountedObjects:
     """A store that counts its calls by name."""
 
     def __init__(self, objects: Objects) -> None:
-        self.uri, self._objects, self.calls = objects.uri, objects, Counter[str]()
+        self.uri, self.cache, self._objects, self.calls = objects.uri, objects.cache, objects, Counter[str]()
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """The listing, one call for every 1,000 keys."""
