@@ -39,17 +39,17 @@ def main() -> None:
         try:
             service.deploy(*SETTINGS)
             wait_until(lambda: not service.pids("generator"), 90)
-            told = measure(service)
+            told, answers = measure(service)
         finally:
             service.stop()
     write(f"{NAME}.json", told)
     for folder in FOLDERS:
-        plot(told, folder / f"{NAME}.png")
-    print(json.dumps({name: value for name, value in told.items() if name not in ("samples", "answers")}))
+        plot(told, answers, folder / f"{NAME}.png")
+    print(json.dumps({name: value for name, value in told.items() if name != "samples"}))
 
 
-def measure(service: Running) -> dict:
-    """The ramp from no replica, the way back to none, and one request more."""
+def measure(service: Running) -> tuple[dict, list]:
+    """The ramp from no replica, the way back to none, and one request more: what to tell, and [second, seconds, kind]."""
     watched: list[tuple[float, int, int]] = []
     clients_now, stop, begun = 0, threading.Event(), time.time()
 
@@ -71,7 +71,7 @@ def measure(service: Running) -> dict:
     stop.set()
     watcher.join()
     kinds = Counter(kind_of(row) for row in rows)
-    return {
+    told = {
         "ramp": RAMP, "settings": SETTINGS, "requests": len(rows),
         **{kind: kinds[kind] for kind in ("ok", "unavailable", "failed")},
         **summary([row[1] for row in rows if kind_of(row) == "ok"]),
@@ -81,8 +81,8 @@ def measure(service: Running) -> dict:
             [round(at - begun, 2), replicas, clients, sum(row[0] <= at < row[0] + row[1] for row in rows + again)]
             for at, replicas, clients in watched
         ],
-        "answers": [[round(row[0] - begun, 2), round(row[1], 3), kind_of(row)] for row in rows + again],
     }  # fmt: skip
+    return told, [[row[0] - begun, row[1], kind_of(row)] for row in rows + again]
 
 
 def kind_of(row: list) -> str:
@@ -92,7 +92,7 @@ def kind_of(row: list) -> str:
     return "unavailable" if status == 503 and kind.endswith("; retry") else "failed"
 
 
-def plot(told: dict, path: Path) -> None:
+def plot(told: dict, answers: list, path: Path) -> None:
     times, replicas, clients, under_way = zip(*told["samples"], strict=True)
     figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(8, 7), sharex=True)
     top.step(times, replicas, where="post", color="#1f77b4")
@@ -104,7 +104,7 @@ def plot(told: dict, path: Path) -> None:
     for kind, color, label in (
         ("ok", "#2ca02c", "answered"), ("unavailable", "#ff7f0e", "503, Retry-After"), ("failed", "#d62728", "failed"),
     ):  # fmt: skip
-        points = [(at, seconds) for at, seconds, found in told["answers"] if found == kind]
+        points = [(at, seconds) for at, seconds, found in answers if found == kind]
         bottom.scatter(
             *(zip(*points, strict=True) if points else ((), ())), s=5, color=color, label=f"{label}: {len(points)}"
         )
