@@ -19,6 +19,7 @@ import psutil
 from pydantic import PositiveInt
 
 from oral_ray.config import Section
+from oral_ray.report.aligned import aligned
 
 Row = dict[str, str | float | int | bool | None]
 T = TypeVar("T")
@@ -149,15 +150,8 @@ def table(rows: Sequence[Row]) -> str:
     """Rows as aligned columns, in the order in which the columns first appear."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    is_text = [any(isinstance(row.get(name), str) for row in rows) for name in names]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if text else cell.rjust(width)
-            for cell, width, text in zip(line, widths, is_text, strict=True)
-        ).rstrip()
-        for line in cells
-    )
+    numbers = [i for i, name in enumerate(names) if not any(isinstance(row.get(name), str) for row in rows)]
+    return "\n".join(aligned(cells, right=numbers))
 
 
 def _cell(value: str | float | int | bool | None) -> str:

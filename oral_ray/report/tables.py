@@ -18,6 +18,7 @@ import pyarrow as pa
 from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import Interval, mean_over_tasks, paired_difference
+from oral_ray.report.aligned import aligned
 
 AGAINST = ("trained", "trained_long", "reuse_new", "joint")  # the arms that every other one is compared with
 TABLES = ("scores", "answers", "curve", "distances", "metrics")
@@ -62,7 +63,7 @@ def arms_text(table: pd.DataFrame) -> str:
             part = table[(table["arm"] == arm) & (table["base"] == base)]
             cells.append("-" if part.empty else percent(part.iloc[0]))
         lines.append(cells)
-    return _aligned(lines)
+    return "\n".join(aligned(lines))
 
 
 def spread_text(folders: Sequence[Path]) -> str:
@@ -76,7 +77,7 @@ def spread_text(folders: Sequence[Path]) -> str:
             values = 100 * means[(means["arm"] == arm) & (means["base"] == base)]["value"]
             cells.append(f"{values.mean():5.1f} ({values.min():.1f}, {values.max():.1f})")
         lines.append(cells)
-    return _aligned(lines)
+    return "\n".join(aligned(lines))
 
 
 def seen_by_base(table: pd.DataFrame) -> dict[str, bool]:
@@ -114,8 +115,3 @@ def _matrix(answers: pd.DataFrame, base: str, arm: str) -> dict[str, np.ndarray]
         str(task): group.pivot(index="seed", columns="example", values="correct").to_numpy(dtype=float)
         for task, group in part.groupby("task")
     }
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

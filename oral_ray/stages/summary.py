@@ -9,6 +9,7 @@ from oral_ray.bases.catalog import SkippedBase
 from oral_ray.config import Section
 from oral_ray.errors import ConfigError, StoreError
 from oral_ray.release import PlanItem
+from oral_ray.report.aligned import aligned
 from oral_ray.stages.gate import Outcome
 
 _STYLE = (
@@ -78,10 +79,9 @@ def tables(summary: RegenerationSummary) -> Iterator[tuple[str, tuple[str, ...],
 def summary_text(summary: RegenerationSummary) -> str:
     """The summary for a terminal or a log."""
     lines = [f"regeneration {summary.started}, generator {summary.generator[:12]}", summary.headline]
-    for title, columns, rows in tables(summary):
+    for title, _, rows in tables(summary):
         if rows:
-            widths = [max(len(row[i]) for row in rows) for i in range(len(columns) - 1)]
-            lines += ["", f"{title}:", *(f"  {_padded(row, widths)}" for row in rows)]
+            lines += ["", f"{title}:", *(f"  {line}" for line in aligned(rows))]
     return "\n".join(lines)
 
 
@@ -110,10 +110,6 @@ def write_summary(summary: RegenerationSummary, path: Path) -> None:
         path.write_text(forms[path.suffix](summary) + "\n", encoding="utf-8")
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}; choose another file") from None
-
-
-def _padded(row: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
 
 
 def _row(cell: str, values: Sequence[str]) -> str:
