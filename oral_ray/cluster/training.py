@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,6 @@ import ray
 import ray.data
 import ray.train
 from pyarrow.fs import FileSystem
-from ray.data import TaskPoolStrategy
 from ray.train import CheckpointUploadMode
 from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from oral_ray.config import TrainingConfig
 from oral_ray.errors import ConfigError, OralError
 
 logger = logging.getLogger(__name__)
-_FILES_AT_ONCE, _ROWS_AT_ONCE = 2, 64  # for one worker
+_FILES_AT_ONCE, _BYTES_AT_ONCE = 2, 64 << 20  # for one worker; a row of a large model's adapter is more on its own
 
 
 class _OwnFiles(ray.train.DataConfig):
@@ -54,16 +54,18 @@ def _rows_of(uris: Sequence[str], node_id: str | None = None) -> ray.data.Datase
     """
     files = ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=len(uris))
     return files.map_batches(
-        _read_files, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(_FILES_AT_ONCE),
+        _read_files, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=ray.data.TaskPoolStrategy(_FILES_AT_ONCE),
         label_selector={"ray.io/node-id": node_id} if node_id else None,
     )  # fmt: skip
 
 
 def _read_files(files: pa.Table) -> Iterator[pa.Table]:
     for uri in files["uri"].to_pylist():
-        filesystem, path = FileSystem.from_uri(uri)
-        with filesystem.open_input_file(path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE):
+        filesystem, path = FileSystem.from_uri(quote(uri, safe=":/"))
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            num_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+            num_rows = _BYTES_AT_ONCE * file.metadata.num_rows // max(1, num_bytes)
+            for batch in file.iter_batches(max(1, num_rows)):
                 yield pa.Table.from_batches([batch])
 
 
