@@ -114,6 +114,22 @@ def test_what_was_decided_is_not_worked_out_again(due, plant, monkeypatch: pytes
     assert gate.regenerate_item(config, item) == first
 
 
+def test_a_decision_is_of_this_very_version_task_generator_and_candidates(due, plant):
+    _, config, item = due
+    plant(base=5, generated=8, reuse_new=7, reuse_old=7)
+    gate._decide(config, item)
+    assert gate.decided(config, item) is not None
+    other = {
+        "base": item.base.model_copy(update={"fingerprint": "another"}), "task_fingerprint": "another",
+        "recipe": "another", "reuse": {"reuse_new": item.reuse["reuse_new"]},
+    }  # fmt: skip
+    for name, value in other.items():
+        assert gate.decided(config, item.model_copy(update={name: value})) is None, name
+    for settings in ({"num_candidates": 2}, {"min_gain_over_base": 0.1}, {"candidates": ("generated",)}):
+        changed = config.model_copy(update={"regenerate": config.regenerate.model_copy(update=settings)})
+        assert gate.decided(changed, item) is None, settings
+
+
 def test_a_decision_without_a_refused_candidate_is_taken_again_when_the_candidate_is_mended(
     due, plant, monkeypatch: pytest.MonkeyPatch
 ):
