@@ -12,9 +12,10 @@ from oral_ray.errors import GeneratorError
 from oral_ray.generator.condition import ProbeStats
 from oral_ray.generator.model import Generator, build_network, save_generator
 from oral_ray.generator.spec import GeneratorSpec
-from oral_ray.objects import FileObjects
+from oral_ray.objects import FileObjects, ReadCache
 from oral_ray.store.generators import (
     current_generator,
+    generator_lineage,
     generator_manifest,
     get_generator,
     promote_generator,
@@ -135,3 +136,26 @@ def test_a_promotion_after_a_deleted_one_ends(objects: FileObjects):
     objects.delete("current/run/00000002.json")
     promote_generator(objects, "run", "d")
     assert current_generator(objects, "run") == "d"
+
+
+def test_a_generator_that_was_read_is_kept_and_a_damaged_copy_is_read_again(stored: FileObjects, tmp_path: Path):
+    stored.cache = ReadCache(tmp_path / "cache", 10**9)
+    get_generator(stored, "r1")
+    lost = stored.get(key_of(stored, "generator.safetensors"))
+    stored.put(key_of(stored, "generator.safetensors"), b"")
+    assert get_generator(stored, "r1").spec == tiny_generator().spec
+    stored.put(key_of(stored, "generator.safetensors"), lost)
+    (kept,) = (tmp_path / "cache").glob("*/generator.safetensors")
+    kept.write_bytes(lost[:-4] + b"\x00\x00\x80\x7f")  # a value that would load
+    found, made = (g.network.state_dict() for g in (get_generator(stored, "r1"), tiny_generator()))
+    assert all(torch.equal(found[name], made[name]) for name in made)
+    assert kept.read_bytes() == lost
+
+
+def test_what_a_generator_is_stands_in_its_lineage(objects: FileObjects, tmp_path: Path):
+    for recipe, seed in (("r1", 0), ("r2", 1)):
+        save_generator(tiny_generator(seed), tmp_path / recipe)
+        put_generator(objects, recipe, tmp_path / recipe, corpus=f"shards of {recipe}")
+    one, two = (generator_lineage(objects, recipe) for recipe in ("r1", "r2"))
+    assert (one.recipe, one.corpus, two.corpus) == ("r1", "shards of r1", "shards of r2")
+    assert one.digest != two.digest
