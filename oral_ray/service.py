@@ -20,7 +20,7 @@ from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifa
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import ConditionConfig, Config, LoraSettings, canonical_json, fingerprint
-from oral_ray.errors import BaseModelError, GeneratorError, LayoutError, StoreError
+from oral_ray.errors import BaseModelError, GeneratorError, LayoutError, MissingObjectError, StoreError
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder, check_prompt
 from oral_ray.objects import Objects, open_objects
@@ -145,15 +145,20 @@ class Stock:
 
     def check(self) -> None:
         """Raise StoreError when the store is not there (an unmounted folder looks like an empty one)."""
-        if not self.config.serve.generator and current_generator(self.objects, self.config.name) is None:
+        try:
+            is_there = self.config.serve.generator or current_generator(self.objects, self.config.name)
+        except MissingObjectError:  # it went while it was looked at
+            is_there = None
+        if not is_there:
             raise StoreError(f"store {self.objects.uri} is not there at the moment; try again, or mount it")
 
     def _read_base(self, base_id: str) -> BaseRecord:
+        shelf = BaseShelf(self.objects, self.config.bases.prefix)
         try:
-            return BaseShelf(self.objects, self.config.bases.prefix).record(base_id)
-        except BaseModelError:
+            return shelf.record(base_id)
+        except (BaseModelError, MissingObjectError):
             self.check()
-            raise
+            return shelf.record(base_id)  # the store may have been away, and be back
 
     def _read_recipe(self, name: str) -> str:
         recipe = self.config.serve.generator or current_generator(self.objects, name)

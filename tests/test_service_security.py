@@ -16,7 +16,7 @@ from service_fixtures import Service, open_test_service
 from starlette.responses import Response
 
 from oral_ray.config import ServeConfig
-from oral_ray.errors import ConfigError
+from oral_ray.errors import ConfigError, MissingObjectError, StoreError
 from serve.proxy import ProxyProblems
 from serve.security import Guard, refuse_open_bind
 
@@ -258,6 +258,31 @@ def test_a_store_that_is_gone_is_a_503_and_nothing_is_written_in_its_place(place
     assert ask(service, "POST", "/v1/adapters", json=BODY).json() == known  # what is known is still answered
     (own / "gone").rename(own / "store")
     assert ask(service, "POST", "/v1/adapters", json=BODY | {"seed": 5}).status_code == 200
+
+
+def test_a_store_that_goes_or_comes_while_it_is_read_is_never_a_404(place: Path, monkeypatch: pytest.MonkeyPatch):
+    service = open_test_service(place, "serve.refresh_s=0")
+    objects = service.stock.objects
+    read = objects.get
+
+    def going(key: str) -> bytes:
+        if key.startswith("current/"):  # it was listed, and is gone
+            raise MissingObjectError(key)
+        return read(key)
+
+    monkeypatch.setattr(objects, "get", going)
+    with pytest.raises(StoreError, match="not there at the moment"):
+        service.stock.check()
+    away = ["bases/v1/config.json"]
+
+    def coming(key: str) -> bytes:
+        if key in away:
+            away.remove(key)
+            raise MissingObjectError(key)
+        return read(key)
+
+    monkeypatch.setattr(objects, "get", coming)
+    assert ask(service, "POST", "/v1/adapters", json=BODY | {"seed": 77}).status_code == 200 and not away
 
 
 def test_the_service_says_what_its_errors_look_like(service: Service):
