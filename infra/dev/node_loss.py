@@ -1,215 +1,241 @@
-"""Lose a worker, a node and the head of a training run that streams its corpus with Ray Data, and see it end all the same.
+"""Train on several Ray nodes of this machine, take a worker, a node or the head away, and record what it costs.
 
-A cluster of several Ray nodes on this machine (`ray.cluster_utils`): the head has no CPU, every other node has one, and
-every training worker takes one, so that after a loss no CPU is left for anybody else. The run is a process of its own,
-like a job's driver. What is killed is killed with -9, right after a step that is not a checkpoint's. A row says what was
-lost, how many steps were done twice, how long nothing was learnt, and whether the loss curve is that of the run nobody
-touched, bit for bit. Checkpoints are uploaded while training goes on: one counts when Ray Train has entered it, so what is
-lost is at most an interval and the steps of one upload.
+The head has no CPU; every other node has one, which a training worker holds as long as it lives. The run is that of
+`oral_ray.bench.runs`: Ray Train, Ray Data from Parquet files, checkpoints in a folder store; its driver is a process of
+its own. A row says at which step it happened, from which step the run went on and after how many seconds, with how many
+workers, and whether the loss curve is to the bit that of the run nobody touched.
 
-    make node-loss                                          # out/node_loss.json
-    python infra/dev/node_loss.py --only node head --out FILE
+    make node-loss                                   # out/node_loss.json
+    python infra/dev/node_loss.py --only "node, a spare one" --out out/node_loss.json
 """
 
 import argparse
+import contextlib
 import json
+import logging
 import os
+import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "5000", "RAY_worker_niceness": "0"}
+sys.path.append(str(ROOT))
+os.environ.pop("RAY_ADDRESS", None)  # it would win over the cluster that is made here
+os.environ |= {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    "RAY_worker_niceness": "0",
+    "OMP_NUM_THREADS": "1",
+}
 
 import psutil  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from oral_ray import cluster  # noqa: E402
 from oral_ray.bench.environment import describe_environment  # noqa: E402
 from oral_ray.bench.runs import Job, Shape, build_corpus, run_training  # noqa: E402
-from oral_ray.cluster import session  # noqa: E402
-from oral_ray.config import ClusterConfig, GeneratorConfig, TrainingConfig  # noqa: E402
+from oral_ray.config import ClusterConfig, GeneratorConfig, TrainingConfig, canonical_json  # noqa: E402
 
-STEPS, CHECKPOINT_EVERY, KILL_AFTER = 26, 8, 14  # a pass over the corpus ends at about step 22, then it is read anew
-LOST = ("node", "worker", "head", "node, fewer workers")
+logger = logging.getLogger("node_loss")
+STEPS, CHECKPOINT_EVERY, REPORT_EVERY = 40, 10, 2
+REPORT_S = 3.0  # Ray Train takes in one report every 2 s; when they come faster, checkpoints count later and later
+NAME = "run"
+OBJECT_STORE = 100 << 20
+SCENARIOS = (
+    "node, a spare one", "nothing", "node, fewer workers", "worker", "head, same command again", "node, one comes later",
+)  # fmt: skip
 
 
 def main() -> int:
-    """Run the scenarios, write and print a row each; 1 when one is not as it must be."""
+    """Run the scenarios, write the rows; 1 when a run did not finish or lost more than a checkpoint interval."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=SCENARIOS, help="these only")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "node_loss.json")
-    parser.add_argument("--only", choices=LOST, nargs="+", default=LOST)
-    parser.add_argument("--patience", type=float, default=180.0, help="seconds without a step that count as hung (180)")
-    parser.add_argument("--job", help=argparse.SUPPRESS)  # the driver process
+    parser.add_argument("--patience", type=float, default=900.0, help="seconds to wait for a run to go on")
+    parser.add_argument("--drive", nargs=3, metavar=("JOB", "ADDRESS", "CURVE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        return drive(json.loads(args.job))
-    report: dict[str, Any] = {"environment": describe_environment(), "checkpoint_every": CHECKPOINT_EVERY, "rows": []}
-    with tempfile.TemporaryDirectory(prefix="oral-node-loss-") as name:
-        runs = Runs(Path(name), args.patience)
-        for lost in ("nothing", *args.only):
-            row = runs.row(lost)
-            report["rows"].append(row)
-            print(json.dumps(row), flush=True)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
-    return 0 if all(row["ok"] for row in report["rows"]) else 1
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if args.drive:
+        return drive(Path(args.drive[0]), args.drive[1], Path(args.drive[2]))
+    environment, rows, curves = describe_environment(), [], {}
+    for what in args.only or SCENARIOS:
+        row = scenario(what, args.patience)
+        curves[what] = row.pop("curve")
+        rows.append(row)
+        for known in rows:  # against the run nobody touched, once there is one
+            if curves.get("nothing"):
+                known["same_curve"] = curves[known["lost"]] == curves["nothing"]
+        logger.info("%s", row)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(
+            json.dumps({"command": "make node-loss", "environment": environment, "rows": rows}, indent=1) + "\n"
+        )
+    return int(any(not row["finished"] or row["lost_steps"] > CHECKPOINT_EVERY for row in rows))
 
 
-def drive(job: dict[str, Any]) -> int:
-    """What a job's driver does; the cluster is that of RAY_ADDRESS."""
-    with session(ClusterConfig(), determinism=True):
-        curve = run_training(Job.model_validate(job), "run")
-    Path(job["progress"]).with_suffix(".curve").write_text(json.dumps([[row["step"], row["loss"]] for row in curve]))
+def drive(job_file: Path, address: str, curve_file: Path) -> int:
+    """The driver: run the job on the cluster and write its loss curve."""
+    with cluster.session(ClusterConfig(address=address), determinism=True):
+        curve = run_training(Job.model_validate_json(job_file.read_text()), NAME)
+    curve_file.write_text(json.dumps([[row["step"], row["loss"]] for row in curve]))
     return 0
 
 
-class Runs:
-    """The scenarios over one corpus; `_curve` is that of the first run."""
-
-    def __init__(self, work: Path, patience_s: float) -> None:
-        self._work, self._patience_s = work, patience_s
-        self._curve: list[list[float]] = []
-
-    def row(self, lost: str) -> dict[str, Any]:
-        """Run once, kill what `lost` says on the way, and say how it ended."""
-        folder = self._work / lost.replace(", ", "-").replace(" ", "-")
-        folder.mkdir()
-        job = self._job(folder, min_workers=1 if "fewer" in lost else None)
-        progress = Path(job.progress)
-        killed: float | None = None
-        code: int | None = None
-        with cluster(num_nodes=2 if "fewer" in lost else 3) as nodes, driver(job, nodes, folder) as process:
-            if lost != "nothing" and self._wait(progress, process, KILL_AFTER):
-                killed = time.time()
-                self._kill(lost, steps(progress)[-1]["pid"], nodes)
-            if lost != "head":
-                code = self._wait(progress, process) and process.returncode
-        if lost == "head":  # a head's node takes its driver along
-            with cluster(num_nodes=3) as nodes, driver(job, nodes, folder) as process:
-                code = self._wait(progress, process) and process.returncode
-        return self._judge(lost, folder, code, killed)
-
-    def _job(self, folder: Path, min_workers: int | None) -> Job:
-        store = f"file://{folder}/store"
-        manifest = build_corpus(store, Shape(hidden=32, layers=2, r=2, token_dim=32), num_rows=96, num_files=4)
+def scenario(what: str, patience_s: float) -> dict[str, Any]:
+    """One run in which one thing is lost at about a third of its steps, between two checkpoints."""
+    with tempfile.TemporaryDirectory(prefix="oral-node-loss-") as name:
+        folder = Path(name)
+        shape = Shape(hidden=32, layers=2, r=2, token_dim=32)
+        manifest = build_corpus(f"file://{folder}/store", shape, num_rows=32, num_files=4)
         training = TrainingConfig(
-            num_workers=2, min_workers=min_workers, steps=STEPS, batch_size=4, validate_every=1, warmup_steps=2,
-            checkpoint_every=CHECKPOINT_EVERY, cache_bytes=20_000,
+            num_workers=2, min_workers=1 if "fewer" in what else None, steps=STEPS, batch_size=4,
+            validate_every=REPORT_EVERY, checkpoint_every=CHECKPOINT_EVERY, validation_frac=0.0, warmup_steps=2,
+            max_failures=5,
         )  # fmt: skip
-        generator = GeneratorConfig(width=32, head_dim=32, num_layers=1, denoiser_width=32, denoiser_blocks=1)
-        return Job(
-            store=store, shards=manifest.fingerprint, training=training, generator=generator, determinism=True,
-            progress=f"{folder}/progress.jsonl", step_s=0.8,
+        job = Job(
+            store=f"file://{folder}/store", shards=manifest.fingerprint, training=training, determinism=True,
+            step_s=REPORT_S,
+            generator=GeneratorConfig(width=32, head_dim=32, num_layers=1, denoiser_width=32, denoiser_blocks=1),
+            progress=str(folder / "progress.jsonl"),
         )  # fmt: skip
-
-    def _wait(self, progress: Path, process: subprocess.Popen[bytes], step: int = STEPS + 1) -> bool | None:
-        """True once the driver has ended or a step is done, None when nothing has been done for too long."""
-        num, since = 0, time.monotonic()
-        while process.poll() is None:
-            rows = steps(progress)
-            if rows and rows[-1]["step"] >= step:
-                break
-            if len(rows) > num:
-                num, since = len(rows), time.monotonic()
-            if time.monotonic() - since > self._patience_s:
-                return None
-            time.sleep(0.05)
-        return True
-
-    def _kill(self, lost: str, pid: int, nodes: Cluster) -> None:
-        """The worker of rank 0, its raylet with all that it started, or every process of the cluster."""
-        worker = psutil.Process(pid)
-        if lost == "worker":
-            worker.kill()
-        elif lost == "head":
-            for node in [nodes.head_node, *nodes.worker_nodes]:
-                kill_tree(node)
-        else:
-            [node] = [node for node in nodes.worker_nodes if raylet(node) == worker.ppid()]
-            kill_tree(node)
-
-    def _judge(self, lost: str, folder: Path, code: int | None, killed: float | None) -> dict[str, Any]:
-        rows, file = steps(folder / "progress.jsonl"), folder / "progress.curve"
-        curve = json.loads(file.read_text()) if file.exists() else []
-        if lost == "nothing":
-            self._curve = curve
-        before = [row for row in rows if killed and row["time"] <= killed]
-        after = [row for row in rows if killed and row["time"] > killed]
-        again = next((i for i, row in enumerate(after) if row["pid"] != rows[0]["pid"]), None)
-        row: dict[str, Any] = {
-            "lost": lost,
-            "outcome": "hung" if code is None else f"exit code {code}",
-            "steps": curve[-1][0] if curve else rows[-1]["step"] if rows else 0,
-            "workers": [rows[0]["num_workers"], rows[-1]["num_workers"]] if rows else [],
-            "curve_equal": bool(curve) and curve == self._curve,
-        }
-        if killed and again is not None:
-            last = max(row["step"] for row in before + after[:again])
-            row |= {
-                "resumed_at_step": after[again]["step"] - 1,
-                "lost_steps": last - (after[again]["step"] - 1),
-                "recovery_s": round(after[again]["time"] - killed, 1),
-            }
-        same = row["curve_equal"] or "fewer" in lost
-        row["ok"] = code == 0 and row["steps"] == STEPS and same and row.get("lost_steps", 0) <= CHECKPOINT_EVERY
-        return row
+        (folder / "job.json").write_text(canonical_json(job))
+        with ray_nodes(2 + ("spare" in what)) as nodes:
+            row = run(what, nodes, folder, patience_s)
+        return row | {"checkpoint_every": CHECKPOINT_EVERY}
 
 
-@contextmanager
-def cluster(num_nodes: int) -> Iterator[Cluster]:
-    """A head without a CPU and `num_nodes` nodes of one."""
-    small: dict[str, Any] = {"object_store_memory": 100_000_000}
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+def run(what: str, nodes: Cluster, folder: Path, patience_s: float) -> dict[str, Any]:
+    """Start the driver, do the damage, wait for the end."""
+    driver, curve_file = start_driver(nodes, folder), folder / "curve.json"
+    row: dict[str, Any] = {"lost": what, "workers": [], "lost_steps": 0, "recovery_s": None}
+    started, said_after_s = time.time(), None
     try:
-        for _ in range(num_nodes):
-            nodes.add_node(num_cpus=1, **small)
+        if what != "nothing":
+            if not wait_for(
+                folder, lambda lines: any(line["step"] > CHECKPOINT_EVERY + 5 for line in lines), patience_s
+            ):
+                raise SystemExit(f"{what}: the run did not get as far as being disturbed in {patience_s:g} s")
+            before = progress(folder)
+            killed_at = time.time()
+            damage(what, nodes, before[-1]["pid"])
+            done = [line for line in progress(folder) if line["pid"] == before[-1]["pid"]]
+            if "later" in what:
+                time.sleep(10)
+                nodes.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
+            if "head" in what:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    driver.wait(patience_s)
+                    said_after_s = round(time.time() - killed_at, 1)
+                stop(driver)
+                with ray_nodes(2) as fresh:
+                    driver = start_driver(fresh, folder)
+                    finish(row, driver, folder, len(done), patience_s)
+            else:
+                finish(row, driver, folder, len(done), patience_s)
+            after = [line for line in progress(folder)[len(done) :] if line["pid"] != done[-1]["pid"]]
+            if after:
+                row |= {
+                    "step": done[-1]["step"], "went_on_after_step": after[0]["step"] - REPORT_EVERY,
+                    "lost_steps": done[-1]["step"] - after[0]["step"] + REPORT_EVERY,
+                    "recovery_s": round(after[0]["time"] - killed_at, 1),
+                }  # fmt: skip
+        else:
+            finish(row, driver, folder, 0, patience_s)
+    finally:
+        stop(driver)
+    row["workers"] = list(dict.fromkeys(line["num_workers"] for line in progress(folder)))
+    row |= {"finished": curve_file.exists(), "wall_s": round(time.time() - started, 1)}
+    if said_after_s is not None:
+        row["driver_ended_after_s"] = said_after_s
+    return row | {"curve": json.loads(curve_file.read_text()) if curve_file.exists() else None}
+
+
+def finish(
+    row: dict[str, Any], driver: subprocess.Popen[bytes], folder: Path, num_done: int, patience_s: float
+) -> None:
+    """Wait until the run goes on, then for its end; a run that does not go on is left at that."""
+    if wait_for(folder, lambda lines: len(lines) > num_done, patience_s):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(patience_s + STEPS / REPORT_EVERY * REPORT_S)
+    else:
+        row["hung"] = True
+
+
+def damage(what: str, nodes: Cluster, pid: int) -> None:
+    """End the worker of rank 0, or its whole node, or the head, by SIGKILL."""
+    if what == "worker":
+        os.kill(pid, signal.SIGKILL)
+    elif "head" in what:
+        end_node(nodes.head_node)
+    else:
+        raylet = psutil.Process(pid).ppid()
+        [lost] = [node for node in nodes.worker_nodes if raylet in pids_of(node)]
+        end_node(lost)
+
+
+def pids_of(node: Any) -> list[int]:
+    """The processes that a node was started as."""
+    return [process.process.pid for of_kind in node.all_processes.values() for process in of_kind]
+
+
+def end_node(node: Any) -> None:
+    """A machine that is switched off: no process of the node has a chance to say good-bye."""
+    processes = [psutil.Process(pid) for pid in pids_of(node) if psutil.pid_exists(pid)]
+    processes += [child for process in processes for child in process.children(recursive=True)]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+
+
+def start_driver(nodes: Cluster, folder: Path) -> subprocess.Popen[bytes]:
+    """The driver on a cluster, its log beside the run."""
+    command = [sys.executable, __file__, "--drive", str(folder / "job.json"), nodes.address, str(folder / "curve.json")]
+    with (folder / "driver.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a driver that is still there."""
+    process.kill()
+    process.wait()
+
+
+def progress(folder: Path) -> list[dict[str, Any]]:
+    """What rank 0 has reported so far, a line a step; a line that is being written does not count."""
+    file = folder / "progress.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def wait_for(folder: Path, condition: Callable[[list[dict[str, Any]]], bool], patience_s: float) -> bool:
+    """Whether the progress came to fulfil a condition in time."""
+    deadline = time.monotonic() + patience_s
+    while not (met := condition(progress(folder))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return met
+
+
+@contextlib.contextmanager
+def ray_nodes(num: int) -> Iterator[Cluster]:
+    """A head without CPUs and `num` nodes of one CPU, all on this machine, gone at the end."""
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(num):
+            nodes.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
         yield nodes
     finally:
         for node in [*nodes.worker_nodes, nodes.head_node]:
-            kill_tree(node)
-
-
-@contextmanager
-def driver(job: Job, nodes: Cluster, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The driver's process; it is gone at the end of the block."""
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, __file__, "--job", job.model_dump_json()], cwd=ROOT, stdout=log, stderr=log,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": nodes.address},
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def raylet(node: Any) -> int | None:
-    """The process id of a node's raylet, None where it is gone."""
-    found = node.all_processes.get("raylet", [])
-    return found[0].process.pid if found else None
-
-
-def kill_tree(node: Any) -> None:
-    """A machine that goes: all that Ray started for this node and all that those started."""
-    pids = [info.process.pid for infos in node.all_processes.values() for info in infos]
-    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    for process in [*processes, *(child for parent in processes for child in parent.children(recursive=True))]:
-        if process.is_running():
-            process.kill()
-
-
-def steps(progress: Path) -> list[dict[str, Any]]:
-    """What rank 0 has written so far."""
-    lines = progress.read_text().splitlines() if progress.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+            end_node(node)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
