@@ -43,6 +43,10 @@ def test_no_request_breaks_the_contract(service: Service, kind: str):
                 case.body["base"] = "v1"  # or hardly any request would get as far as a generator
                 for name in ("r", "lora_alpha", "target_modules"):  # what is valid depends on the corpus
                     case.body.pop(name, None)
+            if (
+                case.headers and "Idempotency-Key" in case.headers
+            ):  # a key that came with another body is a 422, rightly
+                case.headers["Idempotency-Key"] = f"key-{asked.total()}"
             answer = case.call_and_validate(headers={"Authorization": "Bearer secret"})
             asked[case.operation.label] += 1
             statuses[answer.status_code] += 1

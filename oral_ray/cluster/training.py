@@ -98,7 +98,7 @@ def run_workers(
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=storage_uri,
+            storage_path=quote(storage_uri, safe=":/"),
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
