@@ -7,7 +7,7 @@ from factory_fixtures import ALL_ROLES, layout_of, random_factors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oral_ray.adapters.distance import change_norm, relative_distances
+from oral_ray.adapters.distance import change_norm, relative_distances, unexplained
 from oral_ray.adapters.gauge import canonical
 
 
@@ -49,3 +49,20 @@ def test_relative_distances_do_not_depend_on_the_gauge(seed: int) -> None:
         {m: (torch.cat([a, 0 * a[:1]]), torch.cat([b, b[:, :1]], 1)) for m, (a, b) in f.items()} for f in rank_two
     ]
     assert np.allclose(relative_distances(rank_two, corpus), relative_distances(padded, corpus), atol=1e-5)
+
+
+def test_what_no_mix_of_the_corpus_makes_is_the_dense_residual() -> None:
+    rng = torch.Generator().manual_seed(0)
+
+    def draw() -> dict:
+        return {m: (torch.randn(2, 8, generator=rng), torch.randn(6, 2, generator=rng)) for m in ("a", "b")}
+
+    corpus, other = [draw() for _ in range(3)], draw()
+    stretched = {m: (a, -2.5 * b) for m, (a, b) in corpus[1].items()}
+    dense = torch.stack([torch.cat([(b @ a).flatten() for a, b in one.values()]) for one in corpus]).double()
+    wanted = torch.cat([(b @ a).flatten() for a, b in other.values()]).double()
+    best = torch.linalg.lstsq(dense.T, wanted[:, None]).solution
+    residual = float((wanted - (dense.T @ best)[:, 0]).norm() / wanted.norm())
+    assert 0.5 < residual < 1
+    assert unexplained([other, stretched, corpus[0]], corpus) == pytest.approx([residual, 0, 0], abs=1e-5)
+    assert unexplained([other], [*corpus, corpus[0]])[0] == pytest.approx(residual, abs=1e-5)  # the same one twice

@@ -10,7 +10,7 @@ Training reads the train split only.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +23,46 @@ from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifa
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.loading import LoadedBase
-from oral_ray.config import CorpusConfig, derive_seed
+from oral_ray.config import CorpusConfig, derive_seed, fingerprint
 from oral_ray.errors import ArtifactError
 from oral_ray.tasks import Example, Task
-from oral_ray.tasks.scoring import build_head
+from oral_ray.tasks.entered import EnteredExamples
+from oral_ray.tasks.scoring import Batch, Head, build_head
 
 _ADAPTER = "default"
 
 
 def train_adapter(
-    bases: Sequence[LoadedBase], task: Task, layout: AdapterLayout, training: CorpusConfig, seed: int, recipe: str = ""
-) -> list[AdapterArtifact]:
+    bases: Sequence[LoadedBase], task: Task, layout: AdapterLayout, training: CorpusConfig, seed: int, recipe: str = "",
+    keep: Path | None = None,
+) -> list[AdapterArtifact]:  # fmt: skip
     """Train one adapter on one base, or jointly on several versions of one architecture (arm `joint`).
 
     With n bases the same factors live on all of them, each step uses the next base, and there are n x `steps` steps, so
     that the total equals n single trainings; n times one base is a training n times as long. Returns the last
-    `keep_last` checkpoints, one a step, newest last.
+    `keep_last` checkpoints, one a step, newest last. With a folder `keep` what lies below the first adapted layer is
+    computed once for each of the examples and kept there.
     """
+    examples = task.examples("train")[: training.num_examples]
     models = [_with_adapter(base, layout, training.init_seed) for base in bases]
     parameters = dict(_factors(models[0]))
     for model in models[1:]:
         _share(model, parameters)
     heads = [build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels) for base in bases]
+    if keep is not None:
+        reads = [_entered(base, task, head, examples, layout, keep) for base, head in zip(bases, heads, strict=True)]
+    else:
+        reads = [_reader(head, examples) for head in heads]
     for model in models:
         model.enable_adapter_layers()
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=training.learning_rate)
-    batches = _batches(task.examples("train"), training.batch_size, derive_seed(seed, "batches", task.id))
+    batches = _batches(examples, training.batch_size, derive_seed(seed, "batches", task.id))
     num_steps = training.steps * len(bases)
     artifacts = []
     for step in range(1, num_steps + 1):
         turn = step % len(bases)
         model, head = models[turn], heads[turn]
-        batch = head.read(next(batches))
+        batch = reads[turn](next(batches))
         loss = nn.functional.cross_entropy(head.logits(model, batch), batch.wanted_P)
         optimizer.zero_grad()
         loss.backward()
@@ -192,8 +200,21 @@ def _snapshot(model: nn.Module, layout: AdapterLayout) -> Factors:
     }
 
 
-def _batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
-    """Endless batches of examples of similar length: pools of 8 batches are sorted, cut, and shuffled."""
+def _reader(head: Head, examples: Sequence[Example]) -> Callable[[Sequence[int]], Batch]:
+    return lambda chosen: head.read([examples[i] for i in chosen])
+
+
+def _entered(
+    base: LoadedBase, task: Task, head: Head, examples: Sequence[Example], layout: AdapterLayout, keep: Path
+) -> EnteredExamples:
+    dtype = str(next(base.model.parameters()).dtype)
+    name = fingerprint("states", 1, base.record.fingerprint, dtype, task.fingerprint, len(examples), layout.first_layer)
+    file = keep / f"{name}.safetensors"
+    return EnteredExamples(base.model, base.tokenizer, head, examples, layout.first_layer, file)
+
+
+def _batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches (indices) of examples of similar length: pools of 8 batches are sorted, cut, and shuffled."""
     rng = torch.Generator().manual_seed(seed)
     pool_size = min(8 * batch_size, len(examples))
     queue: list[int] = []
@@ -203,4 +224,4 @@ def _batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterato
         pool, queue = sorted(queue[:pool_size], key=lambda i: len(examples[i].text)), queue[pool_size:]
         batches = [pool[start : start + batch_size] for start in range(0, pool_size, batch_size)]
         for i in torch.randperm(len(batches), generator=rng).tolist():
-            yield [examples[j] for j in batches[i]]
+            yield batches[i]

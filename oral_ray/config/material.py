@@ -148,12 +148,14 @@ class CorpusConfig(Section):
     `targets` are what the generator learns to reproduce: the adapters trained on each seen version by itself (`single`), or
     on all seen versions of an architecture together (`joint`, the arm of that name), one adapter a task for all of them.
     `kinds` are the kinds of adapters that one generator learns side by side; none: `lora`, which is what is generated and
-    scored, alone.
+    scored, alone. With `num_examples` every training, that of the generator too, reads no more of a task than its first so
+    many; what a frozen base does to them below the first adapted layer is then computed once and kept in the cache folder.
     """
 
     targets: Literal["single", "joint"] = "single"
     kinds: tuple[LoraSettings, ...] = ()
     seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
+    num_examples: PositiveInt | None = None
     steps: PositiveInt = 80
     batch_size: PositiveInt = 16
     learning_rate: PositiveFloat = 2e-3

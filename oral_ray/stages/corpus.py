@@ -1,4 +1,4 @@
-"""Stage 1: the corpus, a grid of LoRA trainings (task x base version x seed), each done once a recipe.
+"""Stage 1: the corpus, LoRA trainings (task x base versions x seed), each done once a recipe.
 
 Reads tasks and bases, writes `adapters/<digest>/` and `records/corpus/<recipe>.json` with the digests of the last K
 checkpoints of every run.
@@ -15,10 +15,11 @@ from oral_ray.bases.loading import load_base
 from oral_ray.cluster import Call, run_tasks
 from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
 from oral_ray.objects import open_objects
+from oral_ray.packages import cache_folder
 from oral_ray.stages import bases as bases_stage
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
-from oral_ray.tasks import load_task
+from oral_ray.tasks import Task, load_task
 
 RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
 
@@ -41,9 +42,9 @@ class CorpusEntry(Section):
 
 
 def run(config: Config) -> dict[str, BaseRecord]:
-    """Train every run of the grid over the seen versions that is not done; returns the records of all bases."""
+    """Train what the generator learns from and what is reused, where it is not done; returns the records of all bases."""
     found = bases_stage.run(config)
-    train_runs(config, [*plan_grid(config, found, seen_ids(config)), *plan_targets(config, found)], found)
+    train_runs(config, [*plan_grid(config, found, reused_ids(config, found)), *plan_targets(config, found)], found)
     return found
 
 
@@ -85,6 +86,14 @@ def lines(config: Config, seen: Sequence[str]) -> list[list[int]]:
     return found
 
 
+def reused_ids(config: Config, found: dict[str, BaseRecord]) -> list[str]:
+    """The seen versions whose adapters are reused on others: the oldest and the newest of every line of descent."""
+    ends = set()
+    for versions in dict.fromkeys(tuple(alike(config, found, base_id)) for base_id in seen_ids(config)):
+        ends |= {versions[i] for line in lines(config, versions) for i in (line[0], line[-1])}
+    return [base_id for base_id in seen_ids(config) if base_id in ends]
+
+
 def plan_grid(config: Config, found: dict[str, BaseRecord], base_ids: Iterable[str]) -> list[CorpusRun]:
     """The (kind x task x base x seed) runs on these bases."""
     return [
@@ -117,13 +126,20 @@ def plan_run(
     """One run (of kind `config.lora` unless another is given) and its recipe: everything that decides the result, nothing
     that does not."""
     lora = lora or config.lora
-    training = config.corpus.model_dump(exclude={"targets", "kinds", "seeds", "retries"})
+    later = {"num_examples"} if config.corpus.num_examples is None else set()  # older adapters keep their recipe
+    training = config.corpus.model_dump(exclude={"targets", "kinds", "seeds", "retries"} | later)
     run_seed = derive_seed(config.seed, "corpus", seed)
     recipe = fingerprint(
         "corpus", RECIPE_VERSION, load_task(task_id).fingerprint, [r.fingerprint for r in records],
         [r.id for r in records], config.bases.dtype, lora, training, run_seed,
     )  # fmt: skip
     return CorpusRun(task=task_id, bases=tuple(r.id for r in records), lora=lora, seed=run_seed, recipe=recipe)
+
+
+def training_task(config: Config, task_id: str) -> Task:
+    """The task with no more training examples than `corpus.num_examples`."""
+    task = load_task(task_id)
+    return task.model_copy(update={"train": task.train[: config.corpus.num_examples]})
 
 
 def train_runs(
@@ -153,7 +169,8 @@ def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> Co
     objects = open_objects(config.store)
     layout = AdapterLayout.of(bases[0].spec, run.lora, token_dim=bases[0].spec.hidden_size)
     loaded = [load_base(base, config.bases.dtype) for base in bases]
-    artifacts = train_adapter(loaded, load_task(run.task), layout, config.corpus, run.seed, run.recipe)
+    keep = cache_folder() / "states" if config.corpus.num_examples else None
+    artifacts = train_adapter(loaded, load_task(run.task), layout, config.corpus, run.seed, run.recipe, keep)
     digests = [AdapterStore(objects).put(artifact) for artifact in artifacts]
     record = {"run": run.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started}
     kept = Records(objects).commit("corpus", run.recipe, record)

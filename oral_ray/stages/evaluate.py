@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from oral_ray.adapters.distance import relative_distances
+from oral_ray.adapters.distance import relative_distances, unexplained
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.cluster import Call
 from oral_ray.config import Config
@@ -27,7 +27,7 @@ from oral_ray.store.shards import ShardManifest
 from oral_ray.tasks import expand, load_task
 
 logger = logging.getLogger(__name__)
-DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest_base"]
+DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest_base", "unexplained"]
 
 
 def run(config: Config) -> pd.DataFrame:
@@ -211,7 +211,10 @@ def generation_request(config: Config, base_id: str, task_id: str, recipe: str) 
 def _distances(
     config: Config, objects: Objects, manifest: ShardManifest, digests: Digests, found: dict[str, BaseRecord]
 ) -> Iterable[dict[str, Any]]:
-    """Distance of each generated adapter, and of each `trained` one, to the nearest corpus adapter that is not itself."""
+    """Distance of each generated adapter, and of each `trained` one, to the nearest corpus adapter that is not itself.
+
+    `unexplained` is the share of its norm that no linear mix of those adapters makes.
+    """
     store = AdapterStore(objects)
     entries = corpus.train_runs(config, corpus.plan_targets(config, found), found)
     for layout in (layout for layout in manifest.layouts.values() if layout.lora == config.lora):
@@ -229,11 +232,15 @@ def _distances(
         ]
         if not asked or not known:
             continue
-        distances = relative_distances([store.get(digest).factors(layout) for _, digest in asked], corpus_factors)
-        for row, ((base_id, task_id, arm, seed), digest) in zip(distances, asked, strict=True):
-            row = np.where([d == digest for _, d in known], np.inf, row)
+        made = [store.get(digest).factors(layout) for _, digest in asked]
+        rows = zip(relative_distances(made, corpus_factors), made, asked, strict=True)
+        for row, factors, ((base_id, task_id, arm, seed), digest) in rows:
+            others = [d != digest for _, d in known]
+            row = np.where(others, row, np.inf)
+            rest = [one for one, is_other in zip(corpus_factors, others, strict=True) if is_other]
             nearest = known[int(row.argmin())][0].run
             yield {
                 "base": base_id, "task": task_id, "arm": arm, "seed": seed, "distance": float(row.min()),
                 "nearest_task": nearest.task, "nearest_base": nearest.bases[0],
+                "unexplained": float(unexplained([factors], rest)[0]) if rest else 1.0,
             }  # fmt: skip

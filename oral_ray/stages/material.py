@@ -61,7 +61,9 @@ def functional_draw(
 
     Versions of one architecture are mixed with each other; which architecture a draw is of follows from its seed.
     """
-    tasks, further = ([load_task(task) for task in ids] for ids in (manifest.prompts, further_tasks(config)))
+    tasks, further = (
+        [corpus.training_task(config, task) for task in ids] for ids in (manifest.prompts, further_tasks(config))
+    )
     items = []
     for architecture in dict.fromkeys(record.spec.digest for record in records):
         versions = [record for record in records if record.spec.digest == architecture]

@@ -97,8 +97,8 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
     source = FunctionalSource(
         [load_base(base, config.bases.dtype) for base in bases],
         corpus.lines(config, run.bases),
-        [load_task(task_id) for task_id in run.tasks],
-        [load_task(task_id) for task_id in run.further],
+        [corpus.training_task(config, task_id) for task_id in run.tasks],
+        [corpus.training_task(config, task_id) for task_id in run.further],
         [layout],
         config.training.functional.model_copy(update={"tasks_per_step": 1}),
     )
@@ -132,5 +132,5 @@ def _recipe(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
     return fingerprint(
         "static", RECIPE_VERSION, run, tasks, [base.fingerprint for base in bases], corpus.lines(config, run.bases),
         config.bases.dtype, config.lora, config.corpus.learning_rate, config.corpus.init_seed,
-        config.training.functional,
+        config.training.functional, *([config.corpus.num_examples] if config.corpus.num_examples else []),
     )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Examples with everything below the first adapted layer computed once, for many steps and many adapters above it.
+
+A frozen base does the same to a text in every training that reads it; only the layers from the first adapted one on are
+worth computing again. States are those of `enter`, exact, and kept in a file where one is named.
+
+    read = EnteredExamples(model, tokenizer, head, examples, layout.first_layer, keep=Path("states.safetensors"))
+    batch = read([3, 17])                        # as head.read of these examples
+
+Letters: T text tokens, H hidden size.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from oral_ray.tasks.scoring import Batch, Head, batches, enter
+from oral_ray.tasks.task import Example
+
+
+class EnteredExamples:
+    """Reads examples by index; the whole of them is computed at the first read, in an order that only they decide."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, head: Head, examples: Sequence[Example], first_layer: int, keep: Path
+    ) -> None:
+        """`keep` must be named after all that decides the states: base, its dtype, examples, first layer."""
+        self._head, self._examples, self._first = head, examples, first_layer
+        self._states = _kept(keep, len(examples))
+        if self._states is None:
+            self._states = _computed(model, tokenizer, head, examples, first_layer)
+            _keep(keep, self._states)
+
+    def __call__(self, chosen: Sequence[int]) -> Batch:
+        """The batch of `head.read`, entered; as it is where a model cannot be entered by states."""
+        batch = self._head.read([self._examples[i] for i in chosen])
+        if not self._states:
+            return batch
+        states_BTH = nn.utils.rnn.pad_sequence([self._states[i] for i in chosen], batch_first=True)
+        tokens = {"inputs_embeds": states_BTH, "attention_mask": batch.tokens["attention_mask"]}
+        return dataclasses.replace(batch, tokens=tokens, first_layer=self._first)
+
+
+def _computed(
+    model: nn.Module, tokenizer: Any, head: Head, examples: Sequence[Example], first_layer: int
+) -> list[Tensor]:
+    """The states [T, H] before `first_layer` of every example; none where `enter` does nothing for this model."""
+    found: dict[int, Tensor] = {}
+    for chosen, batch in batches(head, tokenizer, examples):
+        entered = enter(model, batch, first_layer)
+        if entered is batch:
+            return []
+        lengths = batch.tokens["attention_mask"].sum(1).tolist()
+        for i, states_TH, length in zip(chosen, entered.tokens["inputs_embeds"], lengths, strict=True):
+            found[i] = states_TH[:length].clone()
+    return [found[i] for i in range(len(examples))]
+
+
+def _kept(path: Path, num: int) -> list[Tensor] | None:
+    """The states of a file; None where there is none that is whole."""
+    try:
+        found = load_file(path)
+        return [found[str(i)] for i in range(num)]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+
+
+def _keep(path: Path, states: Sequence[Tensor]) -> None:
+    if not states:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".states-", delete=False) as file:
+        temporary = Path(file.name)
+    try:
+        save_file({str(i): states_TH for i, states_TH in enumerate(states)}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""States below the first adapted layer: computed once, kept, and the same as computing everything every time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from factory_fixtures import base_of, layout_of, toy_task
+from torch import Tensor
+
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.lora import train_adapter
+from oral_ray.bases.loading import LoadedBase
+from oral_ray.config import CorpusConfig, LoraSettings
+from oral_ray.tasks import entered
+from oral_ray.tasks.entered import EnteredExamples
+from oral_ray.tasks.scoring import build_head
+
+CHOSEN = [5, 0, 17]
+
+
+@pytest.fixture
+def base(tiny_llama: Path) -> LoadedBase:
+    return base_of(tiny_llama)
+
+
+def reader(base: LoadedBase, keep: Path, labels: Sequence[str] = ("animal", "plant"), first_layer: int = 1):
+    head = build_head(base.record.spec.kind, base.model, base.tokenizer, labels)
+    examples = toy_task().examples("train")[:20]
+    return head, examples, EnteredExamples(base.model, base.tokenizer, head, examples, first_layer, keep)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("labels", [("animal", "plant"), ()])
+def test_a_batch_of_kept_states_has_the_logits_of_the_whole_model(base: LoadedBase, tmp_path: Path, labels):
+    head, examples, read = reader(base, tmp_path / "s.safetensors", labels)
+    batch = read(CHOSEN)
+    wanted = head.read([examples[i] for i in CHOSEN])
+    assert batch.first_layer == 1 and torch.equal(batch.wanted_P, wanted.wanted_P)
+    torch.testing.assert_close(head.logits(base.model, batch), head.logits(base.model, wanted), atol=1e-5, rtol=1e-5)
+
+
+def test_states_are_computed_once_and_read_back_to_the_bit(base: LoadedBase, tmp_path: Path, monkeypatch):
+    _, _, first = reader(base, tmp_path / "deep" / "s.safetensors")
+    monkeypatch.setattr(entered, "enter", lambda *_: pytest.fail("computed again"))
+    _, _, second = reader(base, tmp_path / "deep" / "s.safetensors")
+    assert torch.equal(states_of(first), states_of(second))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["s.safetensors"]
+
+
+def test_a_damaged_file_of_states_is_made_again(base: LoadedBase, tmp_path: Path):
+    file = tmp_path / "s.safetensors"
+    _, _, first = reader(base, file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    _, _, again = reader(base, file)
+    assert torch.equal(states_of(first), states_of(again)) and file.read_bytes() == whole
+
+
+def test_a_model_that_cannot_be_entered_reads_as_ever(tiny_bert: Path, tmp_path: Path):
+    head, examples, read = reader(base_of(tiny_bert), tmp_path / "s.safetensors")
+    batch = read(CHOSEN)
+    assert batch.first_layer == 0 and "input_ids" in batch.tokens and not list(tmp_path.iterdir())
+    assert batch.wanted_P.tolist() == head.read([examples[i] for i in CHOSEN]).wanted_P.tolist()
+
+
+def test_training_on_kept_states_is_training(base: LoadedBase, tiny_llama: Path, tmp_path: Path):
+    settings = LoraSettings(r=2, target_modules=("q", "v"), last_layers=1)
+    layout = AdapterLayout.of(base.record.spec, settings, 24)
+    assert layout.first_layer == 1 and layout_of(tiny_llama).first_layer == 0
+    training = CorpusConfig(steps=12, batch_size=8, learning_rate=2e-2, keep_last=1, num_examples=24)
+    [kept] = train_adapter([base], toy_task(), layout, training, seed=0, keep=tmp_path)
+    [again] = train_adapter([base], toy_task(), layout, training, seed=0, keep=tmp_path)
+    [plain] = train_adapter([base], toy_task(), layout, training, seed=0)
+    assert kept.digest == again.digest and len(list(tmp_path.iterdir())) == 1
+    for name, tensor in plain.tensors.items():
+        torch.testing.assert_close(kept.tensors[name], tensor, atol=1e-3, rtol=1e-2)
+
+
+def test_training_reads_the_first_examples_only(base: LoadedBase, tiny_llama: Path):
+    training = CorpusConfig(steps=4, batch_size=8, keep_last=1, num_examples=16)
+    task = toy_task()
+    cut = task.model_copy(update={"train": task.train[:16]})
+    [few] = train_adapter([base], task, layout_of(tiny_llama), training, seed=0)
+    every = training.model_copy(update={"num_examples": None})
+    assert few.digest == train_adapter([base], cut, layout_of(tiny_llama), every, seed=0)[0].digest
+    assert few.digest != train_adapter([base], task, layout_of(tiny_llama), every, seed=0)[0].digest
+
+
+def states_of(read: EnteredExamples) -> Tensor:
+    return read(range(20)).tokens["inputs_embeds"]
