@@ -66,7 +66,8 @@ def correct_answers(
     for artifact in artifacts:
         if artifact is None:
             prior_K = _prior(base, task, head) if task.labels else torch.zeros(())
-            found.append(_answers(base.model, head, entered[0], len(examples), prior_K))
+            deepest = entered[max(entered)]  # the layers below are the same without an adapter
+            found.append(_answers(base.model, head, deepest, len(examples), prior_K))
             continue
         first = AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size).first_layer
         if first not in entered:
