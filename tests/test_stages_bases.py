@@ -48,3 +48,41 @@ def test_a_version_that_was_replaced_is_named(made: FileObjects):
     path.write_bytes(bytes(data))
     with pytest.raises(BaseModelError, match=r"base 't1' in .* was replaced, give the new one another id"):
         bases.run(config(made, steps=5))
+
+
+def test_lines_of_descent_are_made_side_by_side(
+    objects: FileObjects, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    origins = {"t0": "", "news-t1": "t0", "news-t2": "news-t1", "code-t1": "t0", "code-t2": "code-t1"}
+    versions = [
+        {"id": name, "origin": {"kind": "pretrain", "parent": parent, "corpus": name[:4], "threads": 1}}
+        if parent
+        else {"id": name, "origin": {"kind": "import", "source": str(tiny_llama)}}
+        for name, parent in origins.items()
+    ]
+    together = []
+
+    def copy_all(calls, cluster, **_):
+        together.append([version.id for _, (_, _, version, _) in calls])
+        assert cluster.threads_per_task == 1
+        for _, (_, prefix, version, parent_uri) in calls:
+            assert parent_uri.endswith(f"/bases/{origins[version.id]}") if origins[version.id] else parent_uri == ""
+            shutil.copytree(tiny_llama, objects.root / prefix)
+
+    monkeypatch.setattr(bases, "run_tasks", copy_all)
+    settings = build_config({"store": {"uri": str(objects.root)}, "bases": {"versions": versions}})
+    assert list(bases.run(settings)) == list(origins)
+    assert together == [["t0"], ["news-t1", "code-t1"], ["news-t2", "code-t2"]]
+    bases.run(settings)
+    assert len(together) == 3
+
+
+def test_a_parent_that_comes_later_is_an_error(objects: FileObjects):
+    versions = [
+        {"id": "t1", "origin": {"kind": "evolve", "parent": "t0", "steps": 1}}, {"id": "t0", "origin": {"kind": "landed"}},
+    ]  # fmt: skip
+    settings = build_config({"store": {"uri": str(objects.root)}, "bases": {"versions": versions}})
+    with pytest.raises(
+        BaseModelError, match=r"'t1' evolves from 't0', which is not configured before it; there are none"
+    ):
+        bases.run(settings)

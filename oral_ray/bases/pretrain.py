@@ -41,7 +41,7 @@ def pretrain_base(
             )
         chosen = HELD_OUT_BLOCKS + torch.randperm(len(blocks_NT) - HELD_OUT_BLOCKS, generator=rng)[:needed]
         model.requires_grad_(True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=origin.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=origin.learning_rate, weight_decay=0.0, fused=True)
         loss = torch.zeros(())
         for step, rows in enumerate(chosen.split(origin.batch_size), 1):
             for group in optimizer.param_groups:

@@ -1,13 +1,14 @@
 """Stage 0: bring the configured base versions into the store (import, evolve, or check that they have landed)."""
 
 import logging
+from collections.abc import Sequence
 
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.corpora import load_corpus
 from oral_ray.bases.evolve import evolve_base
 from oral_ray.bases.loading import import_base
 from oral_ray.bases.pretrain import pretrain_base
-from oral_ray.cluster import run_tasks
+from oral_ray.cluster import Call, run_tasks
 from oral_ray.config import (
     BaseVersion,
     Config,
@@ -35,33 +36,66 @@ def run(config: Config) -> dict[str, BaseRecord]:
     objects = open_objects(config.store)
     shelf, records = BaseShelf(objects, config.bases.prefix), Records(objects)
     found: dict[str, BaseRecord] = {}
-    for version in config.bases.versions:
-        parent = _parent(version, found)
-        recipe = fingerprint("base", version.id, version.origin, parent.fingerprint if parent else "")
-        done = records.get("bases", recipe)
-        if done is None and shelf.has(version.id) and any(made["id"] == version.id for made in records.all("bases")):
+    for wave in _waves(config.bases.versions):
+        parents = {version.id: found.get(_parent_id(version)) for version in wave}
+        recipes = {
+            v.id: fingerprint("base", v.id, v.origin, p.fingerprint if (p := parents[v.id]) else "") for v in wave
+        }
+        missing = [version for version in wave if not shelf.has(version.id)]
+        for version in wave:
+            is_known = version in missing or records.get("bases", recipes[version.id]) is not None
+            if not is_known and any(made["id"] == version.id for made in records.all("bases")):
+                raise BaseModelError(
+                    f"base {version.id!r} in {objects.uri} was made by another recipe than the configured one; give the "
+                    "new one another id, or take another store"
+                )
+        _make(config, [v for v in missing if not isinstance(v.origin, LandedOrigin)], shelf, parents)
+        found |= {version.id: _checked(version, recipes[version.id], shelf, records) for version in wave}
+    return {version.id: found[version.id] for version in config.bases.versions}
+
+
+def _waves(versions: Sequence[BaseVersion]) -> list[list[BaseVersion]]:
+    """The versions in the order in which they can be made: those of one wave have their parents in earlier ones."""
+    depth: dict[str, int] = {}
+    for version in versions:
+        parent = _parent_id(version)
+        if parent and parent not in depth:
             raise BaseModelError(
-                f"base {version.id!r} in {objects.uri} was made by another recipe than the configured one; give the new "
-                "one another id, or take another store"
+                f"base {version.id!r} evolves from {parent!r}, which is not configured before it; "
+                f"there are {', '.join(depth) or 'none'}"
             )
-        if not shelf.has(version.id) and not isinstance(version.origin, LandedOrigin):
-            logger.info("making base %s", version.id)
-            cluster = config.cluster
-            if isinstance(version.origin, EvolveOrigin | PretrainOrigin):
-                cluster = cluster.model_copy(update={"threads_per_task": version.origin.threads})
-            call = (make_base, (config.store, shelf.key_prefix(version.id), version, parent.uri if parent else ""))
-            run_tasks([call], cluster, determinism=config.determinism, retries=1, label=f"base {version.id}")
-            done = None
-        record = shelf.record(version.id)
-        if done is None and not isinstance(version.origin, LandedOrigin):
-            done = records.commit("bases", recipe, {"id": version.id, "fingerprint": record.fingerprint})
-        if done is not None and done["fingerprint"] != record.fingerprint:
-            raise BaseModelError(
-                f"base {version.id!r} in {objects.uri} has fingerprint {record.fingerprint}, its recipe made "
-                f"{done['fingerprint']}; it was replaced, give the new one another id"
-            )
-        found[version.id] = record
-    return found
+        depth[version.id] = depth[parent] + 1 if parent else 0
+    return [[version for version in versions if depth[version.id] == d] for d in sorted({*depth.values()})]
+
+
+def _make(
+    config: Config, versions: Sequence[BaseVersion], shelf: BaseShelf, parents: dict[str, BaseRecord | None]
+) -> None:
+    """Make versions side by side (no line of descent waits for another), with the threads of the one that has most."""
+    if not versions:
+        return
+    logger.info("making base %s", ", ".join(version.id for version in versions))
+    calls: list[Call] = [
+        (make_base, (config.store, shelf.key_prefix(v.id), v, p.uri if (p := parents[v.id]) else "")) for v in versions
+    ]
+    trained = [v.origin.threads for v in versions if isinstance(v.origin, EvolveOrigin | PretrainOrigin)]
+    cluster = config.cluster.model_copy(update={"threads_per_task": max(trained)}) if trained else config.cluster
+    run_tasks(calls, cluster, determinism=config.determinism, retries=1, label="bases")
+
+
+def _checked(version: BaseVersion, recipe: str, shelf: BaseShelf, records: Records) -> BaseRecord:
+    """The record of a version that is there; BaseModelError where it is not what its recipe made."""
+    record = shelf.record(version.id)
+    if isinstance(version.origin, LandedOrigin):
+        return record
+    about = {"id": version.id, "fingerprint": record.fingerprint}
+    done = records.get("bases", recipe) or records.commit("bases", recipe, about)
+    if done["fingerprint"] != record.fingerprint:
+        raise BaseModelError(
+            f"base {version.id!r} in {record.uri} has fingerprint {record.fingerprint}, its recipe made "
+            f"{done['fingerprint']}; it was replaced, give the new one another id"
+        )
+    return record
 
 
 def make_base(store: StoreConfig, prefix: str, version: BaseVersion, parent_uri: str) -> None:
@@ -75,12 +109,6 @@ def make_base(store: StoreConfig, prefix: str, version: BaseVersion, parent_uri:
         pretrain_base(parent_uri, objects, prefix, version.origin, load_corpus(version.origin.corpus))
 
 
-def _parent(version: BaseVersion, found: dict[str, BaseRecord]) -> BaseRecord | None:
-    if not isinstance(version.origin, EvolveOrigin | PretrainOrigin):
-        return None
-    if version.origin.parent not in found:
-        raise BaseModelError(
-            f"base {version.id!r} evolves from {version.origin.parent!r}, which is not configured before it; "
-            f"there are {', '.join(found) or 'none'}"
-        )
-    return found[version.origin.parent]
+def _parent_id(version: BaseVersion) -> str:
+    """What a version is made from; empty where it is not made from another."""
+    return version.origin.parent if isinstance(version.origin, EvolveOrigin | PretrainOrigin) else ""
