@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from oral_ray.bench import adapt, heads, runs
+from oral_ray.bench import adapt, heads, latent, runs
 from oral_ray.config import build_section
 from oral_ray.errors import ConfigError
 
@@ -47,6 +47,55 @@ def test_shards_that_are_not_there_are_refused_by_name(tmp_path: Path):
     options = build_section(heads.Options, [f"store=file://{tmp_path}", f"config={TINY}", "shards=nix"])
     with pytest.raises(ConfigError, match=r"no shards nix in .*; there are none"):
         heads.run(options)
+    with pytest.raises(ConfigError, match=r"no corpus of one layout in .*; run jobs/shards.py"):
+        latent.run(build_section(latent.Options, [f"store=file://{tmp_path}"]))
+
+
+class _Here:
+    """A pool whose process is this one; it is lost where the call is."""
+
+    def __init__(self, *_: object) -> None: ...
+    def __enter__(self) -> "_Here":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def submit(self, call: Any, *given: object) -> Any:
+        return SimpleNamespace(result=lambda: call(*given))
+
+
+def test_the_flattened_baseline_and_ours_learn_every_corpus_smallest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = f"file://{tmp_path}/store"
+    shapes = [runs.Shape(hidden=32, layers=2, r=r, token_dim=32) for r in (4, 2)]
+    manifests = {m.fingerprint: m for m in (runs.build_corpus(store, shape, 24, 2) for shape in shapes)}
+    encoder = SimpleNamespace(text_dim=runs.EMBEDDING, model_dim=runs.EMBEDDING, fingerprint="")
+    monkeypatch.setattr(heads, "ConditionEncoder", lambda config: encoder)
+    monkeypatch.setattr(heads, "BaseShelf", lambda objects, prefix: SimpleNamespace(record=lambda base_id: base_id))
+    monkeypatch.setattr(heads, "tables_of", lambda config, objects, manifest, *_: (runs.tables(manifest, store), None))
+    monkeypatch.setattr(latent, "ProcessPoolExecutor", _Here)
+    monkeypatch.setattr(latent.resource, "setrlimit", lambda *_: None)
+    overrides = [f"store={store}", f"config={TINY}", "steps=3", "held_out_frac=0.3", "num_errors=2", "window_tokens=16"]
+    real, windows = heads.train, []
+    monkeypatch.setattr(heads, "train", lambda *a, **more: (windows.append(a[3].window_tokens), real(*a, **more)))
+    result = latent.run(build_section(latent.Options, overrides))
+    small, large = (layout.num_parameters for m in (*manifests.values(),)[::-1] for layout in m.layouts.values())
+    assert [(row["what"], row["parameters"]) for row in result.rows] == [
+        (latent.OURS, small), (latent.LATENT, small), (latent.OURS, large), (latent.LATENT, large),
+    ]  # fmt: skip
+    assert small < large and windows == [16, None, 16, None]
+    assert all(row["outcome"] == "done" and float(row["error"] or 0) > 0 for row in result.rows)
+    assert [fit.what for fit in result.exponents if "seconds" in fit.what] == [
+        "ours: seconds a step", "Cond P-Diff: seconds a step",
+    ]  # fmt: skip
+    assert len({row["generator_parameters"] for row in result.rows}) == 2
+
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(latent, "train_head", out_of_memory)
+    rows = latent.run(build_section(latent.Options, overrides)).rows
+    assert {row["outcome"] for row in rows} == {"does not fit in 8 GB"}
 
 
 def test_training_and_generating_are_of_one_kind_of_adapter_and_told_apiece(

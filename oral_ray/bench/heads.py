@@ -10,6 +10,7 @@ between a sampled adapter and the held-out one of its condition, in normalised v
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from oral_ray.config import (
     FunctionalPhase,
     GeneratorConfig,
     RegressionObjective,
+    SamplingConfig,
     TorchEngine,
     TrainingConfig,
     derive_seed,
@@ -33,14 +35,13 @@ from oral_ray.errors import ConfigError
 from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.generator.data import Batch, CorpusRow, CorpusTables, is_held_out, make_batch
 from oral_ray.generator.diffusion import masked_mse
-from oral_ray.generator.model import build_network
-from oral_ray.generator.network import Network
+from oral_ray.generator.model import AnyNetwork, build_network
 from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.generator.training import MetricsRow, train
 from oral_ray.objects import Objects, open_objects
 from oral_ray.stages.material import tables_of
 from oral_ray.store.bases import BaseShelf
-from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest
+from oral_ray.store.shards import ShardManifest, corpus_rows, list_manifests
 
 OURS, REGRESSION, RPG = "ours", "regression head, one pass", "RPG's head"
 
@@ -60,10 +61,25 @@ class Options(BenchOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class Corpus:
+    """The rows of a store's shards, those that no head learns from, and what they refer to."""
+
+    rows: list[CorpusRow]
+    held_out: list[CorpusRow]
+    tables: CorpusTables
+    encoder: ConditionEncoder
+
+    def batches(self, num: int) -> list[Batch]:
+        """A batch of each of the first `num` held-out rows, with noise of its own."""
+        chosen = self.held_out[:num]
+        return [make_batch([row], self.tables, 0.0, 0.0, 1.0, derive_seed(0, row.digest)) for row in chosen]
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
     """A network with the moving average of its weights, its last row of the log and how long it took."""
 
-    network: Network
+    network: AnyNetwork
     log: MetricsRow
     seconds: float
 
@@ -71,9 +87,28 @@ class Trained:
 def run(options: Options) -> Result:
     """A row a head and number of sampling steps; the ratio is to ours, a generated parameter."""
     config = load_config(options.config, [f"store.uri={options.store}"])
+    corpus = read_corpus(config, options.shards, options.held_out_frac)
+    ours = config.generator
+    heads = {
+        OURS: ours,
+        REGRESSION: ours.model_copy(update={"objective": RegressionObjective()}),
+        RPG: ours.model_copy(update={"denoiser": "conv", "width": corpus.rows[0].tokens_LD.shape[1]}),
+    }
+    trained = {
+        what: train_head(head, corpus, config, options.steps, options.batch_size, options.held_out_frac)
+        for what, head in heads.items()
+    }
+    steps = {
+        OURS: (OURS, config.sampling.num_steps), REGRESSION: (REGRESSION, 1), RPG: (RPG, options.rpg_steps),
+        f"{RPG} at our number of steps": (RPG, config.sampling.num_steps),
+    }  # fmt: skip
+    return Result(rows=tuple(_rows(options, config, trained, steps, corpus)))
+
+
+def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
+    """The corpus of the store's shards of this fingerprint, of the newest where it is empty."""
     objects = open_objects(config.store)
-    manifest = _manifest(objects, options.shards)
-    encoder = ConditionEncoder(config.condition)
+    manifest, encoder = _manifest(objects, shards), ConditionEncoder(config.condition)
     shelf = BaseShelf(objects, config.bases.prefix)
     tables, _ = tables_of(config, objects, manifest, {base: shelf.record(base) for base in manifest.bases}, encoder)
     rows = [
@@ -81,36 +116,27 @@ def run(options: Options) -> Result:
         for key in manifest.keys
         for row in corpus_rows(pq.read_table(pa.BufferReader(objects.get(key))).to_pylist(), manifest.layouts)
     ]
-    token_dim = rows[0].tokens_LD.shape[1]
-    ours = config.generator
-    heads = {
-        OURS: ours,
-        REGRESSION: ours.model_copy(update={"objective": RegressionObjective()}),
-        RPG: ours.model_copy(update={"denoiser": "conv", "width": token_dim}),
-    }
-    trained = {what: _train(head, rows, tables, options, config, encoder) for what, head in heads.items()}
-    steps = {
-        OURS: (OURS, config.sampling.num_steps), REGRESSION: (REGRESSION, 1), RPG: (RPG, options.rpg_steps),
-        f"{RPG} at our number of steps": (RPG, config.sampling.num_steps),
-    }  # fmt: skip
-    held_out = sorted((r for r in rows if is_held_out(r.digest, options.held_out_frac)), key=lambda row: row.digest)
-    return Result(rows=tuple(_rows(options, config, trained, steps, held_out, tables)))
+    held_out = sorted((row for row in rows if is_held_out(row.digest, held_out_frac)), key=lambda row: row.digest)
+    return Corpus(rows, held_out, tables, encoder)
 
 
-def _train(
-    head: GeneratorConfig, rows: list[CorpusRow], tables: CorpusTables, options: Options, config: Config,
-    encoder: ConditionEncoder,
+def train_head(
+    head: GeneratorConfig, corpus: Corpus, config: Config, steps: int, batch_size: int, held_out_frac: float,
+    window_tokens: int | None = None,
 ) -> Trained:  # fmt: skip
+    """Train a head on what is not held out, on the diffusion or regression loss alone, in this process."""
+    num_tokens, token_dim = corpus.rows[0].tokens_LD.shape
+    encoder = corpus.encoder
     spec = GeneratorSpec(
-        generator=head, condition=config.condition, token_dim=rows[0].tokens_LD.shape[1], text_dim=encoder.text_dim,
-        model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint, architectures=(), recipe="bench",
+        generator=head, condition=config.condition, token_dim=token_dim, num_tokens=num_tokens if head.latent else 0,
+        text_dim=encoder.text_dim, model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint,
+        architectures=(), recipe="bench",
     )  # fmt: skip
     network = build_network(spec, config.seed)
-    assert isinstance(network, Network)
     given = config.training.model_dump() | {
-        "engine": TorchEngine(), "num_workers": 1, "steps": options.steps, "batch_size": options.batch_size,
-        "validation_frac": options.held_out_frac, "validate_every": options.steps, "checkpoint_every": options.steps,
-        "functional": FunctionalPhase(),
+        "engine": TorchEngine(), "num_workers": 1, "steps": steps, "batch_size": batch_size,
+        "validation_frac": held_out_frac, "validate_every": steps, "checkpoint_every": steps,
+        "functional": FunctionalPhase(), "window_tokens": window_tokens,
     }  # fmt: skip
     logs: list[MetricsRow] = []
 
@@ -122,7 +148,7 @@ def _train(
     averaged: dict[str, Tensor] = {}
     started = time.perf_counter()
     train(
-        network, tables, lambda: rows, TrainingConfig.model_validate(given),
+        network, corpus.tables, lambda: corpus.rows, TrainingConfig.model_validate(given),
         drop_text_frac=config.condition.drop_text_frac, drop_model_frac=config.condition.drop_model_frac,
         seed=config.seed, rank=0, num_workers=1, resume=None, report=report,
         save_network=lambda state, folder: averaged.update(state),
@@ -132,26 +158,30 @@ def _train(
     return Trained(network.eval(), logs[-1], seconds)
 
 
+def sampled(trained: Trained, batch: Batch, sampling: SamplingConfig) -> Tensor:
+    """Normalised tokens for the conditions of a batch, from its noise."""
+    return trained.network.sample(
+        batch.position_BLP, batch.mask_BLD, batch.text_BE, batch.model_BG, lambda: batch.noise_BLD, sampling
+    )
+
+
+def typical_error(trained: Trained, batches: Sequence[Batch], sampling: SamplingConfig) -> float:
+    """The mean over batches of the squared difference between what is sampled and what was held out."""
+    errors = [float(masked_mse(sampled(trained, b, sampling), b.x0_BLD, b.mask_BLD)) for b in batches]
+    return sum(errors) / len(errors)
+
+
 def _rows(
-    options: Options, config: Config, trained: dict[str, Trained], steps: dict[str, tuple[str, int]],
-    held_out: list[CorpusRow], tables: CorpusTables,
-) -> list[Row]:  # fmt: skip
-    batches = [make_batch([row], tables, 0.0, 0.0, 1.0, derive_seed(0, row.digest)) for row in held_out]
+    options: Options, config: Config, trained: dict[str, Trained], steps: dict[str, tuple[str, int]], corpus: Corpus
+) -> list[Row]:
+    batches = corpus.batches(options.num_errors)
     num_parameters = int(batches[0].mask_BLD.sum())
-
-    def sampled(what: str, batch: Batch) -> Tensor:
-        head, num_steps = steps[what]
-        sampling = config.sampling.model_copy(update={"num_steps": num_steps})
-        return trained[head].network.sample(
-            batch.position_BLP, batch.mask_BLD, batch.text_BE, batch.model_BG, lambda: batch.noise_BLD, sampling
-        )
-
-    timed = compare({what: lambda w=what: sampled(w, batches[0]) for what in steps}, options.repetitions)
+    samplings = {what: config.sampling.model_copy(update={"num_steps": n}) for what, (_, n) in steps.items()}
+    calls = {what: lambda w=what: sampled(trained[steps[w][0]], batches[0], samplings[w]) for what in steps}
     found: list[Row] = []
-    for row in timed:
+    for row in compare(calls, options.repetitions):
         what = str(row["what"])
         head, num_steps = steps[what]
-        errors = [float(masked_mse(sampled(what, b), b.x0_BLD, b.mask_BLD)) for b in batches[: options.num_errors]]
         done = trained[head]
         found.append(row | {
             "ns_per_parameter": float(row["seconds"] or 0) / num_parameters * 1e9,
@@ -160,19 +190,18 @@ def _rows(
             "training_steps": done.log.step,
             "training_s": done.seconds,
             "loss": None if head == REGRESSION else done.log.validation_loss,
-            "error": sum(errors) / len(errors),
-            "held_out": len(held_out),
-            "errors_of": len(errors),
+            "error": typical_error(done, batches, samplings[what]),
+            "held_out": len(corpus.held_out),
+            "errors_of": len(batches),
             "tokens": batches[0].x0_BLD.shape[1],
         })  # fmt: skip
     return found
 
 
 def _manifest(objects: Objects, fingerprint: str) -> ShardManifest:
-    ends = "/manifest.json"
-    found = {i.key.split("/")[1]: i.modified_s for i in objects.list("shards/") if i.key.endswith(ends)}
-    chosen = fingerprint or max(found, key=lambda name: found[name], default="")
-    manifest = read_manifest(objects, chosen) if chosen else None
-    if manifest is None:
-        raise ConfigError(f"no shards {chosen or 'at all'} in {objects.uri}; there are {', '.join(found) or 'none'}")
-    return manifest
+    found = {manifest.fingerprint: manifest for manifest in list_manifests(objects)}
+    if not found or fingerprint not in ("", *found):
+        raise ConfigError(
+            f"no shards {fingerprint or 'at all'} in {objects.uri}; there are {', '.join(found) or 'none'}"
+        )
+    return found[fingerprint] if fingerprint else [*found.values()][-1]

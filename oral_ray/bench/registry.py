@@ -17,6 +17,7 @@ from oral_ray.errors import ConfigError
 BENCHMARKS = {
     "generate": "adapters of known models: time, memory, growth, peers, distance to the machine's limit",
     "heads": "our head, the regression head and RPG's trained alike on real adapters: held-out loss beside time",
+    "latent": "Cond P-Diff beside ours at equal budget, by the number of generated parameters",
     "adapt": "training an adapter of SmolLM2 against generating it",
     "growth": "corpora, fleets and clusters worked out from the committed reports, and which part gives out first",
     "ssd": "chunked SSD against the plain recurrence",

@@ -67,6 +67,13 @@ def read_manifest(objects: Objects, fingerprint: str) -> ShardManifest | None:
         raise StoreError(f"{_manifest_key(fingerprint)} is damaged: {error}; delete the folder") from None
 
 
+def list_manifests(objects: Objects) -> list[ShardManifest]:
+    """The manifests of all committed shards, oldest first."""
+    found = {info.key: info.modified_s for info in objects.list("shards/") if info.key.endswith("/manifest.json")}
+    read = [read_manifest(objects, key.split("/")[1]) for key in sorted(found, key=lambda key: (found[key], key))]
+    return [manifest for manifest in read if manifest is not None]
+
+
 def read_stats(objects: Objects, manifest: ShardManifest) -> TokenStats:
     """Token statistics of a tokenised corpus."""
     key = _stats_key(manifest)

@@ -1,0 +1,100 @@
+"""Cond P-Diff (arXiv 2408.01415, figure 2) beside ours: quality and memory against the number of generated parameters.
+
+Every corpus in a store whose adapters have one layout, smallest first; both learn it with the same rows, conditions, number
+of steps, batch and learning rate. The baseline flattens an adapter and so holds all of it at once; ours trains on windows
+of tokens. Each training has a process of its own, with `memory_gb` to grow in: what does not fit says so in its row.
+`error` is that of sampled against held-out adapters in normalised values, as in `bench heads`: 1 is what zero would have.
+
+    oral-ray bench latent store=./oral-store --json out/bench/latent.json
+"""
+
+import resource
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+
+import psutil
+from pydantic import PositiveFloat, PositiveInt
+
+from oral_ray.bench.harness import BenchOptions, Exponent, Result, Row, fit_exponent, with_peak_memory
+from oral_ray.bench.heads import Corpus, Trained, read_corpus, train_head, typical_error
+from oral_ray.config import GeneratorConfig, LatentConfig, load_config
+from oral_ray.errors import ConfigError
+from oral_ray.objects import open_objects
+from oral_ray.store.shards import list_manifests
+
+OURS, LATENT = "ours", "Cond P-Diff"
+
+
+class Options(BenchOptions):
+    """`store` holds the corpora, `config` says everything else; `window_tokens` is ours only."""
+
+    store: str = "./oral-store"
+    config: str = "infra/configs/quickstart.toml"
+    steps: PositiveInt = 100
+    batch_size: PositiveInt = 4
+    held_out_frac: float = 0.2
+    num_errors: PositiveInt = 4
+    window_tokens: PositiveInt = 512
+    memory_gb: PositiveFloat = 8.0
+
+
+def run(options: Options) -> Result:
+    """A row a corpus and generator; exponents of seconds and memory of those that finished."""
+    objects = open_objects(options.store)
+    found = [manifest for manifest in list_manifests(objects) if len(manifest.layouts) == 1]
+    sizes = {manifest.fingerprint: next(iter(manifest.layouts.values())).num_parameters for manifest in found}
+    if not sizes:
+        raise ConfigError(f"no corpus of one layout in {objects.uri}; run jobs/shards.py with a lora.r or two first")
+    rows: list[Row] = []
+    for shards in sorted(sizes, key=lambda name: (sizes[name], name)):
+        for what in (OURS, LATENT):
+            about: Row = {"what": what, "parameters": sizes[shards], "shards": shards[:12]}
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                try:
+                    rows.append(about | pool.submit(measure, options, shards, what).result())
+                except BrokenProcessPool:
+                    rows.append(about | {"outcome": "killed"})
+    return Result(rows=tuple(rows), exponents=tuple(_fits(rows)))
+
+
+def measure(options: Options, shards: str, what: str) -> Row:
+    """In a process of its own: train on a corpus, sample what was held out."""
+    limit = int(psutil.Process().memory_info().vms + options.memory_gb * 1e9)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    config = load_config(options.config, [f"store.uri={options.store}"])
+    latent = LatentConfig() if what == LATENT else None
+    head: GeneratorConfig = config.generator.model_copy(update={"latent": latent})
+
+    def done() -> tuple[Corpus, Trained, float]:
+        corpus = read_corpus(config, shards, options.held_out_frac)
+        window = None if latent else options.window_tokens
+        trained = train_head(head, corpus, config, options.steps, options.batch_size, options.held_out_frac, window)
+        return corpus, trained, typical_error(trained, corpus.batches(options.num_errors), config.sampling)
+
+    try:
+        (corpus, trained, error), peak_bytes = with_peak_memory(done)
+    except (MemoryError, RuntimeError) as failure:  # torch says it by a RuntimeError
+        if isinstance(failure, RuntimeError) and "memory" not in str(failure):
+            raise
+        return {"outcome": f"does not fit in {options.memory_gb:g} GB"}
+    return {
+        "outcome": "done",
+        "seconds": trained.seconds / options.steps,
+        "peak_mb": peak_bytes / 1e6,
+        "generator_parameters": sum(p.numel() for p in trained.network.parameters()),
+        "loss": trained.log.validation_loss,
+        "error": error,
+        "held_out": len(corpus.held_out),
+        "tokens": next(iter(corpus.tables.layouts.values())).num_tokens,
+    }
+
+
+def _fits(rows: Sequence[Row]) -> Iterator[Exponent]:
+    for what in (OURS, LATENT):
+        for name, label in (("seconds", "seconds a step"), ("peak_mb", "peak memory")):
+            points = [(row["parameters"], row[name]) for row in rows if row["what"] == what and row.get(name)]
+            if len({size for size, _ in points}) > 1:
+                x, y = ([float(value or 0) for value in values] for values in zip(*points, strict=True))
+                yield fit_exponent(f"{what}: {label}", x, y)
