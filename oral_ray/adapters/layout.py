@@ -161,13 +161,18 @@ def _is_target(module: LinearModule, name: str) -> bool:
 def _peft_names(spec: BaseModelSpec, targets: list[LinearModule]) -> tuple[str, ...]:
     """The shortest dotted endings that name the targets and nothing else, for adapter_config.json."""
     chosen = {module.name for module in targets}
-    names = []
+    named: dict[str, set[str]] = {}
+    for module in spec.modules:
+        for ending in _endings(module.name):
+            named.setdefault(ending, set()).add(module.name)
+    names = set()
     for module in targets:
-        parts = module.name.split(".")
-        shortest = 1 if parts[-1] in ROLE_OF_LEAF else 2  # BERT's "dense" would also match its pooler
-        for length in range(shortest, len(parts) + 1):
-            ending = ".".join(parts[-length:])
-            if {m.name for m in spec.modules if m.name == ending or m.name.endswith(f".{ending}")} <= chosen:
-                names.append(ending)
-                break
-    return tuple(sorted(set(names)))
+        shortest = 0 if module.name.rpartition(".")[2] in ROLE_OF_LEAF else 1  # BERT's "dense" is its pooler's name too
+        names.add(next(ending for ending in _endings(module.name)[shortest:] if named[ending] <= chosen))
+    return tuple(sorted(names))
+
+
+def _endings(name: str) -> list[str]:
+    """The dotted endings of a name, shortest first."""
+    parts = name.split(".")
+    return [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
