@@ -11,8 +11,9 @@ from torch import Tensor
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.loading import LoadedBase
-from oral_ray.config import CorpusConfig, LoraSettings
-from oral_ray.tasks import entered
+from oral_ray.config import CorpusConfig, LoraSettings, build_config
+from oral_ray.stages.corpus import training_task
+from oral_ray.tasks import entered, load_task
 from oral_ray.tasks.entered import EnteredExamples
 from oral_ray.tasks.scoring import build_head
 
@@ -68,7 +69,7 @@ def test_training_on_kept_states_is_training(base: LoadedBase, tiny_llama: Path,
     settings = LoraSettings(r=2, target_modules=("q", "v"), last_layers=1)
     layout = AdapterLayout.of(base.record.spec, settings, 24)
     assert layout.first_layer == 1 and layout_of(tiny_llama).first_layer == 0
-    training = CorpusConfig(steps=12, batch_size=8, learning_rate=2e-2, keep_last=1, num_examples=24)
+    training = CorpusConfig(steps=12, batch_size=8, learning_rate=2e-2, keep_last=1)
     [kept] = train_adapter([base], toy_task(), layout, training, seed=0, keep=tmp_path)
     [again] = train_adapter([base], toy_task(), layout, training, seed=0, keep=tmp_path)
     [plain] = train_adapter([base], toy_task(), layout, training, seed=0)
@@ -77,14 +78,11 @@ def test_training_on_kept_states_is_training(base: LoadedBase, tiny_llama: Path,
         torch.testing.assert_close(kept.tensors[name], tensor, atol=1e-3, rtol=1e-2)
 
 
-def test_training_reads_the_first_examples_only(base: LoadedBase, tiny_llama: Path):
-    training = CorpusConfig(steps=4, batch_size=8, keep_last=1, num_examples=16)
-    task = toy_task()
-    cut = task.model_copy(update={"train": task.train[:16]})
-    [few] = train_adapter([base], task, layout_of(tiny_llama), training, seed=0)
-    every = training.model_copy(update={"num_examples": None})
-    assert few.digest == train_adapter([base], cut, layout_of(tiny_llama), every, seed=0)[0].digest
-    assert few.digest != train_adapter([base], task, layout_of(tiny_llama), every, seed=0)[0].digest
+def test_no_training_reads_more_than_the_first_examples():
+    task = load_task("wordnet/mind")
+    cut = training_task(build_config({"corpus": {"num_examples": 16}}), task.id)
+    assert cut.train == task.train[:16] and (cut.id, cut.validation, cut.test) == (task.id, task.validation, task.test)
+    assert training_task(build_config({}), task.id) == task
 
 
 def states_of(read: EnteredExamples) -> Tensor:

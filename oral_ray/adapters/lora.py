@@ -43,14 +43,14 @@ def train_adapter(
     `keep_last` checkpoints, one a step, newest last. With a folder `keep` what lies below the first adapted layer is
     computed once for each of the examples and kept there.
     """
-    examples = task.examples("train")[: training.num_examples]
+    examples = task.examples("train")
     models = [_with_adapter(base, layout, training.init_seed) for base in bases]
     parameters = dict(_factors(models[0]))
     for model in models[1:]:
         _share(model, parameters)
     heads = [build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels) for base in bases]
     if keep is not None:
-        reads = [_entered(base, task, head, examples, layout, keep) for base, head in zip(bases, heads, strict=True)]
+        reads = [_entered(base, task, head, layout, keep) for base, head in zip(bases, heads, strict=True)]
     else:
         reads = [_reader(head, examples) for head in heads]
     for model in models:
@@ -204,13 +204,11 @@ def _reader(head: Head, examples: Sequence[Example]) -> Callable[[Sequence[int]]
     return lambda chosen: head.read([examples[i] for i in chosen])
 
 
-def _entered(
-    base: LoadedBase, task: Task, head: Head, examples: Sequence[Example], layout: AdapterLayout, keep: Path
-) -> EnteredExamples:
+def _entered(base: LoadedBase, task: Task, head: Head, layout: AdapterLayout, keep: Path) -> EnteredExamples:
     dtype = str(next(base.model.parameters()).dtype)
-    name = fingerprint("states", 1, base.record.fingerprint, dtype, task.fingerprint, len(examples), layout.first_layer)
+    name = fingerprint("states", 1, base.record.fingerprint, dtype, task.fingerprint, layout.first_layer)
     file = keep / f"{name}.safetensors"
-    return EnteredExamples(base.model, base.tokenizer, head, examples, layout.first_layer, file)
+    return EnteredExamples(base.model, base.tokenizer, head, task.examples("train"), layout.first_layer, file)
 
 
 def _batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[int]]:

@@ -170,7 +170,9 @@ def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> Co
     layout = AdapterLayout.of(bases[0].spec, run.lora, token_dim=bases[0].spec.hidden_size)
     loaded = [load_base(base, config.bases.dtype) for base in bases]
     keep = cache_folder() / "states" if config.corpus.num_examples else None
-    artifacts = train_adapter(loaded, load_task(run.task), layout, config.corpus, run.seed, run.recipe, keep)
+    artifacts = train_adapter(
+        loaded, training_task(config, run.task), layout, config.corpus, run.seed, run.recipe, keep
+    )
     digests = [AdapterStore(objects).put(artifact) for artifact in artifacts]
     record = {"run": run.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started}
     kept = Records(objects).commit("corpus", run.recipe, record)
