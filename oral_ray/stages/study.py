@@ -36,13 +36,16 @@ CONTROLS = ("majority", "base", "wrong_task", "shuffled")
 
 
 def run_stage(config: Config, stage: str) -> str:
-    """Run a stage (or `all`) and return its table as text; EvaluationError lists the stages there are."""
-    if stage not in (*STAGES, "all"):
-        raise EvaluationError(f"unknown stage {stage!r}; there are {', '.join(STAGES)}, and all")
+    """Run a stage, or several (`main`, `all`), and return its table as text; EvaluationError lists the stages there are."""
+    several = {"main": MAIN, "all": tuple(STAGES)}
+    if stage not in (*STAGES, *several):
+        raise EvaluationError(
+            f"unknown stage {stage!r}; there are {', '.join(STAGES)}, and all; main is {', '.join(MAIN)}"
+        )
     Path(config.out).mkdir(parents=True, exist_ok=True)
     probe(open_objects(config.store))
     with session(config.cluster, config.determinism):
-        tables = [STAGES[name](config) for name in (STAGES if stage == "all" else (stage,))]
+        tables = [STAGES[name](config) for name in several.get(stage, (stage,))]
     return "\n\n".join(tables)
 
 
@@ -181,6 +184,10 @@ STAGES: dict[str, Callable[[Config], str]] = {
     "ablations": ablations,
     "report": _pipeline(study_report.run),
 }
+
+
+MAIN = ("bases", "screen", "corpus", "shards", "train", "evaluate", "confusion", "report")
+"""The stages of the main table, in order."""
 
 
 def _both(ids: list[str]) -> list[str]:
