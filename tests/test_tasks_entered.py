@@ -78,6 +78,20 @@ def test_training_on_kept_states_is_training(base: LoadedBase, tiny_llama: Path,
         torch.testing.assert_close(kept.tensors[name], tensor, atol=1e-3, rtol=1e-2)
 
 
+def test_every_version_and_layer_has_states_of_its_own(base: LoadedBase, tmp_path: Path):
+    record = base.record.model_copy(update={"id": "other", "fingerprint": "f" * 32})
+    other = LoadedBase(record, type(base.model)(base.model.config).eval(), base.tokenizer)
+    layout = AdapterLayout.of(base.record.spec, LoraSettings(r=2, target_modules=("q", "v"), last_layers=1), 24)
+    training = CorpusConfig(steps=6, batch_size=8, learning_rate=2e-2, keep_last=1)
+    [kept] = train_adapter([base, other], toy_task(), layout, training, seed=0, keep=tmp_path)
+    [plain] = train_adapter([base, other], toy_task(), layout, training, seed=0)
+    assert len(list(tmp_path.iterdir())) == 2
+    for name, tensor in plain.tensors.items():
+        torch.testing.assert_close(kept.tensors[name], tensor, atol=1e-3, rtol=1e-2)
+    train_adapter([base], toy_task("toy again"), layout, training, seed=0, keep=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_no_training_reads_more_than_the_first_examples():
     task = load_task("wordnet/mind")
     cut = training_task(build_config({"corpus": {"num_examples": 16}}), task.id)
