@@ -3,6 +3,7 @@
 Reconstruction alone learns what the corpus happens to hold. Here the loss is the task's own, and the base is mostly one
 that nobody trained an adapter for: a virtual version W = sum_i c_i W_i of the seen versions (convex mixes, and steps past
 the newest one); its weight probes are linear in W, so they mix with the same c. No adapter is trained for any of them.
+With a pool of such versions (`phase.num_versions`) what lies below the first adapted layer is computed once an example.
 The adapter is the one-step estimate from pure noise; gradients flow through it into the generator.
 
     source = FunctionalSource(bases, lines, tasks, further, layouts, phase)
@@ -17,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +28,12 @@ from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import detokenize, positions, token_mask
 from oral_ray.bases.loading import LoadedBase
-from oral_ray.config import FunctionalPhase, derive_seed
+from oral_ray.config import FunctionalPhase, derive_seed, fingerprint
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusTables
 from oral_ray.generator.spec import FunctionalItem
 from oral_ray.tasks import Task
+from oral_ray.tasks.entered import EnteredExamples
 from oral_ray.tasks.scoring import Batch, Head, build_head
 
 
@@ -39,17 +42,21 @@ class FunctionalSource:
 
     def __init__(
         self, bases: Sequence[LoadedBase], lines: Sequence[Sequence[int]], tasks: Sequence[Task],
-        further: Sequence[Task], layouts: Sequence[AdapterLayout], phase: FunctionalPhase,
+        further: Sequence[Task], layouts: Sequence[AdapterLayout], phase: FunctionalPhase, keep: Path | None = None,
     ) -> None:  # fmt: skip
         """`bases` are the seen versions; `lines` their lines of descent by index, oldest first.
 
-        `tasks` have adapters in the corpus, `further` ones have only examples; an adapter is of one of the `layouts`.
+        `tasks` have adapters in the corpus, `further` ones have only examples; an adapter is of one of the `layouts`. With
+        `phase.num_versions` the states below the first adapted layer are kept in the folder `keep`.
         """
+        if phase.num_versions and keep is None:
+            raise GeneratorError("a pool of virtual versions keeps states; name a folder for them")
         if len({base.record.spec.digest for base in bases}) != 1:
             raise GeneratorError("the functional phase mixes versions of one architecture; give each its own source")
         self._virtual, self._num_versions, self._lines = VirtualBase(bases), len(bases), lines
         self._tasks, self._further = tasks, further
-        self._layouts, self.phase = layouts, phase
+        self._layouts, self.phase, self._keep = layouts, phase, keep
+        self._names = [base.record.fingerprint for base in bases]
 
     def draw(self, seed: int, base_seed: int | None = None) -> "Draw":
         """`phase.tasks_per_step` tasks on one virtual version, each with a batch of its training examples.
@@ -60,9 +67,13 @@ class FunctionalSource:
         rng = torch.Generator().manual_seed(seed)
         tasks = [self._draw_task(rng) for _ in range(self.phase.tasks_per_step)]
         mix_rng = rng if base_seed is None else torch.Generator().manual_seed(base_seed)
+        version = None
+        if self.phase.num_versions:
+            version = int(torch.randint(self.phase.num_versions, (), generator=mix_rng))
+            mix_rng = torch.Generator().manual_seed(derive_seed(version, "virtual version"))
         mix = draw_mix(self._num_versions, self._lines, self.phase.extrapolation, mix_rng)
         base = self._virtual.set(mix)
-        asked = [self._ask(base, task, rng) for task in tasks]
+        asked = [self._ask(base, task, version, mix, rng) for task in tasks]
         which = int(torch.randint(len(self._layouts), (), generator=rng)) if len(self._layouts) > 1 else 0
         return Draw(base.model, self._layouts[which], mix, tuple(task.id for task in tasks), asked, rng)
 
@@ -71,11 +82,26 @@ class FunctionalSource:
         tasks = self._further if further else self._tasks
         return tasks[int(torch.randint(len(tasks), (), generator=rng))]
 
-    def _ask(self, base: LoadedBase, task: Task, rng: torch.Generator) -> tuple[Head, Batch]:
-        examples = task.examples("train")
-        chosen = torch.randint(len(examples), (self.phase.num_examples,), generator=rng).tolist()
-        head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
-        return head, head.read([examples[i] for i in chosen])
+    def _ask(
+        self, base: LoadedBase, task: Task, version: int | None, mix: Sequence[float], rng: torch.Generator
+    ) -> tuple[Head, Batch]:
+        """Random training examples of a task; for a version of the pool out of those that it has, entered."""
+        head, examples = (
+            build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels),
+            task.examples("train"),
+        )
+        if version is None:
+            chosen = torch.randint(len(examples), (self.phase.num_examples,), generator=rng).tolist()
+            return head, head.read([examples[i] for i in chosen])
+        own = torch.Generator().manual_seed(derive_seed(version, "examples", task.id))
+        order = torch.randperm(len(examples), generator=own)[: self.phase.version_examples].tolist()
+        first = min(layout.first_layer for layout in self._layouts)
+        dtype = str(next(base.model.parameters()).dtype)
+        name = fingerprint("virtual states", 1, self._names, list(mix), dtype, task.fingerprint, order, first)
+        assert self._keep is not None
+        file = self._keep / f"{name}.safetensors"
+        read = EnteredExamples(base.model, base.tokenizer, head, [examples[i] for i in order], first, file)
+        return head, read(torch.randint(len(order), (self.phase.num_examples,), generator=rng).tolist())
 
 
 @dataclass(frozen=True, slots=True)

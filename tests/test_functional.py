@@ -19,6 +19,7 @@ from oral_ray.errors import GeneratorError
 from oral_ray.functional import FunctionalItems, FunctionalSource, VirtualBase, applied, draw_mix, train_static
 from oral_ray.generator.data import CorpusTables
 from oral_ray.objects import FileObjects
+from oral_ray.tasks import entered
 from oral_ray.tasks.scoring import build_head, encode
 
 TEXTS = ["red dog runs", "big tree", "the cat is an animal of the house"]
@@ -85,6 +86,10 @@ def test_applied_to_transposed_weights_gives_what_peft_gives() -> None:
 
 @pytest.fixture
 def versions(folder: Path) -> list[LoadedBase]:
+    return versions_of(folder)
+
+
+def versions_of(folder: Path) -> list[LoadedBase]:
     """Three versions in memory, loaded anew, since a virtual base takes the place of the last."""
     bases = [open_base(str(folder)) for _ in range(3)]
     with torch.no_grad():
@@ -321,3 +326,59 @@ def test_initial_factors_are_what_training_starts_from(folder: Path) -> None:
     start = initial_factors(layout, training.init_seed)
     assert all(torch.allclose(a, start[name][0]) for name, (a, _) in artifact.factors(layout).items())
     assert not any(b.any() for _, b in start.values())
+
+
+def pool(folder: Path, versions: list[LoadedBase], keep: Path, **phase: Any) -> FunctionalSource:
+    """A source of a pool of three versions whose adapters begin at layer 1."""
+    settings = LoraSettings(r=2, target_modules=("q", "v"), last_layers=1)
+    layout = AdapterLayout.of(versions[0].record.spec, settings, 24)
+    given = {"num_examples": 6, "num_versions": 3, "version_examples": 8, **phase}
+    return FunctionalSource(versions, [[0, 1, 2]], [toy_task()], [], [layout], FunctionalPhase(**given), keep)
+
+
+def test_versions_of_a_pool_come_again_with_examples_of_their_own(tiny_llama: Path, tmp_path: Path) -> None:
+    source = pool(tiny_llama, versions_of(tiny_llama), tmp_path)
+    drawn = [source.draw(seed, 100 + seed) for seed in range(24)]
+    assert 1 < len({tuple(draw.mix) for draw in drawn}) <= 3
+    assert len(list(tmp_path.iterdir())) == len({tuple(draw.mix) for draw in drawn})
+    assert all(draw.asked[0][1].first_layer == 1 for draw in drawn)
+    other = pool(tiny_llama, versions_of(tiny_llama), tmp_path, extrapolation=0.5)
+    assert {tuple(other.draw(seed, 100 + seed).mix) for seed in range(24)} != {tuple(draw.mix) for draw in drawn}
+
+
+def test_a_loss_on_kept_states_is_that_of_the_whole_virtual_model(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, again = (
+        pool(tiny_llama, versions_of(tiny_llama), tmp_path),
+        pool(tiny_llama, versions_of(tiny_llama), tmp_path),
+    )
+    factors = random_factors(source.draw(0).layout, 3)
+    for seed in range(8):
+        draw = source.draw(seed)
+        found, later = float(draw.loss([factors])), float(again.draw(seed).loss([factors]))  # computed, then read
+        assert found == later
+        with monkeypatch.context() as patch:
+            patch.setattr(entered, "enter", lambda model, batch, first_layer: batch)
+            whole = pool(tiny_llama, versions_of(tiny_llama), tmp_path / "none").draw(seed)
+            assert whole.asked[0][1].first_layer == 0 and whole.mix == draw.mix
+            assert float(whole.loss([factors])) == pytest.approx(found, abs=1e-5)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_pool_without_a_place_for_its_states_is_an_error(tiny_llama: Path) -> None:
+    with pytest.raises(GeneratorError, match="a pool of virtual versions keeps states; name a folder"):
+        FunctionalSource(
+            versions_of(tiny_llama),
+            [[0, 1, 2]],
+            [toy_task()],
+            [],
+            [layout_of(tiny_llama)],
+            FunctionalPhase(num_versions=2),
+        )
+
+
+def test_a_phase_without_a_pool_names_no_generator_anew() -> None:
+    assert not {"num_versions", "version_examples"} & FunctionalPhase().model_dump().keys()
+    phase = FunctionalPhase(num_versions=5, version_examples=7)
+    assert FunctionalPhase.model_validate(phase.model_dump()) == phase

@@ -155,7 +155,7 @@ class CorpusConfig(Section):
     targets: Literal["single", "joint"] = "single"
     kinds: tuple[LoraSettings, ...] = ()
     seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
-    num_examples: PositiveInt | None = None
+    num_examples: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
     steps: PositiveInt = 80
     batch_size: PositiveInt = 16
     learning_rate: PositiveFloat = 2e-3

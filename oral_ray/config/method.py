@@ -91,7 +91,9 @@ class FunctionalPhase(Section):
 
     Each worker takes `num_examples` of each of `tasks_per_step` tasks a step, `steps_per_base` steps on one virtual
     version; the diffusion loss stays with `diffusion_weight`, on at most `batch_size` adapters a worker. A task is with
-    probability `further_frac` one of `tasks.further` (those without adapters in the corpus).
+    probability `further_frac` one of `tasks.further` (those without adapters in the corpus). With `num_versions` the
+    versions are drawn from a pool of so many, each with `version_examples` of every task, whose states below the first
+    adapted layer are computed once for all generators and static adapters, and kept in the cache folder.
     """
 
     steps: NonNegativeInt = 0
@@ -103,6 +105,8 @@ class FunctionalPhase(Section):
     learning_rate: PositiveFloat = 3e-4
     diffusion_weight: float = 0.3
     extrapolation: float = 1.0
+    num_versions: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
+    version_examples: PositiveInt = Field(default=32, exclude_if=lambda value: value == 32)
 
 
 class TrainingConfig(Section):

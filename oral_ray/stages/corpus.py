@@ -126,8 +126,7 @@ def plan_run(
     """One run (of kind `config.lora` unless another is given) and its recipe: everything that decides the result, nothing
     that does not."""
     lora = lora or config.lora
-    later = {"num_examples"} if config.corpus.num_examples is None else set()  # older adapters keep their recipe
-    training = config.corpus.model_dump(exclude={"targets", "kinds", "seeds", "retries"} | later)
+    training = config.corpus.model_dump(exclude={"targets", "kinds", "seeds", "retries"})
     run_seed = derive_seed(config.seed, "corpus", seed)
     recipe = fingerprint(
         "corpus", RECIPE_VERSION, load_task(task_id).fingerprint, [r.fingerprint for r in records],

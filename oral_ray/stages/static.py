@@ -19,6 +19,7 @@ from oral_ray.config import Arm, Config, FunctionalPhase, Section, derive_seed, 
 from oral_ray.errors import EvaluationError
 from oral_ray.functional import FunctionalSource, train_static
 from oral_ray.objects import open_objects
+from oral_ray.packages import cache_folder
 from oral_ray.stages import corpus
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
@@ -101,6 +102,7 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
         [corpus.training_task(config, task_id) for task_id in run.further],
         [layout],
         config.training.functional.model_copy(update={"tasks_per_step": 1}),
+        cache_folder() / "states",
     )
     start = store.get(run.start).factors(layout) if run.start else initial_factors(layout, config.corpus.init_seed)
     factors = train_static(source, start, run.steps, config.corpus.learning_rate, derive_seed(run.seed, run.arm))
