@@ -13,7 +13,7 @@ from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.config import CorpusConfig, LoraSettings, build_config
 from oral_ray.stages.corpus import training_task
-from oral_ray.tasks import entered, load_task
+from oral_ray.tasks import Example, entered, load_task
 from oral_ray.tasks.entered import EnteredExamples
 from oral_ray.tasks.scoring import build_head
 
@@ -27,7 +27,8 @@ def base(tiny_llama: Path) -> LoadedBase:
 
 def reader(base: LoadedBase, keep: Path, labels: Sequence[str] = ("animal", "plant"), first_layer: int = 1):
     head = build_head(base.record.spec.kind, base.model, base.tokenizer, labels)
-    examples = toy_task().examples("train")[:20]
+    words = toy_task().examples("train")[:20]
+    examples = [Example(text=e.text + " red" * (7 * i % 5), label=e.label) for i, e in enumerate(words)]  # of all lengths
     return head, examples, EnteredExamples(base.model, base.tokenizer, head, examples, first_layer, keep)
 
 
