@@ -28,7 +28,9 @@ def base(tiny_llama: Path) -> LoadedBase:
 def reader(base: LoadedBase, keep: Path, labels: Sequence[str] = ("animal", "plant"), first_layer: int = 1):
     head = build_head(base.record.spec.kind, base.model, base.tokenizer, labels)
     words = toy_task().examples("train")[:20]
-    examples = [Example(text=e.text + " red" * (7 * i % 5), label=e.label) for i, e in enumerate(words)]  # of all lengths
+    examples = [
+        Example(text=e.text + " red" * (7 * i % 5), label=e.label) for i, e in enumerate(words)
+    ]  # of all lengths
     return head, examples, EnteredExamples(base.model, base.tokenizer, head, examples, first_layer, keep)
 
 

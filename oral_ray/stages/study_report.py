@@ -33,6 +33,8 @@ FIGURES: dict[str, tuple[str, figures.Plot, str]] = {
     "ablations": ("ablations", figures.plot_variants, "Ablations: smaller budget, validation, unseen versions."),
 }
 """Figure -> the table it needs, how it is drawn, its caption."""
+TITLES = {"drift": "Drift of the base versions", "screen": "Screening (validation, first base version)"}
+"""Tables of earlier stages that the page has, where these were run."""
 
 
 def run(config: Config) -> str:
@@ -46,15 +48,15 @@ def run(config: Config) -> str:
     folder = Path("docs/results") / config.name
     folder.mkdir(parents=True, exist_ok=True)
     scores.to_parquet(folder / "scores.parquet", compression="zstd")
-    tables = {name: pd.read_parquet(Path(config.out) / f"{name}.parquet") for name in ("drift", "screen")}
+    files = {name: Path(config.out) / f"{name}.parquet" for name in ("drift", "screen")}
+    tables = {name: pd.read_parquet(file) for name, file in files.items() if file.is_file()}
     objects = open_objects(config.store)
     command = f"oral-ray {shlex.join(sys.argv[1:])}"
     summary = {
         "command": command,
         "headline": rows,
         "tasks": list(config.tasks.ids),
-        "screen": tables["screen"].to_dict("records"),
-        "drift": tables["drift"].to_dict("records"),
+        **{name: table.to_dict("records") for name, table in tables.items()},
         "cell_command": (
             f"oral-ray score {objects.uri.removeprefix('file://')}/adapters/DIGEST "
             f"--base {objects.uri.removeprefix('file://')}/{config.bases.prefix}/BASE --task TASK "
@@ -69,10 +71,7 @@ def run(config: Config) -> str:
             f"Made by `{command}` from the scores in the store.",
             headline_text(rows),
             *_figures(Path(config.out), folder, config.evaluation.num_bootstrap),
-            "## Drift of the base versions",
-            _markdown_table(tables["drift"]),
-            "## Screening (validation, first base version)",
-            _markdown_table(tables["screen"]),
+            *(f"## {TITLES[name]}\n\n{_markdown_table(table)}" for name, table in tables.items()),
             f"Any cell, with the digest of scores.parquet: `{summary['cell_command']}`",
         ]
     )
