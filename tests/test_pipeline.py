@@ -160,5 +160,5 @@ def test_a_run_that_is_out_of_time_says_how_to_go_on_and_exits_with_75(tiny_bert
     process = job("corpus", tiny_bert, str(tmp_path / "store"), tmp_path / "out", "cluster.stop_after_s=0.001")
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 75
-    assert stderr.splitlines()[-1].startswith("error: base tiny-t0: 0 of 1 done when cluster.stop_after_s=0.001")
+    assert stderr.splitlines()[-1].startswith("error: bases: 0 of 1 done when cluster.stop_after_s=0.001")
     assert "run the same command again" in stderr
