@@ -25,17 +25,20 @@ Correct = dict[str, np.ndarray]  # task -> [S, N]
 def headline(scores: pd.DataFrame, answers: pd.DataFrame, num_draws: int) -> list[dict[str, Any]]:
     """One row a group: mean accuracy of every arm, and `generated` minus every other one, with intervals.
 
+    A mean is of arms that all versions of the group have, a difference over the `num_bases` versions that have the arm.
     `scores` has the columns line and t beside those of the evaluation; `answers` one row an example.
     """
     rows = []
     for name, bases in _groups(scores):
-        arms = _correct(answers, bases)
-        row: dict[str, Any] = {"group": name, "num_bases": len(bases), "num_tasks": len(arms["generated"])}
-        row["arms"] = {arm: _rounded(mean_over_tasks(correct, num_draws)) for arm, correct in arms.items()}
-        others = {arm: arms[arm] for arm in AGAINST if arm in arms}
-        row["generated_minus"] = {
-            arm: _rounded(paired_difference(arms["generated"], correct, num_draws)) for arm, correct in others.items()
-        }
+        on = {arm: set(part["base"]) & {*bases} for arm, part in scores.groupby("arm")}
+        everywhere = _correct(answers, bases, [arm for arm in on if on[arm] == {*bases}])
+        row: dict[str, Any] = {"group": name, "num_bases": len(bases), "num_tasks": len(everywhere["generated"])}
+        row["arms"] = {arm: _rounded(mean_over_tasks(correct, num_draws)) for arm, correct in everywhere.items()}
+        row["generated_minus"] = {}
+        for arm in (arm for arm in AGAINST if on.get(arm)):
+            pair = _correct(answers, sorted(on[arm]), ["generated", arm])
+            difference = paired_difference(pair["generated"], pair[arm], num_draws)
+            row["generated_minus"][arm] = {**_rounded(difference), "num_bases": len(on[arm])}
         row["generated_over_trained"] = _ratio(row["arms"])
         rows.append(row)
     return rows
@@ -49,7 +52,7 @@ def headline_text(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {arm} | {' | '.join(_percent(row['arms'].get(arm)) for row in rows)} |")
     lines += ["", f"| generated minus ..., points | {' | '.join(groups)} |", f"|---|{'---|' * len(groups)}"]
     for arm in (arm for arm in AGAINST if any(arm in row["generated_minus"] for row in rows)):
-        cells = [_percent(row["generated_minus"].get(arm), signed=True) for row in rows]
+        cells = [_percent(row["generated_minus"].get(arm), signed=True) + _part(row, arm) for row in rows]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -63,13 +66,14 @@ def _groups(scores: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
         yield "all unseen", unseen
 
 
-def _correct(answers: pd.DataFrame, bases: list[str]) -> dict[str, Correct]:
+def _correct(answers: pd.DataFrame, bases: list[str], arms: list[str]) -> dict[str, Correct]:
     """By arm, then by task: how often an answer is right over the versions, seeds by examples.
 
     A draw of examples is thus the same on every version, as the examples are: more versions do not make more examples.
     """
     found: dict[str, Correct] = {}
-    for (arm, task), part in answers[answers["base"].isin(bases)].groupby(["arm", "task"]):
+    chosen = answers["base"].isin(bases) & answers["arm"].isin(arms)
+    for (arm, task), part in answers[chosen].groupby(["arm", "task"]):
         share = part.groupby(["seed", "example"])["correct"].mean()
         found.setdefault(arm, {})[task] = share.unstack("example").to_numpy(dtype=float)
     return {arm: found[arm] for arm in ALL_ARMS if arm in found}
@@ -81,6 +85,12 @@ def _ratio(arms: Mapping[str, dict[str, float]]) -> float | None:
 
 def _rounded(interval: Interval) -> dict[str, float]:
     return {name: round(value, 4) for name, value in interval.model_dump().items()}
+
+
+def _part(row: dict[str, Any], arm: str) -> str:
+    """How many versions of the group a difference is over, where not all have the arm."""
+    num = row["generated_minus"].get(arm, {}).get("num_bases", row["num_bases"])
+    return "" if num == row["num_bases"] else f" (on {num} of {row['num_bases']})"
 
 
 def _percent(interval: dict[str, float] | None, signed: bool = False) -> str:

@@ -46,7 +46,19 @@ def test_every_version_and_all_unseen_ones_are_a_group():
 def test_more_versions_of_the_same_examples_make_no_interval_narrower():
     *_, one, both = headline(*tables(copies=True), 500)
     assert both["arms"]["trained"] == one["arms"]["trained"]
-    assert both["generated_minus"]["trained"] == one["generated_minus"]["trained"]
+    assert both["generated_minus"]["trained"] == one["generated_minus"]["trained"] | {"num_bases": 2}
+
+
+def test_an_arm_of_some_versions_is_compared_on_these_only():
+    scores, answers = tables()
+    gone = {"base": "code-t3", "arm": "reuse_new"}
+    scores, answers = (t[~((t["base"] == gone["base"]) & (t["arm"] == gone["arm"]))] for t in (scores, answers))
+    rows = {row["group"]: row for row in headline(scores, answers, 200)}
+    alone, both = rows["news t=3 (unseen)"], rows["all unseen"]
+    assert "reuse_new" in alone["arms"] and "reuse_new" not in both["arms"]
+    assert both["generated_minus"]["reuse_new"] == alone["generated_minus"]["reuse_new"]
+    assert "reuse_new" not in rows["code t=3 (unseen)"]["generated_minus"]
+    assert "(on 1 of 2)" in headline_text(list(rows.values()))
 
 
 def test_the_text_has_a_row_an_arm_and_signed_differences():

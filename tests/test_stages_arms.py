@@ -157,3 +157,14 @@ def test_an_adapter_of_another_base_version_is_caught_where_it_must_be_of_this_o
         return
     with pytest.raises(EvaluationError, match=rf"the {arm} adapter {digest[:12]} of wordnet/mind was made for"):
         evaluate.check_bases(digests, store, {"t3": SimpleNamespace(fingerprint="other")})  # type: ignore[dict-item]
+
+
+def test_versions_of_arms_on_have_arms_of_their_own_and_the_others_have_all(objects: FileObjects):
+    found = config(objects, arms=["base", "generated", "trained"], bases=["n3", "c4", "c3"], arms_on={"c4": ["base"]})
+    parts = [(part.evaluation.arms, base_ids) for part, base_ids in evaluate._parts(found)]
+    assert parts == [(("base", "generated", "trained"), ["n3", "c3"]), (("base",), ["c4"])]
+
+
+def test_arms_of_a_version_that_is_not_configured_are_an_error(objects: FileObjects):
+    with pytest.raises(EvaluationError, match=r"evaluation\.arms_on names \['n9'\], configured are t0, "):
+        evaluate.chosen_bases(config(objects, arms_on={"n9": ["base"]}))

@@ -27,6 +27,7 @@ class EvaluationConfig(Section):
     the text. `joint_virtual` and `multitask` are static adapters with the task
     gradients of the functional phase, `refined_*` have `refine_steps` steps on the very base (oral_ray/stages/static.py).
     `best_*` is the best of an arm's adapters, each at every one of `strengths`, on `num_choice` validation examples.
+    A version of `arms_on` has the arms that it names there, every other one has `arms`.
 
     With several `generator_seeds` (added to `training.seed`: several generators) the seed of a generated adapter is 1000
     times the generator's plus its own.
@@ -35,6 +36,7 @@ class EvaluationConfig(Section):
     """
 
     arms: Annotated[tuple[Arm, ...], Distinct] = Field(default=_DEFAULT_ARMS, min_length=1)
+    arms_on: dict[Identifier, tuple[Arm, ...]] = Field(default={})
     bases: tuple[Identifier, ...] = ()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Distinct] = Field(default=(0,), min_length=1)
     generator_seeds: Annotated[tuple[NonNegativeInt, ...], Distinct] = Field(default=(0,), min_length=1)

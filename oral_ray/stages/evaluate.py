@@ -88,21 +88,36 @@ def run_unseen(config: Config) -> pd.DataFrame:
 
 def _made(config: Config, task_ids: Sequence[str]) -> tuple[ShardManifest, Digests]:
     """The adapters of every arm on these tasks, trained and generated where they are missing."""
-    base_ids = chosen_bases(config)
+    parts = list(_parts(config))
     manifest = shards.run(config)
     train.run(config)
     found = corpus.run(config)
     control = train.regression_config(config)
     beside: list[Call] = []
-    if "regression" in config.evaluation.arms and not train.is_done(control, manifest.fingerprint):
+    if any("regression" in part.evaluation.arms for part, _ in parts) and not train.is_done(
+        control, manifest.fingerprint
+    ):
         beside = [(train.train_in_task, (control, manifest.fingerprint))]
-    digests = trained_arms(config, task_ids, found, base_ids, beside)
+    regression, digests = train.recipe_of(control, manifest.fingerprint), {}
+    for part, base_ids in parts:
+        digests |= trained_arms(part, task_ids, found, base_ids, beside)
+        beside = []
     generators = {seed: train.trained(_seeded(config, seed)) for seed in config.evaluation.generator_seeds}
-    regression = train.recipe_of(control, manifest.fingerprint)
-    digests |= made_arms(config, task_ids, manifest, generators, regression, found, base_ids)
-    digests |= derived_arms(config, task_ids, found, base_ids, digests)
+    for part, base_ids in parts:
+        digests |= made_arms(part, task_ids, manifest, generators, regression, found, base_ids)
+        of_part = {key: digest for key, digest in digests.items() if key[0] in base_ids}
+        digests |= derived_arms(part, task_ids, found, base_ids, of_part)
     check_bases(digests, AdapterStore(open_objects(config.store)), found)
     return manifest, digests
+
+
+def _parts(config: Config) -> Iterable[tuple[Config, list[str]]]:
+    """The versions that have the same arms, and the configuration with these (`evaluation.arms_on`)."""
+    on, base_ids = config.evaluation.arms_on, chosen_bases(config)
+    for arms in dict.fromkeys(on.get(base_id, config.evaluation.arms) for base_id in base_ids):
+        evaluation = config.evaluation.model_copy(update={"arms": arms})
+        same = [base_id for base_id in base_ids if on.get(base_id, config.evaluation.arms) == arms]
+        yield config.model_copy(update={"evaluation": evaluation}), same
 
 
 def check_bases(digests: Digests, store: AdapterStore, found: dict[str, BaseRecord]) -> None:
@@ -176,8 +191,9 @@ def _write(
 def chosen_bases(config: Config) -> list[str]:
     """The ids of the versions to score on; EvaluationError for one that is not configured, before hours of work."""
     known = [version.id for version in config.bases.versions]
-    if unknown := [base_id for base_id in config.evaluation.bases if base_id not in known]:
-        raise EvaluationError(f"evaluation.bases names {unknown}, configured are {', '.join(known) or 'none'}")
+    for setting in ("bases", "arms_on"):
+        if unknown := [base_id for base_id in getattr(config.evaluation, setting) if base_id not in known]:
+            raise EvaluationError(f"evaluation.{setting} names {unknown}, configured are {', '.join(known) or 'none'}")
     return list(config.evaluation.bases or known)
 
 
