@@ -27,13 +27,13 @@ from torch.nn import functional as F  # noqa: N812
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import detokenize, positions, token_mask
+from oral_ray.bases.entered import EnteredExamples
 from oral_ray.bases.loading import LoadedBase
-from oral_ray.config import FunctionalPhase, derive_seed, fingerprint
+from oral_ray.config import FunctionalPhase, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusTables
 from oral_ray.generator.spec import FunctionalItem
 from oral_ray.tasks import Task
-from oral_ray.tasks.entered import EnteredExamples
 from oral_ray.tasks.scoring import Batch, Head, build_head
 
 
@@ -96,11 +96,9 @@ class FunctionalSource:
         own = torch.Generator().manual_seed(derive_seed(version, "examples", task.id))
         order = torch.randperm(len(examples), generator=own)[: self.phase.version_examples].tolist()
         first = min(layout.first_layer for layout in self._layouts)
-        dtype = str(next(base.model.parameters()).dtype)
-        name = fingerprint("virtual states", 1, self._names, list(mix), dtype, task.fingerprint, order, first)
         assert self._keep is not None
-        file = self._keep / f"{name}.safetensors"
-        read = EnteredExamples(base.model, base.tokenizer, head, [examples[i] for i in order], first, file)
+        own_examples, names = [examples[i] for i in order], ([self._names, list(mix)], [task.fingerprint, order])
+        read = EnteredExamples(base, head, own_examples, first, self._keep, *names)
         return head, read(torch.randint(len(order), (self.phase.num_examples,), generator=rng).tolist())
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached, initial_factors, train_adapter
 from oral_ray.adapters.tokens import token_mask, tokenize
+from oral_ray.bases import entered
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import CorpusConfig, FunctionalPhase, LoraSettings
@@ -19,7 +20,6 @@ from oral_ray.errors import GeneratorError
 from oral_ray.functional import FunctionalItems, FunctionalSource, VirtualBase, applied, draw_mix, train_static
 from oral_ray.generator.data import CorpusTables
 from oral_ray.objects import FileObjects
-from oral_ray.tasks import entered
 from oral_ray.tasks.scoring import build_head, encode
 
 TEXTS = ["red dog runs", "big tree", "the cat is an animal of the house"]

@@ -22,11 +22,11 @@ from oral_ray import __version__
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact, read_folder
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.bases.entered import EnteredExamples
 from oral_ray.bases.loading import LoadedBase
-from oral_ray.config import CorpusConfig, derive_seed, fingerprint
+from oral_ray.config import CorpusConfig, derive_seed
 from oral_ray.errors import ArtifactError
 from oral_ray.tasks import Example, Task
-from oral_ray.tasks.entered import EnteredExamples
 from oral_ray.tasks.scoring import Batch, Head, build_head
 
 _ADAPTER = "default"
@@ -205,10 +205,8 @@ def _reader(head: Head, examples: Sequence[Example]) -> Callable[[Sequence[int]]
 
 
 def _entered(base: LoadedBase, task: Task, head: Head, layout: AdapterLayout, keep: Path) -> EnteredExamples:
-    dtype = str(next(base.model.parameters()).dtype)
-    name = fingerprint("states", 1, base.record.fingerprint, dtype, task.fingerprint, layout.first_layer)
-    file = keep / f"{name}.safetensors"
-    return EnteredExamples(base.model, base.tokenizer, head, task.examples("train"), layout.first_layer, file)
+    examples, names = task.examples("train"), (base.record.fingerprint, task.fingerprint)
+    return EnteredExamples(base, head, examples, layout.first_layer, keep, *names)
 
 
 def _batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[int]]:

@@ -3,7 +3,7 @@
 A frozen base does the same to a text in every training that reads it; only the layers from the first adapted one on are
 worth computing again. States are those of `enter`, exact, and kept in a file where one is named.
 
-    read = EnteredExamples(model, tokenizer, head, examples, layout.first_layer, keep=Path("states.safetensors"))
+    read = EnteredExamples(base, head, examples, layout.first_layer, folder, base.record.fingerprint, task.fingerprint)
     batch = read([3, 17])                        # as head.read of these examples
 
 Letters: T text tokens, H hidden size.
@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from oral_ray.bases.loading import LoadedBase
+from oral_ray.config import fingerprint
 from oral_ray.tasks.scoring import Batch, Head, batches, enter
 from oral_ray.tasks.task import Example
 
@@ -27,14 +29,17 @@ class EnteredExamples:
     """Reads examples by index; the whole of them is computed at the first read, in an order that only they decide."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, head: Head, examples: Sequence[Example], first_layer: int, keep: Path
-    ) -> None:
-        """`keep` must be named after all that decides the states: base, its dtype, examples, first layer."""
+        self, base: LoadedBase, head: Head, examples: Sequence[Example], first_layer: int, folder: Path,
+        weights: Any, texts: Any,
+    ) -> None:  # fmt: skip
+        """`weights` and `texts` are what tells those of the model and the examples from others': they name the file."""
         self._head, self._examples, self._first = head, examples, first_layer
-        self._states = _kept(keep, len(examples))
+        dtype = str(next(base.model.parameters()).dtype)
+        file = folder / f"{fingerprint('states', 1, weights, dtype, texts, first_layer)}.safetensors"
+        self._states = _kept(file, len(examples))
         if self._states is None:
-            self._states = _computed(model, tokenizer, head, examples, first_layer)
-            _keep(keep, self._states)
+            self._states = _computed(base, head, examples, first_layer)
+            _keep(file, self._states)
 
     def __call__(self, chosen: Sequence[int]) -> Batch:
         """The batch of `head.read`, entered; as it is where a model cannot be entered by states."""
@@ -46,13 +51,11 @@ class EnteredExamples:
         return dataclasses.replace(batch, tokens=tokens, first_layer=self._first)
 
 
-def _computed(
-    model: nn.Module, tokenizer: Any, head: Head, examples: Sequence[Example], first_layer: int
-) -> list[Tensor]:
+def _computed(base: LoadedBase, head: Head, examples: Sequence[Example], first_layer: int) -> list[Tensor]:
     """The states [T, H] before `first_layer` of every example; none where `enter` does nothing for this model."""
     found: dict[int, Tensor] = {}
-    for chosen, batch in batches(head, tokenizer, examples):
-        entered = enter(model, batch, first_layer)
+    for chosen, batch in batches(head, base.tokenizer, examples):
+        entered = enter(base.model, batch, first_layer)
         if entered is batch:
             return []
         lengths = batch.tokens["attention_mask"].sum(1).tolist()
