@@ -123,10 +123,9 @@ def _generated(
 
 def missing(objects: Objects, cell: Cell, base: BaseRecord) -> Cell:
     """The cell without what has been scored before."""
-    records = Records(objects)
-    return cell.model_copy(
-        update={"digests": tuple(d for d in cell.digests if records.get("scores", _recipe(cell, base, d)) is None)}
-    )
+    records, recipes = Records(objects), _recipes(cell, base)
+    left = tuple(digest for digest in cell.digests if records.get("scores", recipes[digest]) is None)
+    return cell.model_copy(update={"digests": left})
 
 
 def score_cell(store: StoreConfig, cell: Cell, base: BaseRecord) -> None:
@@ -139,21 +138,21 @@ def score_cell(store: StoreConfig, cell: Cell, base: BaseRecord) -> None:
     found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit), strict=True))
     if MAJORITY in cell.digests:
         found[MAJORITY] = majority_answers(task, cell.split, cell.limit)
+    recipes = _recipes(cell, base)
     for digest, correct in found.items():
         answers = "".join("1" if right else "0" for right in correct)
         about = cell.model_dump(mode="json", exclude={"digests"}) | {"digest": digest}
-        records.commit("scores", _recipe(cell, base, digest), about | {"correct": answers})
+        records.commit("scores", recipes[digest], about | {"correct": answers})
 
 
 def read_cell(objects: Objects, cell: Cell, base: BaseRecord) -> dict[str, list[bool]]:
     """The scored answers of a cell by digest."""
-    records = Records(objects)
-    found = {digest: records.get("scores", _recipe(cell, base, digest)) for digest in cell.digests}
+    records, recipes = Records(objects), _recipes(cell, base)
+    found = {digest: records.get("scores", recipe) for digest, recipe in recipes.items()}
     return {digest: [bit == "1" for bit in record["correct"]] for digest, record in found.items() if record}
 
 
-def _recipe(cell: Cell, base: BaseRecord, digest: str) -> str:
-    task = load_task(cell.task)
-    return fingerprint(
-        "score", RECIPE_VERSION, base.fingerprint, cell.dtype, task.fingerprint, cell.split, cell.limit, digest
-    )
+def _recipes(cell: Cell, base: BaseRecord) -> dict[str, str]:
+    """What names the record of every score of a cell, by digest."""
+    about = (base.fingerprint, cell.dtype, load_task(cell.task).fingerprint, cell.split, cell.limit)
+    return {digest: fingerprint("score", RECIPE_VERSION, *about, digest) for digest in cell.digests}
