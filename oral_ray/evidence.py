@@ -25,20 +25,23 @@ Correct = dict[str, np.ndarray]  # task -> [S, N]
 def headline(scores: pd.DataFrame, answers: pd.DataFrame, num_draws: int) -> list[dict[str, Any]]:
     """One row a group: mean accuracy of every arm, and `generated` minus every other one, with intervals.
 
-    A mean is of arms that all versions of the group have, a difference over the `num_bases` versions that have the arm.
+    A mean is of arms that all versions of the group have, a difference over the `num_bases` versions that have both arms.
     `scores` has the columns line and t beside those of the evaluation; `answers` one row an example.
     """
-    rows = []
+    rows, versions = [], {arm: set(part["base"]) for arm, part in scores.groupby("arm")}
     for name, bases in _groups(scores):
-        on = {arm: set(part["base"]) & {*bases} for arm, part in scores.groupby("arm")}
-        everywhere = _correct(answers, bases, [arm for arm in on if on[arm] == {*bases}])
-        row: dict[str, Any] = {"group": name, "num_bases": len(bases), "num_tasks": len(everywhere["generated"])}
+        everywhere = _correct(answers, bases, [arm for arm, on in versions.items() if on >= {*bases}])
+        num_tasks = scores[scores["base"].isin(bases)]["task"].nunique()
+        row: dict[str, Any] = {"group": name, "num_bases": len(bases), "num_tasks": num_tasks}
         row["arms"] = {arm: _rounded(mean_over_tasks(correct, num_draws)) for arm, correct in everywhere.items()}
         row["generated_minus"] = {}
-        for arm in (arm for arm in AGAINST if on.get(arm)):
-            pair = _correct(answers, sorted(on[arm]), ["generated", arm])
+        for arm in (arm for arm in AGAINST if arm in versions):
+            on = [base for base in bases if base in versions[arm] & versions["generated"]]
+            if not on:
+                continue
+            pair = everywhere if on == bases else _correct(answers, on, ["generated", arm])
             difference = paired_difference(pair["generated"], pair[arm], num_draws)
-            row["generated_minus"][arm] = {**_rounded(difference), "num_bases": len(on[arm])}
+            row["generated_minus"][arm] = {**_rounded(difference), "num_bases": len(on)}
         row["generated_over_trained"] = _ratio(row["arms"])
         rows.append(row)
     return rows
@@ -80,7 +83,11 @@ def _correct(answers: pd.DataFrame, bases: list[str], arms: list[str]) -> dict[s
 
 
 def _ratio(arms: Mapping[str, dict[str, float]]) -> float | None:
-    return round(arms["generated"]["mean"] / arms["trained"]["mean"], 4) if "trained" in arms else None
+    return (
+        round(arms["generated"]["mean"] / arms["trained"]["mean"], 4)
+        if arms.keys() >= {"trained", "generated"}
+        else None
+    )
 
 
 def _rounded(interval: Interval) -> dict[str, float]:

@@ -97,8 +97,8 @@ class FunctionalSource:
         order = torch.randperm(len(examples), generator=own)[: self.phase.version_examples].tolist()
         first = min(layout.first_layer for layout in self._layouts)
         assert self._keep is not None
-        own_examples, names = [examples[i] for i in order], ([self._names, list(mix)], [task.fingerprint, order])
-        read = EnteredExamples(base, head, own_examples, first, self._keep, *names)
+        weights, texts = [self._names, list(mix)], [task.fingerprint, order]
+        read = EnteredExamples(base, head, [examples[i] for i in order], first, self._keep, weights, texts)
         return head, read(torch.randint(len(order), (self.phase.num_examples,), generator=rng).tolist())
 
 

@@ -29,9 +29,8 @@ def base(tiny_llama: Path) -> LoadedBase:
 def reader(base: LoadedBase, keep: Path, labels: Sequence[str] = ("animal", "plant"), first_layer: int = 1):
     head = build_head(base.record.spec.kind, base.model, base.tokenizer, labels)
     words = toy_task().examples("train")[:20]
-    examples = [
-        Example(text=e.text + " red" * (7 * i % 5), label=e.label) for i, e in enumerate(words)
-    ]  # of all lengths
+    lengths = [7 * i % 5 for i in range(len(words))]
+    examples = [Example(text=e.text + " red" * n, label=e.label) for e, n in zip(words, lengths, strict=True)]
     return head, examples, EnteredExamples(base, head, examples, first_layer, keep, "weights", "texts")
 
 

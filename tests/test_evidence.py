@@ -61,6 +61,15 @@ def test_an_arm_of_some_versions_is_compared_on_these_only():
     assert "(on 1 of 2)" in headline_text(list(rows.values()))
 
 
+def test_a_version_without_generated_adapters_has_its_means_and_no_differences():
+    scores, answers = tables()
+    scores, answers = (t[~((t["base"] == "code-t3") & (t["arm"] == "generated"))] for t in (scores, answers))
+    rows = {row["group"]: row for row in headline(scores, answers, 200)}
+    bare = rows["code t=3 (unseen)"]
+    assert "trained" in bare["arms"] and bare["generated_minus"] == {} and bare["generated_over_trained"] is None
+    assert rows["all unseen"]["generated_minus"]["trained"] == rows["news t=3 (unseen)"]["generated_minus"]["trained"]
+
+
 def test_the_text_has_a_row_an_arm_and_signed_differences():
     text = headline_text(headline(*tables(), 200))
     lines = text.splitlines()

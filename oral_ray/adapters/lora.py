@@ -205,8 +205,8 @@ def _reader(head: Head, examples: Sequence[Example]) -> Callable[[Sequence[int]]
 
 
 def _entered(base: LoadedBase, task: Task, head: Head, layout: AdapterLayout, keep: Path) -> EnteredExamples:
-    examples, names = task.examples("train"), (base.record.fingerprint, task.fingerprint)
-    return EnteredExamples(base, head, examples, layout.first_layer, keep, *names)
+    weights, texts = base.record.fingerprint, task.fingerprint
+    return EnteredExamples(base, head, task.examples("train"), layout.first_layer, keep, weights, texts)
 
 
 def _batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[int]]:

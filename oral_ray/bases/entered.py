@@ -1,7 +1,7 @@
 """Examples with everything below the first adapted layer computed once, for many steps and many adapters above it.
 
 A frozen base does the same to a text in every training that reads it; only the layers from the first adapted one on are
-worth computing again. States are those of `enter`, exact, and kept in a file where one is named.
+worth computing again. States are those of `enter`, exact, and kept in a file of a folder.
 
     read = EnteredExamples(base, head, examples, layout.first_layer, folder, base.record.fingerprint, task.fingerprint)
     batch = read([3, 17])                        # as head.read of these examples

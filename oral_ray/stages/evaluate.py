@@ -93,16 +93,13 @@ def _made(config: Config, task_ids: Sequence[str]) -> tuple[ShardManifest, Diges
     train.run(config)
     found = corpus.run(config)
     control = train.regression_config(config)
-    beside: list[Call] = []
-    if any("regression" in part.evaluation.arms for part, _ in parts) and not train.is_done(
-        control, manifest.fingerprint
-    ):
-        beside = [(train.train_in_task, (control, manifest.fingerprint))]
-    regression, digests = train.recipe_of(control, manifest.fingerprint), {}
+    digests: Digests = {}
     for part, base_ids in parts:
+        left = "regression" in part.evaluation.arms and not train.is_done(control, manifest.fingerprint)
+        beside: list[Call] = [(train.train_in_task, (control, manifest.fingerprint))] if left else []
         digests |= trained_arms(part, task_ids, found, base_ids, beside)
-        beside = []
     generators = {seed: train.trained(_seeded(config, seed)) for seed in config.evaluation.generator_seeds}
+    regression = train.recipe_of(control, manifest.fingerprint)
     for part, base_ids in parts:
         digests |= made_arms(part, task_ids, manifest, generators, regression, found, base_ids)
         of_part = {key: digest for key, digest in digests.items() if key[0] in base_ids}
@@ -113,11 +110,11 @@ def _made(config: Config, task_ids: Sequence[str]) -> tuple[ShardManifest, Diges
 
 def _parts(config: Config) -> Iterable[tuple[Config, list[str]]]:
     """The versions that have the same arms, and the configuration with these (`evaluation.arms_on`)."""
-    on, base_ids = config.evaluation.arms_on, chosen_bases(config)
-    for arms in dict.fromkeys(on.get(base_id, config.evaluation.arms) for base_id in base_ids):
-        evaluation = config.evaluation.model_copy(update={"arms": arms})
-        same = [base_id for base_id in base_ids if on.get(base_id, config.evaluation.arms) == arms]
-        yield config.model_copy(update={"evaluation": evaluation}), same
+    settings = config.evaluation
+    arms_of = {base_id: settings.arms_on.get(base_id, settings.arms) for base_id in chosen_bases(config)}
+    for arms in dict.fromkeys(arms_of.values()):
+        part = config.model_copy(update={"evaluation": settings.model_copy(update={"arms": arms})})
+        yield part, [base_id for base_id in arms_of if arms_of[base_id] == arms]
 
 
 def check_bases(digests: Digests, store: AdapterStore, found: dict[str, BaseRecord]) -> None:
