@@ -12,6 +12,7 @@ from oral_ray.stages.corpus import (
     alike,
     lines,
     newest_seen,
+    plan_learned,
     plan_run,
     plan_targets,
     reused_ids,
@@ -90,6 +91,25 @@ def test_the_generator_learns_one_adapter_a_version_or_one_for_all_versions():
         ("wordnet/matter", ("a",)), ("wordnet/matter", ("b",)), ("wordnet/mind", ("a",)), ("wordnet/mind", ("b",)),
     ]  # fmt: skip
     assert targets("joint", **records) == [("wordnet/matter", ("a", "b")), ("wordnet/mind", ("a", "b"))]
+
+
+@pytest.mark.parametrize("kind", ["single", "joint"])
+def test_a_generator_may_learn_from_a_part_of_the_seeds_and_the_next_one_from_others(kind: str):
+    records = {"a": record("a"), "b": record("b")}
+    settings = settings_of(records, targets=kind, seeds=[3, 5, 8], seeds_per_generator=2)
+    per_seed = {
+        run.seed: seed for seed in (3, 5, 8) for run in plan_targets(settings_of(records, seeds=[seed]), records)
+    }
+
+    def learned(generator: int) -> set[int]:
+        training = settings.training.model_copy(update={"seed": generator})
+        runs = plan_learned(settings.model_copy(update={"training": training}), records)
+        assert {run.recipe for run in runs} <= {run.recipe for run in plan_targets(settings, records)}
+        return {per_seed[run.seed] for run in runs}
+
+    assert [learned(generator) for generator in range(4)] == [{3, 5}, {5, 8}, {8, 3}, {3, 5}]
+    everything = settings_of(records, targets=kind, seeds=[3, 5, 8])
+    assert plan_learned(everything, records) == plan_targets(everything, records)
 
 
 def test_versions_of_different_architectures_have_joint_adapters_of_their_own():

@@ -18,14 +18,19 @@ DTYPE_BYTES = {
 }  # fmt: skip
 
 
-class Files(Protocol):
-    """What reading a checkpoint needs of a store; every `Objects` is one."""
+class Ranges(Protocol):
+    """What reading a header needs."""
 
     uri: str
 
-    def get(self, key: str) -> bytes: ...
     def range(self, key: str, start: int, length: int) -> bytes: ...
     def num_bytes(self, key: str) -> int: ...
+
+
+class Files(Ranges, Protocol):
+    """What reading a checkpoint needs of a store; every `Objects` is one."""
+
+    def get(self, key: str) -> bytes: ...
     def exists(self, key: str) -> bool: ...
 
 
@@ -40,7 +45,7 @@ class TensorEntry:
     end: int
 
 
-def read_header(files: Files, key: str) -> dict[str, TensorEntry]:
+def read_header(files: Ranges, key: str) -> dict[str, TensorEntry]:
     """All tensors of one .safetensors object; BaseModelError says what is wrong with it."""
     num_bytes = files.num_bytes(key)
     prefix = files.range(key, 0, 8)

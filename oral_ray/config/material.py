@@ -147,14 +147,17 @@ class CorpusConfig(Section):
 
     `targets` are what the generator learns to reproduce: the adapters trained on each seen version by itself (`single`), or
     on all seen versions of an architecture together (`joint`, the arm of that name), one adapter a task for all of them.
-    `kinds` are the kinds of adapters that one generator learns side by side; none: `lora`, which is what is generated and
-    scored, alone. With `num_examples` every training, that of the generator too, reads no more of a task than its first so
-    many; what a frozen base does to them below the first adapted layer is then computed once and kept in the cache folder.
+    A generator learns from `seeds_per_generator` of the seeds (none: from all), its `training.seed` says which: where two
+    trainings of a task end far apart, what has learned both is between them. `kinds` are the kinds of adapters that one
+    generator learns side by side; none: `lora`, which is what is generated and scored, alone. With `num_examples` every
+    training, that of the generator too, reads no more of a task than its first so many; what a frozen base does to them
+    below the first adapted layer is then computed once and kept in the cache folder.
     """
 
     targets: Literal["single", "joint"] = "single"
     kinds: tuple[LoraSettings, ...] = ()
     seeds: Annotated[tuple[int, ...], Distinct] = Field(default=(0,), min_length=1)
+    seeds_per_generator: PositiveInt | None = None
     num_examples: PositiveInt | None = Field(default=None, exclude_if=lambda value: value is None)
     steps: PositiveInt = 80
     batch_size: PositiveInt = 16

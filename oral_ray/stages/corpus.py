@@ -22,6 +22,13 @@ from oral_ray.store.records import Records
 from oral_ray.tasks import Task, load_task
 
 RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
+WHICH_RUNS = {
+    "targets",
+    "kinds",
+    "seeds",
+    "seeds_per_generator",
+    "retries",
+}  # the rest says how one is made
 
 
 class CorpusRun(Section):
@@ -106,7 +113,7 @@ def plan_grid(config: Config, found: dict[str, BaseRecord], base_ids: Iterable[s
 
 
 def plan_targets(config: Config, found: dict[str, BaseRecord]) -> list[CorpusRun]:
-    """The runs whose adapters the generator learns to reproduce (`corpus.targets`)."""
+    """The runs whose adapters a generator learns to reproduce (`corpus.targets`), of all seeds."""
     seen = seen_ids(config)
     if config.corpus.targets == "single":
         return plan_grid(config, found, seen)
@@ -120,13 +127,21 @@ def plan_targets(config: Config, found: dict[str, BaseRecord]) -> list[CorpusRun
     ]
 
 
+def plan_learned(config: Config, found: dict[str, BaseRecord]) -> list[CorpusRun]:
+    """The targets of the seeds that this very generator learns from (`corpus.seeds_per_generator`)."""
+    seeds, first = config.corpus.seeds, config.training.seed % len(config.corpus.seeds)
+    learned = (seeds[first:] + seeds[:first])[: config.corpus.seeds_per_generator]
+    settings = config.corpus.model_copy(update={"seeds": learned})
+    return plan_targets(config.model_copy(update={"corpus": settings}), found)
+
+
 def plan_run(
     config: Config, task_id: str, records: Sequence[BaseRecord], seed: int, lora: LoraSettings | None = None
 ) -> CorpusRun:
     """One run (of kind `config.lora` unless another is given) and its recipe: everything that decides the result, nothing
     that does not."""
     lora = lora or config.lora
-    training = config.corpus.model_dump(exclude={"targets", "kinds", "seeds", "retries"})
+    training = config.corpus.model_dump(exclude=WHICH_RUNS)
     run_seed = derive_seed(config.seed, "corpus", seed)
     recipe = fingerprint(
         "corpus", RECIPE_VERSION, load_task(task_id).fingerprint, [r.fingerprint for r in records],

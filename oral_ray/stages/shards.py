@@ -33,7 +33,7 @@ def run(config: Config) -> ShardManifest:
     found = corpus.run(config)
     objects = open_objects(config.store)
     seen = corpus.seen_ids(config)
-    entries = corpus.train_runs(config, corpus.plan_targets(config, found), found)
+    entries = corpus.train_runs(config, corpus.plan_learned(config, found), found)
     recipe = fingerprint("shards", RECIPE_VERSION, [entry.run.recipe for entry in entries], config.tokens)
     if (done := read_manifest(objects, recipe)) is not None:
         return done

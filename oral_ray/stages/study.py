@@ -216,7 +216,7 @@ def _kept(table: pd.DataFrame) -> list[str]:
 
 
 def _screen_recipe(config: Config) -> str:
-    corpus_settings = config.corpus.model_dump(mode="json", exclude={"targets", "kinds", "seeds", "retries"})
+    corpus_settings = config.corpus.model_dump(mode="json", exclude=corpus.WHICH_RUNS)
     tasks = [load_task(task_id).fingerprint for task_id in config.tasks.ids]
     return fingerprint(
         "screen", 1, tasks, config.bases.versions[0], config.bases.dtype, config.lora, corpus_settings,
