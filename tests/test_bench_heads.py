@@ -104,10 +104,11 @@ def test_training_and_generating_are_of_one_kind_of_adapter_and_told_apiece(
     config = tmp_path / "config.toml"
     config.write_text(TINY.read_text() + f'\n[condition]\ntext_encoder = "{tiny_bert}"\n')
     overrides = [f"config={config}", f"base={tiny_llama}", "task=wordnet/mind", "batch=4", "repetitions=1"]
-    train, one, together = adapt.run(build_section(adapt.Options, overrides)).rows
+    train, one, together, again = adapt.run(build_section(adapt.Options, overrides)).rows
     assert train["what"] == "train, 4 steps of 4, float32"
     assert (train["adapters"], one["adapters"], together["adapters"]) == (1, 1, 4)
     assert train["ratio"] == 1.0
     assert together["each_s"] == pytest.approx(float(together["seconds"] or 0) / 4)
     assert one["ratio"] == pytest.approx(float(train["seconds"] or 0) / float(one["seconds"] or 1))
-    assert len({row["parameters"] for row in (train, one, together)}) == 1
+    assert len({row["parameters"] for row in (train, one, together, again)}) == 1
+    assert again["what"] == "train, states below kept"

@@ -1,11 +1,16 @@
 """To train an adapter, or to generate it: seconds of both for one base, kind of adapter and generator, in one run.
 
 Settings are those of `config`: LoRA, training steps and batch, number format, generator, sampling steps. Training is
-`adapters.lora.train_adapter` and leaves out loading the base and reading examples; generating is `AdapterFactory.generate`,
-from the prompt to the artifact with its digest. The generator's weights are random: its time does not depend on them.
+`adapters.lora.train_adapter` and leaves out loading the base and reading examples, once as it comes and once where what
+lies below the first adapted layer has been computed for all examples before (`corpus.num_examples`). Generating is
+`AdapterFactory.generate`, from the prompt to the artifact with its digest. Its weights are random: its time does
+not depend on them.
 
     oral-ray bench adapt base=oral-store-smollm2/bases/smollm2-t0 --json out/bench/adapt.json
 """
+
+import tempfile
+from pathlib import Path
 
 from pydantic import PositiveInt
 
@@ -31,7 +36,8 @@ class Options(BenchOptions):
 
 
 def run(options: Options) -> Result:
-    """A row for training, one for a single generated adapter, one for an adapter of a batch; `ratio` is to training."""
+    """Rows for training, for a single generated adapter, for one of a batch, for training on kept states; `ratio` is the
+    first's time over theirs."""
     config, task = load_config(options.config), load_task(options.task)
     origin = config.bases.versions[0].origin
     if not options.base and not isinstance(origin, ImportOrigin):
@@ -40,8 +46,16 @@ def run(options: Options) -> Result:
     layout = AdapterLayout.of(base.record.spec, config.lora, config.tokens.token_dim)
     once = config.corpus.model_copy(update={"keep_last": 1})
     short = once.model_copy(update={"steps": 1})
-    train_adapter([base], task, layout, short, 0)  # warm-up
-    trained = spread([timed(lambda: train_adapter([base], task, layout, once, 0)) for _ in range(options.trainings)])
+    few = task.model_copy(update={"train": task.train[: config.corpus.num_examples]})
+
+    def trained(keep: Path | None) -> Row:
+        train_adapter([base], few, layout, short, 0, keep=keep)  # warm-up; the second way computes what it keeps
+        return spread(
+            [timed(lambda: train_adapter([base], few, layout, once, 0, keep=keep)) for _ in range(options.trainings)]
+        )
+
+    with tempfile.TemporaryDirectory(prefix="oral-bench-") as name:
+        plain, on_kept = trained(None), trained(Path(name))
     encoder = ConditionEncoder(config.condition)
     factory = random_factory(config.generator, encoder, config.tokens.token_dim, config.sampling, "cpu")
     prompts = [task.prompts[i % len(task.prompts)] for i in range(options.batch)]
@@ -54,9 +68,10 @@ def run(options: Options) -> Result:
         options.repetitions,
     )
     about = f"train, {once.steps} steps of {once.batch_size}, {config.bases.dtype}"
-    rows: list[Row] = [{"what": about, **trained, "adapters": 1}]
+    rows: list[Row] = [{"what": about, **plain, "adapters": 1}]
     rows += [row | {"adapters": num} for row, num in zip(generated, (1, options.batch), strict=True)]
-    seconds = float(trained["seconds"] or 0)
+    rows.append({"what": "train, states below kept", **on_kept, "adapters": 1})
+    seconds = float(plain["seconds"] or 0)
     return Result(rows=tuple(_each(row, seconds, layout) for row in rows))
 
 
