@@ -15,15 +15,19 @@ import pandas as pd
 from oral_ray.config import ALL_ARMS
 from oral_ray.evaluation import Interval, mean_over_tasks, paired_difference
 
-AGAINST = (
-    "trained", "trained_long", "reuse_old", "reuse_new", "joint", "joint_virtual", "nearest", "regression", "held_out",
-    "wrong_prompt",
-)  # fmt: skip
+AGAINST = {
+    "generated": (
+        "trained", "trained_long", "reuse_old", "reuse_new", "joint", "joint_virtual", "nearest", "regression", "held_out",
+        "wrong_prompt",
+    ),
+    "best_generated": ("best_trained", "best_reuse_new", "best_joint", "best_joint_virtual"),
+}  # fmt: skip
 Correct = dict[str, np.ndarray]  # task -> [S, N]
 
 
 def headline(scores: pd.DataFrame, answers: pd.DataFrame, num_draws: int) -> list[dict[str, Any]]:
-    """One row a group: mean accuracy of every arm, and `generated` minus every other one, with intervals.
+    """One row a group: mean accuracy of every arm, and `generated` minus others, with intervals; the same of
+    `best_generated`, where every arm has the same few validation examples to choose by.
 
     A mean is of arms that all versions of the group have, a difference over the `num_bases` versions that have both arms.
     `scores` has the columns line and t beside those of the evaluation; `answers` one row an example.
@@ -34,14 +38,15 @@ def headline(scores: pd.DataFrame, answers: pd.DataFrame, num_draws: int) -> lis
         num_tasks = scores[scores["base"].isin(bases)]["task"].nunique()
         row: dict[str, Any] = {"group": name, "num_bases": len(bases), "num_tasks": num_tasks}
         row["arms"] = {arm: _rounded(mean_over_tasks(correct, num_draws)) for arm, correct in everywhere.items()}
-        row["generated_minus"] = {}
-        for arm in (arm for arm in AGAINST if arm in versions):
-            on = [base for base in bases if base in versions[arm] & versions["generated"]]
-            if not on:
-                continue
-            pair = everywhere if on == bases else _correct(answers, on, ["generated", arm])
-            difference = paired_difference(pair["generated"], pair[arm], num_draws)
-            row["generated_minus"][arm] = {**_rounded(difference), "num_bases": len(on)}
+        for ours, others in AGAINST.items():
+            row[f"{ours}_minus"] = {}
+            for arm in (arm for arm in others if arm in versions and ours in versions):
+                on = [base for base in bases if base in versions[arm] & versions[ours]]
+                if not on:
+                    continue
+                pair = everywhere if on == bases else _correct(answers, on, [ours, arm])
+                difference = paired_difference(pair[ours], pair[arm], num_draws)
+                row[f"{ours}_minus"][arm] = {**_rounded(difference), "num_bases": len(on)}
         row["generated_over_trained"] = _ratio(row["arms"])
         rows.append(row)
     return rows
@@ -53,10 +58,14 @@ def headline_text(rows: list[dict[str, Any]]) -> str:
     lines = [f"| mean accuracy, % | {' | '.join(groups)} |", f"|---|{'---|' * len(groups)}"]
     for arm in (arm for arm in ALL_ARMS if any(arm in row["arms"] for row in rows)):
         lines.append(f"| {arm} | {' | '.join(_percent(row['arms'].get(arm)) for row in rows)} |")
-    lines += ["", f"| generated minus ..., points | {' | '.join(groups)} |", f"|---|{'---|' * len(groups)}"]
-    for arm in (arm for arm in AGAINST if any(arm in row["generated_minus"] for row in rows)):
-        cells = [_percent(row["generated_minus"].get(arm), signed=True) + _part(row, arm) for row in rows]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    for ours, others in AGAINST.items():
+        key = f"{ours}_minus"
+        if not (shown := [arm for arm in others if any(arm in row[key] for row in rows)]):
+            continue
+        lines += ["", f"| {ours} minus ..., points | {' | '.join(groups)} |", f"|---|{'---|' * len(groups)}"]
+        for arm in shown:
+            cells = [_percent(row[key].get(arm), signed=True) + _part(row, key, arm) for row in rows]
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -94,9 +103,9 @@ def _rounded(interval: Interval) -> dict[str, float]:
     return {name: round(value, 4) for name, value in interval.model_dump().items()}
 
 
-def _part(row: dict[str, Any], arm: str) -> str:
+def _part(row: dict[str, Any], key: str, arm: str) -> str:
     """How many versions of the group a difference is over, where not all have the arm."""
-    num = row["generated_minus"].get(arm, {}).get("num_bases", row["num_bases"])
+    num = row[key].get(arm, {}).get("num_bases", row["num_bases"])
     return "" if num == row["num_bases"] else f" (on {num} of {row['num_bases']})"
 
 

@@ -70,6 +70,21 @@ def test_a_version_without_generated_adapters_has_its_means_and_no_differences()
     assert rows["all unseen"]["generated_minus"]["trained"] == rows["news t=3 (unseen)"]["generated_minus"]["trained"]
 
 
+def test_arms_with_the_same_privilege_are_compared_among_themselves():
+    scores, answers = tables()
+    named = {"generated": "best_generated", "reuse_new": "best_joint", "trained": "best_trained"}
+    more = [
+        pd.concat([t, *(t[t["arm"] == arm].assign(arm=best) for arm, best in named.items())]) for t in (scores, answers)
+    ]
+    for row in headline(*more, 200):
+        assert row["best_generated_minus"].keys() == {"best_joint", "best_trained"}
+        assert row["best_generated_minus"]["best_joint"] == row["generated_minus"]["reuse_new"]
+        assert row["generated_minus"].keys() == {"trained", "reuse_new", "wrong_prompt"}
+    text = headline_text(headline(*more, 200))
+    assert "| best_generated minus" in text
+    assert "best_generated minus" not in headline_text(headline(scores, answers, 200))
+
+
 def test_the_text_has_a_row_an_arm_and_signed_differences():
     text = headline_text(headline(*tables(), 200))
     lines = text.splitlines()

@@ -10,7 +10,7 @@ Arm = Literal[
     "base", "prompted", "few_shot", "majority", "trained", "trained_long", "reuse_old", "reuse_new", "joint",
     "joint_virtual", "mean", "nearest", "multitask", "multitask_instructed", "regression", "generated", "held_out",
     "wrong_prompt", "refined_scratch", "refined_reuse_new", "refined_generated", "best_trained", "best_reuse_new",
-    "best_joint_virtual", "best_generated",
+    "best_joint", "best_joint_virtual", "best_generated",
 ]  # fmt: skip
 ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
 _DEFAULT_ARMS: tuple[Arm, ...] = (
