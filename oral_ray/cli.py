@@ -1,14 +1,16 @@
 """The command line, `oral-ray ...`: parse, call one function each, print. The only module of the library that prints.
 
 Exit codes: 0 done, 1 something unexpected (with a traceback), 2 an error that the message explains, 3 some items of many
-failed and the others are done, 75 out of the time it was given, run the same command again.
+failed and the others are done, 75 out of the time it was given, run the same command again, 141 nobody reads the output.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import runpy
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,6 +74,17 @@ def _shown(result: Any) -> str:
     return result if isinstance(result, str) else json.dumps(result, indent=1)
 
 
+def _reader_has_gone() -> bool:
+    """Whether nobody reads standard output any more; what is left of it is dropped then."""
+    with contextlib.suppress(OSError):  # it is no file
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return True
+    return False
+
+
 def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace, verbose: bool) -> int:
     """Run a command; an OralError becomes one line on standard error and exit code 2."""
     level = logging.DEBUG if verbose else logging.INFO
@@ -79,11 +92,15 @@ def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace,
     for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "filelock", "httpx", "ray", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return call(args) or 0
+        code = call(args) or 0
+        sys.stdout.flush()  # a reader that has gone, such as `head`, shows here and not when the interpreter ends
+        return code
     except OralError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 75 if isinstance(error, OutOfTimeError) else 2
     except OSError as error:
+        if _reader_has_gone():
+            return 141
         logging.getLogger(__name__).debug("failed", exc_info=error)
         reason = " ".join(str(getattr(error, "cause", error)).split())  # Ray wraps what a worker raises
         print(f"error: {reason}; check paths, space and permissions (--verbose says where)", file=sys.stderr)

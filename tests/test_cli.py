@@ -183,6 +183,17 @@ def run(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *argv], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("length", [0, 1_000_000])
+def test_a_reader_that_has_seen_enough_is_no_error(length: int):
+    code = (
+        f"import sys; from oral_ray.cli import guarded; sys.exit(guarded(lambda _: print('x' * {length}), None, False))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
 def test_inspect_describes_an_8_billion_model_in_little_memory_and_without_torch(place: Path):
     code = (
         "import sys; from oral_ray.cli import main\n"
