@@ -72,19 +72,18 @@ def test_a_version_without_generated_adapters_has_its_means_and_no_differences()
 
 def test_arms_with_the_same_privilege_are_compared_among_themselves():
     scores, answers = tables()
-    named = {"trained": "best_generated", "wrong_prompt": "best_joint", "reuse_new": "best_trained"}
+    source = {"best_generated": "trained", "best_joint": "wrong_prompt", "best_trained": "reuse_new"}
 
-    def with_best(*arms: str) -> list:
-        made = {best: arm for arm, best in named.items()}
+    def with_best(*arms: str) -> list[pd.DataFrame]:
         return [
-            pd.concat([t, *(t[t["arm"] == made[best]].assign(arm=best) for best in arms)]) for t in (scores, answers)
+            pd.concat([t, *(t[t["arm"] == source[arm]].assign(arm=arm) for arm in arms)]) for t in (scores, answers)
         ]
 
-    for row in headline(*with_best(*named.values()), 200):
+    for row in headline(*with_best(*source), 200):
         assert row["best_generated_minus"].keys() == {"best_joint", "best_trained"}
         assert row["best_generated_minus"]["best_joint"]["mean"] == pytest.approx(0.35, abs=0.05)
         assert row["generated_minus"].keys() == {"trained", "reuse_new", "wrong_prompt"}
-    assert "| best_generated minus" in headline_text(headline(*with_best(*named.values()), 200))
+    assert "| best_generated minus" in headline_text(headline(*with_best(*source), 200))
     alone = headline(*with_best("best_trained"), 200)
     assert all(row["best_generated_minus"] == {} for row in alone)
     assert "best_generated minus" not in headline_text(alone)

@@ -22,7 +22,7 @@ from oral_ray.bench.harness import BenchOptions, Result, Row, compare, spread, t
 from oral_ray.config import ImportOrigin, load_config
 from oral_ray.errors import ConfigError
 from oral_ray.generator.condition import Condition, ConditionEncoder
-from oral_ray.tasks import load_task
+from oral_ray.stages.corpus import training_task
 
 
 class Options(BenchOptions):
@@ -38,7 +38,8 @@ class Options(BenchOptions):
 def run(options: Options) -> Result:
     """Rows for training, for a single generated adapter, for one of a batch, for training on kept states; `ratio` is the
     first's time over theirs."""
-    config, task = load_config(options.config), load_task(options.task)
+    config = load_config(options.config)
+    task = training_task(config, options.task)
     origin = config.bases.versions[0].origin
     if not options.base and not isinstance(origin, ImportOrigin):
         raise ConfigError(f"the first version of {options.config} is not imported; say base=FOLDER")
@@ -46,12 +47,11 @@ def run(options: Options) -> Result:
     layout = AdapterLayout.of(base.record.spec, config.lora, config.tokens.token_dim)
     once = config.corpus.model_copy(update={"keep_last": 1})
     short = once.model_copy(update={"steps": 1})
-    few = task.model_copy(update={"train": task.train[: config.corpus.num_examples]})
 
     def trained(keep: Path | None) -> Row:
-        train_adapter([base], few, layout, short, 0, keep=keep)  # warm-up; the second way computes what it keeps
+        train_adapter([base], task, layout, short, 0, keep=keep)  # warm-up; the second way computes what it keeps
         return spread(
-            [timed(lambda: train_adapter([base], few, layout, once, 0, keep=keep)) for _ in range(options.trainings)]
+            [timed(lambda: train_adapter([base], task, layout, once, 0, keep=keep)) for _ in range(options.trainings)]
         )
 
     with tempfile.TemporaryDirectory(prefix="oral-bench-") as name:

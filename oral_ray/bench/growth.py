@@ -58,7 +58,7 @@ class Rates:
 
     def __init__(self, folder: Path) -> None:
         [adapt, train, data] = [_reports(folder, name)[0] for name in ("adapt", "train", "data")]
-        trained, _, together = adapt["result"]["rows"][:3]
+        trained, _, together, *_ = adapt["result"]["rows"]
         self.parameters = int(trained["parameters"])
         self.train_s, self.generate_s = float(trained["each_s"]), float(together["each_s"])
         plain = next(row for row in train["result"]["rows"] if row["what"] == PLAIN)

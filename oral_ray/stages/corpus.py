@@ -22,13 +22,8 @@ from oral_ray.store.records import Records
 from oral_ray.tasks import Task, load_task
 
 RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
-WHICH_RUNS = {
-    "targets",
-    "kinds",
-    "seeds",
-    "seeds_per_generator",
-    "retries",
-}  # the rest says how one is made
+# Of CorpusConfig; the rest says how a run is made.
+WHICH_RUNS = {"targets", "kinds", "seeds", "seeds_per_generator", "retries"}
 
 
 class CorpusRun(Section):
