@@ -72,6 +72,17 @@ def test_a_damaged_folder_is_no_adapter_and_nothing_of_it_is_stored(
     assert list(objects.list()) == []
 
 
+def test_weights_that_are_a_link_out_of_their_folder_are_not_read(
+    objects: FileObjects, make_artifact: MakeArtifact, tmp_path: Path
+):
+    folder = write_folder(make_artifact(), tmp_path / "a")
+    (folder / WEIGHTS).rename(tmp_path / "outside")
+    (folder / WEIGHTS).symlink_to(tmp_path / "outside")
+    with pytest.raises(ArtifactError, match="is a link that leaves"):
+        AdapterStore(objects).put_folder(folder)
+    assert list(objects.list()) == []
+
+
 @pytest.mark.parametrize("kind", ["objects", "s3_objects"])
 def test_a_folder_that_is_put_is_the_adapter_that_is_put(
     kind: str, request: pytest.FixtureRequest, make_artifact: MakeArtifact, tmp_path: Path
