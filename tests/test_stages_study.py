@@ -1,19 +1,22 @@
 """The study: descent of the versions, what the screening keeps and why, stages that need it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 from test_report import ACCURACY, write_tables
 from test_stages_corpus import two_lines
 
 from oral_ray.config import Config, StudyConfig
 from oral_ray.errors import EvaluationError
 from oral_ray.objects import FileObjects
-from oral_ray.stages import evaluate, study, study_report, train
+from oral_ray.stages import bases, evaluate, study, study_report, train
 from oral_ray.stages.study import kept_tasks, run_stage
 from oral_ray.stages.study_report import lines_of_descent
+from oral_ray.store.bases import BaseShelf
 
 
 def config(objects: FileObjects) -> Config:
@@ -28,6 +31,26 @@ def test_a_version_is_of_the_corpus_it_was_pretrained_on():
         "t0": ("", 0), "n1": ("news", 1), "n2": ("news", 2), "n3": ("news", 3), "c1": ("news", 1), "c2": ("news", 2),
         "c3": ("news", 3), "c4": ("news", 4),
     }  # fmt: skip
+
+
+def test_versions_of_two_architectures_drift_from_the_first_of_their_own(
+    objects: FileObjects, tiny_bert: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, folder in (("bert-t0", tiny_bert), ("bert-t1", tiny_bert), ("llama-t0", tiny_llama)):
+        shutil.copytree(folder, objects.root / "bases" / name)
+    file = objects.root / "bases/bert-t1/model.safetensors"
+    save_file({name: 1.5 * tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    found = {name: BaseShelf(objects, "bases").record(name) for name in ("bert-t0", "bert-t1", "llama-t0")}
+    monkeypatch.setattr(bases, "run", lambda config: found)
+    monkeypatch.setattr(study, "run_tasks", lambda calls, *_, **__: [function(*of) for function, of in calls])
+    monkeypatch.setattr(study, "load_corpus", lambda name: [f"{name} of the day is long"] * 400)
+    settings = config(objects).model_copy(update={"out": str(objects.root / "out")})
+    Path(settings.out).mkdir()
+    study.drift(settings)
+    table = pd.read_parquet(Path(settings.out) / "drift.parquet").set_index("base")
+    assert list(table["weight_change"]) == pytest.approx([0.0, 0.5, 0.0])
+    assert table.loc["llama-t0", "perplexity_news"] > 1.0
+    assert table.loc[["bert-t0", "bert-t1"], "perplexity_news"].isna().all()  # an encoder predicts no text
 
 
 def test_an_unknown_stage_lists_the_stages(objects: FileObjects):

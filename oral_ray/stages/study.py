@@ -63,23 +63,27 @@ def tasks(config: Config) -> str:
 
 
 def drift(config: Config) -> str:
-    """Make the base versions; how far each is from the first: relative change of the weights, perplexities."""
+    """Make the base versions; how far each is from the first of its architecture: change of the weights, perplexities."""
     found = bases.run(config)
-    first = next(iter(found.values()))
-    calls: list[Call] = [(measure_drift, (config.store, first, record)) for record in found.values()]
+    first: dict[str, BaseRecord] = {}
+    calls: list[Call] = [
+        (measure_drift, (config.store, first.setdefault(record.spec.digest, record), record))
+        for record in found.values()
+    ]
     rows = run_tasks(calls, config.cluster, determinism=config.determinism, retries=1, label="drift")
     return _written(config, "drift", pd.DataFrame(rows))
 
 
 def measure_drift(store: StoreConfig, first: BaseRecord, record: BaseRecord) -> dict[str, Any]:
-    """Worker: the drift of one version from the first, kept as a record."""
+    """Worker: the drift of one version from the first, kept as a record; perplexities of a causal language model only."""
     records = Records(open_objects(store))
     recipe = fingerprint("drift", 1, first.fingerprint, record.fingerprint, CORPORA)
     if (kept := records.get("drift", recipe)) is not None:
         return kept
     base = load_base(record)
     row: dict[str, Any] = {"base": record.id, "weight_change": weight_change(load_base(first), base)}
-    row |= {f"perplexity_{name}": perplexity(base, load_corpus(name)) for name in CORPORA}
+    if record.spec.kind == "causal":
+        row |= {f"perplexity_{name}": perplexity(base, load_corpus(name)) for name in CORPORA}
     return records.commit("drift", recipe, row)
 
 

@@ -56,7 +56,7 @@ def run(config: Config) -> str:
         "command": command,
         "headline": rows,
         "tasks": list(config.tasks.ids),
-        **{name: table.to_dict("records") for name, table in tables.items()},
+        **{name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()},
         "cell_command": (
             f"oral-ray score {objects.uri.removeprefix('file://')}/adapters/DIGEST "
             f"--base {objects.uri.removeprefix('file://')}/{config.bases.prefix}/BASE --task TASK "
