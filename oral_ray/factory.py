@@ -135,7 +135,7 @@ class AdapterFactory:
     def _encode(self, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor]:
         """c_text [B, E] and c_model [B, G]."""
         stats = self.generator.probe_stats
-        text_BE = self.encoder.encode_prompts([condition.prompt for condition in conditions])
+        text_BE = self.encoder.encode_prompts([condition.prompt for condition in conditions], len(conditions))
         model_BG = torch.stack([self.encoder.encode_base(c.base, c.probes, stats) for c in conditions])
         return text_BE.to(self._device), model_BG.to(self._device)
 

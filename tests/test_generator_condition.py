@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from oral_ray.generator.condition import (
     fit_probe_stats,
 )
 from oral_ray.objects import FileObjects
+from oral_ray.tasks.scoring import embed
 
 Version = tuple[BaseRecord, dict[str, Tensor]]
 
@@ -101,6 +103,29 @@ def test_embeddings_are_of_order_one_and_do_not_depend_on_the_batch(encoder: Con
     alone = torch.cat([encoder.encode_prompts([prompt]) for prompt in reversed(prompts)]).flip(0)
     assert torch.equal(together, alone)
     assert torch.allclose(together.square().mean(1), torch.ones(3), atol=1e-4)
+
+
+def test_prompts_embedded_together_are_those_embedded_alone_up_to_rounding(minilm: ConditionEncoder) -> None:
+    prompts = ["dog", "Classify a text as animal or plant, as well as you can.", "dog", "Which metal?"]
+    alone = minilm.encode_prompts(prompts)
+    fresh = ConditionEncoder(minilm.config)
+    with patch("oral_ray.generator.condition.embed", wraps=embed) as embedded:
+        together = fresh.encode_prompts(prompts, batch_size=2)
+        assert torch.equal(fresh.encode_prompts(prompts[::-1]), together.flip(0))  # remembered
+    assert embedded.call_count == 2  # three texts, two at a time
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_an_encoder_forgets_the_oldest_of_many_prompts(
+    encoder: ConditionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oral_ray.generator.condition.MAX_KNOWN", 3)
+    first = encoder.encode_prompts(["one", "two", "three", "four", "five"], batch_size=8)
+    with patch("oral_ray.generator.condition.embed", wraps=embed) as embedded:
+        encoder.encode_prompts(["three", "four", "five"])
+        assert embedded.call_count == 0
+        assert torch.allclose(encoder.encode_prompts(["one"])[0], first[0], atol=1e-5)
+        assert embedded.call_count == 1
 
 
 def test_real_text_encoder_puts_wordings_of_one_task_together(minilm: ConditionEncoder) -> None:

@@ -9,7 +9,7 @@ width are independent; RPG (arXiv 2501.11587) ties them and pays with 0.95-2.8 b
     layout.num_tokens, layout.num_parameters
 """
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -64,8 +64,12 @@ class AdapterLayout(BaseModel):
     slots: tuple[AdapterSlot, ...]
 
     @classmethod
+    @lru_cache(maxsize=64)
     def of(cls, spec: BaseModelSpec, lora: LoraSettings, token_dim: int) -> "AdapterLayout":
-        """Derive the layout of LoRA settings on a base; LayoutError names what does not fit and what would."""
+        """Derive the layout of LoRA settings on a base; LayoutError names what does not fit and what would.
+
+        Remembered: at 96 tokens an adapter this took a tenth of the time of a sample.
+        """
         targets = _targets(spec, lora)
         limit = min(min(module.d_in, module.d_out) for module in targets)
         if lora.r > limit:

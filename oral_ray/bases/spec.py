@@ -55,6 +55,9 @@ class BaseModelSpec(BaseModel):
         """The architecture digest: equal for all versions of one architecture."""
         return fingerprint(self)
 
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @property
     def metadata(self) -> str:
         """The sentence that describes the architecture to the generator (ORAL section 3.2)."""

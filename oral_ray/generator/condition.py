@@ -22,6 +22,7 @@ from oral_ray.tasks.scoring import embed, encode
 
 MAX_PROMPT_CHARS = 1000
 PROMPT_TOKENS = 256
+MAX_KNOWN = 16384  # embeddings that an encoder remembers, 25 MB at 384 numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +106,11 @@ class ConditionEncoder:
         self.model_dim = self.text_dim + config.num_components
         self._known: dict[str, Tensor] = {}
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """c_text [B, E], entries of order one."""
+    def encode_prompts(self, prompts: Sequence[str], batch_size: int = 1) -> Tensor:
+        """c_text [B, E], entries of order one. More than one text at a time is faster, and changes float rounding."""
         if self.config.text == "random":
             return torch.stack([_random(f"prompt/{check_prompt(prompt)}", self.text_dim) for prompt in prompts])
-        return torch.stack([self._embed(check_prompt(prompt)) for prompt in prompts])
+        return self._embed([check_prompt(prompt) for prompt in prompts], batch_size)
 
     def encode_base(self, base: BaseRecord, probes: Mapping[str, Tensor], stats: ProbeStats) -> Tensor:
         """c_model [E + C], entries of order one."""
@@ -118,14 +119,21 @@ class ConditionEncoder:
         coordinates = torch.zeros(self.config.num_components)
         if self.config.model == "probes":
             coordinates = stats.project(base.spec.digest, probes, self.config.num_components)
-        return torch.cat([self._embed(base.spec.metadata), coordinates])
+        return torch.cat([self._embed([base.spec.metadata])[0], coordinates])
 
-    def _embed(self, text: str) -> Tensor:
-        if text not in self._known:
+    def _embed(self, texts: Sequence[str], batch_size: int = 1) -> Tensor:
+        """[B, E]; texts that were embedded lately are not embedded again."""
+        known = {text: self._known[text] for text in texts if text in self._known}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        for first in range(0, len(new), batch_size):
+            some = new[first : first + batch_size]
             with torch.no_grad():
-                batch = encode(self._tokenizer, [text], max_tokens=PROMPT_TOKENS)
-                self._known[text] = embed(self._model, batch)[0] * self.text_dim**0.5
-        return self._known[text]
+                rows_BE = embed(self._model, encode(self._tokenizer, some, max_tokens=PROMPT_TOKENS))
+            known |= zip(some, rows_BE * self.text_dim**0.5, strict=True)
+        self._known |= known
+        while len(self._known) > MAX_KNOWN:
+            self._known.pop(next(iter(self._known)))
+        return torch.stack([known[text] for text in texts])
 
 
 def _random(name: str, size: int) -> Tensor:

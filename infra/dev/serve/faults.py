@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from load import PROMPT
+from load import wording
 from running import BASE, ROOT, Running, begin_load, copy_of, end_load, wait_until, write
 
 from oral_ray.config import load_config
@@ -147,12 +147,12 @@ def count_wrong(store: Path, config: str, answers: dict[int, str]) -> int:
     for number, (seed, digest) in enumerate(answers.items()):
         artifact = adapters.get(digest)  # raises where the content is not what the id names
         origin = artifact.provenance
-        wrong += (origin.prompt, origin.base, origin.seed) != (PROMPT, BASE, seed)
+        wrong += (origin.prompt, origin.base, origin.seed) != (wording(seed), BASE, seed)
         if number % max(1, len(answers) // 12) == 0:
             if origin.generator not in services:
                 services[origin.generator] = open_service(settings, recipe=origin.generator)
             service = services[origin.generator]
-            [again] = service.sample([service.stock.order(PROMPT, BASE, seed)])
+            [again] = service.sample([service.stock.order(wording(seed), BASE, seed)])
             far = max(
                 float((again.tensors[k] - t).abs().max() / t.abs().max().clamp(min=1e-9))
                 for k, t in artifact.tensors.items()

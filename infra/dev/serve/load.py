@@ -2,7 +2,8 @@
 
 Reads one JSON object on stdin {port, clients, seconds or requests, fresh, first_seed, base, prefix, headers}, writes one on
 stdout {rows: [[start_s, seconds, status, content type]], answers: {seed: id}, cpu_s}. `fresh` asks for a new adapter each
-time, else for one of 32 that are stored.
+time, else for one of 32 that are stored. Every seed has a wording of its own, as users have: embedding a new one takes as
+long as sampling.
 """
 
 import asyncio
@@ -10,7 +11,10 @@ import json
 import sys
 import time
 
-PROMPT = "Is it an act, an event, a process or a phenomenon?"
+
+def wording(seed: int) -> str:
+    """The prompt that is asked with a seed."""
+    return f"Is it an act, an event, a process or a phenomenon? Mail {seed}."
 
 
 async def ask(reader, writer, method: str, path: str, body: bytes, headers: str = "") -> tuple[int, str, bytes]:
@@ -40,7 +44,7 @@ async def client(asked: dict, number: int, until: float, rows: list, answers: di
     while time.time() < until and (not asked.get("requests") or len(rows) < asked["requests"]):
         seed = asked["first_seed"] + (number + count * asked["clients"]) % (2**40 if asked["fresh"] else 32)
         count += 1
-        wanted = {"prompt": PROMPT, "base": asked["base"], "seed": seed}
+        wanted = {"prompt": wording(seed), "base": asked["base"], "seed": seed}
         started = time.time()
         try:
             if writer is None:

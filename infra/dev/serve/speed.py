@@ -24,6 +24,7 @@ import json, sys, time
 from oral_ray.cluster import limit_threads
 from oral_ray.config import load_config
 from oral_ray.service import open_service
+from load import wording
 limit_threads(1, False)
 config = load_config(sys.argv[1], [f"store.uri={sys.argv[2]}", "determinism=false"])
 service, seed = open_service(config), 10**12
@@ -31,8 +32,8 @@ for line in sys.stdin:
     batch, seconds = json.loads(line)
     taken, until = [], time.perf_counter() + seconds
     while not taken or time.perf_counter() < until:
-        prompt = "Is it an act, an event or a process?"
-        orders = [service.stock.order(prompt, sys.argv[3], seed + i) for i in range(batch)]
+        asked = range(seed, seed + batch)
+        orders = [service.stock.order(wording(number), sys.argv[3], number) for number in asked]
         seed += batch
         started = time.perf_counter()
         service.fulfil(orders)
@@ -56,7 +57,8 @@ def main() -> None:
         service = Running(args.config, store)
         direct = subprocess.Popen(
             [sys.executable, "-c", DIRECT, args.config, str(store), BASE], cwd=ROOT, text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         try:
             one = ("serve.min_replicas=1", "serve.max_replicas=1", "serve.max_queued_requests=256")
