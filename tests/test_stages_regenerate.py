@@ -82,6 +82,15 @@ def test_a_release_says_what_went_into_it(nightly: tuple[Path, Config], monkeypa
         assert {"base", adapter.arm} <= adapter.scores.keys()
 
 
+def test_a_pattern_that_no_landed_base_matches_is_named(nightly: tuple[Path, Config]):
+    _, config = nightly
+    recipe = regenerate.run(config).generator
+    patterns = config.regenerate.model_copy(update={"bases": ("v*", "v9-typo*")})
+    settings = config.model_copy(update={"regenerate": patterns})
+    assert [item.id for item in regenerate.survey(settings, recipe).skipped] == ["v9-typo*"]
+    assert regenerate.survey(settings, recipe, only=["v9"]).skipped == []  # an event names the bases it is about
+
+
 def test_what_another_code_decides_again_changes_no_release(
     nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
 ):

@@ -112,6 +112,13 @@ def survey(config: Config, recipe: str, only: Collection[str] | None = None) -> 
     objects = open_objects(config.store)
     landed, skipped = discover(objects, config.bases.prefix, config.regenerate.quiet_period_s, only)
     chosen = [base for base in landed if any(fnmatch.fnmatch(base.id, glob) for glob in config.regenerate.bases)]
+    if only is None:  # a mistyped pattern would do nothing, every night, and say so to nobody
+        names = [base.id for base in (*landed, *skipped)]
+        skipped += [
+            SkippedBase(id=glob, reason=f"nothing under {config.bases.prefix}/ has such a name; see regenerate.bases")
+            for glob in config.regenerate.bases
+            if not fnmatch.filter(names, glob)
+        ]
     heads = latest_releases(objects)
     released = {
         (base.id, base.fingerprint, adapter.task)
