@@ -94,6 +94,8 @@ def test_a_value_of_the_wrong_kind_is_an_error_that_names_key_and_value(
     [
         ('bases.versions=[{id="a", origin={kind="landed"}}, {id="a", origin={kind="landed"}}]', "'a' stands twice"),
         ('tasks.ids=["x/y", "x/y"]', "'tasks.ids': 'x/y' stands twice"),
+        ('evaluation.arms_on.t1=["base", "base"]', "'evaluation.arms_on.t1': 'base' stands twice"),
+        ("evaluation.arms_on.t1=[]", "'evaluation.arms_on.t1': Value should have at least 1 item"),
         ("corpus.seeds=[1, 1]", "'corpus.seeds': 1 stands twice"),
         ("corpus.seeds=[]", "'corpus.seeds'"),
         ("evaluation.seeds=[]", "'evaluation.seeds'"),

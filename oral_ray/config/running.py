@@ -12,6 +12,7 @@ Arm = Literal[
     "wrong_prompt", "refined_scratch", "refined_reuse_new", "refined_generated", "best_trained", "best_reuse_new",
     "best_joint", "best_joint_virtual", "best_generated",
 ]  # fmt: skip
+Arms = Annotated[tuple[Arm, ...], Distinct, Field(min_length=1)]
 ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
 _DEFAULT_ARMS: tuple[Arm, ...] = (
     "base", "majority", "trained", "trained_long", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression",
@@ -35,8 +36,8 @@ class EvaluationConfig(Section):
     Settings are chosen with `split = "validation"`; what is reported is `test`.
     """
 
-    arms: Annotated[tuple[Arm, ...], Distinct] = Field(default=_DEFAULT_ARMS, min_length=1)
-    arms_on: dict[Identifier, tuple[Arm, ...]] = Field(default={})
+    arms: Arms = _DEFAULT_ARMS
+    arms_on: dict[Identifier, Arms] = Field(default={})
     bases: tuple[Identifier, ...] = ()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Distinct] = Field(default=(0,), min_length=1)
     generator_seeds: Annotated[tuple[NonNegativeInt, ...], Distinct] = Field(default=(0,), min_length=1)
