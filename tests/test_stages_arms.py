@@ -65,15 +65,21 @@ def test_other_further_tasks_make_another_generator_and_none_leave_it_alone(obje
 
 @pytest.fixture
 def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch):
-    """Score cells by a table instead of a model; returns the arm `best_generated` and the cells that were asked."""
+    """Score cells by a table instead of a model; returns the arms `best_*` and the cells that were asked.
 
-    def run(right: dict[tuple[int, float], int]) -> tuple[str, dict[tuple[int, float], str], list[cells.Cell]]:
+    The adapters of seeds 0 and 1 are `generated`, that of seed 2 is reused.
+    """
+
+    def run(
+        right: dict[tuple[int, float], int],
+    ) -> tuple[dict[str, str], dict[tuple[int, float], str], list[cells.Cell]]:
         layout, base = layout_of(tiny_bert), base_of(tiny_bert)
-        found = config(objects, arms=["generated", "best_generated"], strengths=[1.0, 0.5], num_choice=7)
+        named = ["generated", "best_generated", "reuse_new", "best_reuse_new"]
+        found = config(objects, arms=named, strengths=[1.0, 0.5], num_choice=7)
         lora = found.lora.model_copy(update=layout.lora.model_dump())
         found = found.model_copy(update={"lora": lora})
         store = AdapterStore(objects)
-        given = {seed: store.put(random_artifact(layout, seed=seed)) for seed in (0, 1)}
+        given = {seed: store.put(random_artifact(layout, seed=seed)) for seed in (0, 1, 2)}
         made = {
             (seed, strength): arms._stronger(store, digest, layout, strength)
             for seed, digest in given.items()
@@ -83,14 +89,16 @@ def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch
 
         def score_all(config, objects, wanted, found):
             asked.extend(wanted)
-            scores = {made[key]: [True] * num + [False] * (7 - num) for key, num in right.items()}
+            table = {(2, 1.0): 0, (2, 0.5): 7} | right
+            scores = {made[key]: [True] * num + [False] * (7 - num) for key, num in table.items()}
             return {(cell.base, cell.task): scores for cell in wanted}
 
         monkeypatch.setattr(arms.cells, "score_all", score_all)
-        digests: arms.Digests = {("t3", "wordnet/mind", "generated", seed): digest for seed, digest in given.items()}
+        of: dict[int, Any] = {0: "generated", 1: "generated", 2: "reuse_new"}
+        digests: arms.Digests = {("t3", "wordnet/mind", of[seed], seed): digest for seed, digest in given.items()}
         bases: Any = {"t3": SimpleNamespace(spec=base.record.spec)}
-        [best] = arms.derived_arms(found, ["wordnet/mind"], bases, ["t3"], digests).values()
-        return best, made, asked
+        best = arms.derived_arms(found, ["wordnet/mind"], bases, ["t3"], digests)
+        return {arm: digest for (_, _, arm, _), digest in best.items()}, made, asked
 
     return run
 
@@ -105,7 +113,7 @@ def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch
 )
 def test_the_best_of_an_arm_is_chosen_on_a_few_validation_examples(chosen_from, right, wanted):
     best, made, asked = chosen_from(right)
-    assert best == made[wanted]
+    assert best == {"best_generated": made[wanted], "best_reuse_new": made[2, 0.5]}
     assert [(cell.split, cell.limit, set(cell.digests)) for cell in asked] == [("validation", 7, set(made.values()))]
 
 

@@ -185,11 +185,7 @@ def derived_arms(
     config: Config, task_ids: Sequence[str], found: dict[str, BaseRecord], base_ids: list[str], digests: Digests
 ) -> Digests:
     """`refined_*` and `best_*`, from the adapters of the arms that they are named after."""
-    made = _refined_arms(config, task_ids, found, base_ids, digests)
-    for arm in config.evaluation.arms:
-        if arm.startswith("best_"):
-            made |= _best_arm(config, arm, arm.removeprefix("best_"), found, digests)
-    return made
+    return _refined_arms(config, task_ids, found, base_ids, digests) | _best_arms(config, found, digests)
 
 
 def _refined_arms(
@@ -210,23 +206,24 @@ def _refined_arms(
     return dict(zip(plan, static.train_all(config, list(plan.values()), found), strict=True))
 
 
-def _best_arm(config: Config, arm: Arm, source: str, found: dict[str, BaseRecord], digests: Digests) -> Digests:
+def _best_arms(config: Config, found: dict[str, BaseRecord], digests: Digests) -> Digests:
     """Of all adapters of an arm, at every strength, the best on a few validation examples (the first of equals)."""
-    _require(config, arm, source)
+    named = [arm for arm in config.evaluation.arms if arm.startswith("best_")]
+    best: dict[Arm, Arm] = {_require(config, arm, arm.removeprefix("best_")): arm for arm in named}
     objects = open_objects(config.store)
     store = AdapterStore(objects)
-    candidates: dict[tuple[str, str], list[str]] = {}
+    candidates: dict[tuple[str, str], dict[Arm, list[str]]] = {}
     for (base_id, task_id, of, _), digest in sorted(digests.items()):
-        if of == source:
+        if of in best:
             layout = AdapterLayout.of(found[base_id].spec, config.lora, config.tokens.token_dim)
             made = [_stronger(store, digest, layout, strength) for strength in config.evaluation.strengths]
-            candidates.setdefault((base_id, task_id), []).extend(made)
+            candidates.setdefault((base_id, task_id), {}).setdefault(best[of], []).extend(made)
     wanted = [
         Cell(
             base=base_id,
             dtype=config.bases.dtype,
             task=task_id,
-            digests=tuple(sorted({*of_cell})),
+            digests=tuple(sorted({digest for of_arm in of_cell.values() for digest in of_arm})),
             split="validation",
             limit=config.evaluation.num_choice,
         )
@@ -234,8 +231,9 @@ def _best_arm(config: Config, arm: Arm, source: str, found: dict[str, BaseRecord
     ]
     answers = cells.score_all(config, objects, wanted, found)
     return {
-        (b, t, arm, 0): max(of_cell, key=lambda digest: sum(answers[b, t][digest]))
+        (b, t, arm, 0): max(of_arm, key=lambda digest: sum(answers[b, t][digest]))
         for (b, t), of_cell in candidates.items()
+        for arm, of_arm in of_cell.items()
     }
 
 
@@ -248,7 +246,7 @@ def _stronger(store: AdapterStore, digest: str, layout: AdapterLayout, strength:
     return store.put(build_artifact(factors, layout, artifact.provenance))
 
 
-def _require(config: Config, arm: str, source: str) -> str:
+def _require(config: Config, arm: Arm, source: str) -> Arm:
     if source not in config.evaluation.arms:
         raise EvaluationError(f"arm {arm!r} is made from {source!r}; add it to evaluation.arms")
     return source
