@@ -158,6 +158,16 @@ def test_zero_shot_does_not_read_labels_of_other_splits(base: str, request: pyte
 
 
 @pytest.mark.parametrize("base", ["tiny_bert", "tiny_llama"])
+def test_answers_do_not_depend_on_the_order_of_the_labels(base: str, request: pytest.FixtureRequest) -> None:
+    folder, task = request.getfixturevalue(base), toy_task()
+    arms = [random_artifact(layout_of(folder)), None]
+    swapped = task.model_copy(update={"labels": task.labels[::-1]})
+    found = correct_answers(base_of(folder), task, arms, "test", 100)
+    assert found == correct_answers(base_of(folder), swapped, arms, "test", 100)
+    assert 0 < sum(found[0]) < len(found[0]), "one label everywhere would hide an order that is mixed up"
+
+
+@pytest.mark.parametrize("base", ["tiny_bert", "tiny_llama"])
 def test_a_trained_adapter_answers_better_than_the_base(base: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(base)
     training = CorpusConfig(steps=30, batch_size=16, learning_rate=2e-2, keep_last=1)
