@@ -66,3 +66,6 @@ def test_what_no_mix_of_the_corpus_makes_is_the_dense_residual() -> None:
     assert 0.5 < residual < 1
     assert unexplained([other, stretched, corpus[0]], corpus) == pytest.approx([residual, 0, 0], abs=1e-5)
     assert unexplained([other], [*corpus, corpus[0]])[0] == pytest.approx(residual, abs=1e-5)  # the same one twice
+    use = np.array([[True] * 3, [True, False, True], [False] * 3])  # the second has its own one left out
+    found = unexplained([other, stretched, corpus[0]], corpus, use)
+    assert found[[0, 2]] == pytest.approx([residual, 1], abs=1e-5) and 0.5 < found[1] < 1

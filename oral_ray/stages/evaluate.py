@@ -246,14 +246,13 @@ def _distances(
         if not asked or not known:
             continue
         made = [store.get(digest).factors(layout) for _, digest in asked]
-        rows = zip(relative_distances(made, corpus_factors), made, asked, strict=True)
-        for row, factors, ((base_id, task_id, arm, seed), digest) in rows:
-            others = [d != digest for _, d in known]
-            row = np.where(others, row, np.inf)
-            rest = [one for one, is_other in zip(corpus_factors, others, strict=True) if is_other]
+        others_GK = np.array([[of_corpus != digest for _, of_corpus in known] for _, digest in asked])
+        distance_GK = np.where(others_GK, relative_distances(made, corpus_factors), np.inf)
+        rest_G = unexplained(made, corpus_factors, others_GK)
+        for row, rest, ((base_id, task_id, arm, seed), _) in zip(distance_GK, rest_G, asked, strict=True):
             nearest = known[int(row.argmin())][0].run
             yield {
                 "base": base_id, "task": task_id, "arm": arm, "seed": seed, "distance": float(row.min()),
                 "nearest_task": nearest.task, "nearest_base": nearest.bases[0],
-                "unexplained": float(unexplained([factors], rest)[0]) if rest else 1.0,
+                "unexplained": float(rest),
             }  # fmt: skip
