@@ -24,7 +24,9 @@ def relative_distances(generated: Sequence[Factors], corpus: Sequence[Factors]) 
     return (squared.clamp(min=0).sqrt() / norms_K.sqrt()).numpy()
 
 
-def unexplained(generated: Sequence[Factors], corpus: Sequence[Factors], use_GK: np.ndarray | None = None) -> np.ndarray:
+def unexplained(
+    generated: Sequence[Factors], corpus: Sequence[Factors], use_GK: np.ndarray | None = None
+) -> np.ndarray:
     """min_c ||dW_g - sum_k c_k dW_k|| / ||dW_g|| as [G]: what no linear mix of the corpus adapters makes, 0 to 1.
 
     Each of the mixes takes only the corpus adapters of its row of `use_GK` (all, where there is none).
