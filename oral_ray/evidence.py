@@ -69,6 +69,23 @@ def headline_text(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def task_table(answers: pd.DataFrame, num_draws: int) -> str:
+    """Markdown, a row a task and one of their mean: accuracies in percent, `generated` minus each other arm in points."""
+    correct = _correct(answers, [*answers["base"].unique()], [*ALL_ARMS])
+    others = [arm for arm in correct if arm != "generated" and "generated" in correct]
+    lines = [f"| task | {' | '.join([*correct, *(f'generated - {arm}' for arm in others)])} |"]
+    lines.append(f"|---|{'---|' * (len(correct) + len(others))}")
+    tasks = sorted(answers["task"].unique())
+    for name, chosen in [*((task, [task]) for task in tasks), ("mean", tasks)]:
+        part = {arm: {task: of_arm[task] for task in chosen} for arm, of_arm in correct.items()}
+        cells = [f"{100 * np.mean([rows.mean() for rows in of_arm.values()]):.1f}" for of_arm in part.values()]
+        for arm in others:
+            difference = paired_difference(part["generated"], part[arm], num_draws)
+            cells.append(_percent(difference.model_dump(), signed=True))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _groups(scores: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
     """(name, bases): every version by line and t, then all unseen ones together."""
     bases = scores.drop_duplicates("base")

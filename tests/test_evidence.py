@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oral_ray.evidence import headline, headline_text
+from oral_ray.evidence import headline, headline_text, task_table
 
 ACCURACY = {"base": 0.3, "trained": 0.7, "reuse_new": 0.6, "generated": 0.75, "wrong_prompt": 0.35}
+NO_BRACKETS = str.maketrans("", "", "[],")
 VERSIONS = {"t0": ("", 0, True), "news-t3": ("news", 3, False), "code-t3": ("code", 3, False)}
 
 
@@ -96,3 +97,15 @@ def test_the_text_has_a_row_an_arm_and_signed_differences():
     assert "joint" not in text
     assert any(line.startswith("| reuse_new | +") for line in lines)
     assert all(line.count("|") == 6 for line in lines if line)
+
+
+def test_a_table_of_tasks_has_every_arm_and_what_generated_is_better_by():
+    _, answers = tables(100)
+    of_x = answers[answers["task"] == "x"].groupby("arm")["correct"].mean() * 100
+    head, _, x, y, mean = (row.strip("| ").split(" | ") for row in task_table(answers, 200).splitlines())
+    assert [row[0] for row in (head, x, y, mean)] == ["task", "x", "y", "mean"]
+    assert x[head.index("generated")] == f"{of_x['generated']:.1f}"
+    difference, low, high = map(float, x[head.index("generated - wrong_prompt")].translate(NO_BRACKETS).split())
+    assert difference == pytest.approx(of_x["generated"] - of_x["wrong_prompt"], abs=0.06) and low < difference < high
+    both = [float(row[head.index("generated - trained")].split()[0]) for row in (x, y, mean)]
+    assert both[2] == pytest.approx((both[0] + both[1]) / 2, abs=0.11)

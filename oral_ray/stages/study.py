@@ -24,6 +24,7 @@ from oral_ray.cluster import Call, run_tasks, session
 from oral_ray.config import Config, StoreConfig, fingerprint, with_overrides
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import paired_difference
+from oral_ray.evidence import task_table
 from oral_ray.objects import open_objects, probe
 from oral_ray.stages import bases, cells, corpus, evaluate, shards, study_report, train
 from oral_ray.stages.cells import MAJORITY, ZERO_SHOT, Cell
@@ -175,6 +176,15 @@ def ablations(config: Config) -> str:
     return means.to_string(float_format=lambda value: f"{value:.3f}")
 
 
+def unseen(config: Config) -> str:
+    """Score the tasks that no training saw; a table with intervals, and the same in unseen.md."""
+    evaluate.run_unseen(config)
+    out = Path(config.out) / "unseen"
+    table = task_table(pd.read_parquet(out / "answers.parquet"), config.evaluation.num_bootstrap)
+    (out / "unseen.md").write_text(table + "\n")
+    return table
+
+
 STAGES: dict[str, Callable[[Config], str]] = {
     "tasks": tasks,
     "bases": drift,
@@ -184,7 +194,7 @@ STAGES: dict[str, Callable[[Config], str]] = {
     "train": _pipeline(train.run),
     "evaluate": _pipeline(evaluate.run),
     "confusion": _pipeline(evaluate.run_confusion),
-    "unseen": _pipeline(evaluate.run_unseen),
+    "unseen": _pipeline(unseen),
     "ablations": ablations,
     "report": _pipeline(study_report.run),
 }
