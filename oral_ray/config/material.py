@@ -141,6 +141,9 @@ class LoraSettings(Section):
     target_modules: tuple[str, ...] = ("q", "v")
     last_layers: PositiveInt | None = None
 
+    def __hash__(self) -> int:  # pydantic's own is there, type checkers do not see it
+        return hash(tuple(self.__dict__.values()))
+
 
 class CorpusConfig(Section):
     """How one LoRA adapter of the corpus is trained, and how many of its last checkpoints are kept.

@@ -249,4 +249,4 @@ def _stronger(store: AdapterStore, digest: str, layout: AdapterLayout, strength:
 def _require(config: Config, arm: Arm, source: str) -> Arm:
     if source not in config.evaluation.arms:
         raise EvaluationError(f"arm {arm!r} is made from {source!r}; add it to evaluation.arms")
-    return source
+    return source  # type: ignore[return-value]
