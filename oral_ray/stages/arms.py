@@ -208,8 +208,11 @@ def _refined_arms(
 
 def _best_arms(config: Config, found: dict[str, BaseRecord], digests: Digests) -> Digests:
     """Of all adapters of an arm, at every strength, the best on a few validation examples (the first of equals)."""
-    named = [arm for arm in config.evaluation.arms if arm.startswith("best_")]
-    best: dict[Arm, Arm] = {_require(config, arm, arm.removeprefix("best_")): arm for arm in named}
+    best: dict[str, Arm] = {
+        _require(config, arm, arm.removeprefix("best_")): arm
+        for arm in config.evaluation.arms
+        if arm.startswith("best_")
+    }
     objects = open_objects(config.store)
     store = AdapterStore(objects)
     candidates: dict[tuple[str, str], dict[Arm, list[str]]] = {}
@@ -246,7 +249,7 @@ def _stronger(store: AdapterStore, digest: str, layout: AdapterLayout, strength:
     return store.put(build_artifact(factors, layout, artifact.provenance))
 
 
-def _require(config: Config, arm: Arm, source: str) -> Arm:
+def _require(config: Config, arm: str, source: str) -> str:
     if source not in config.evaluation.arms:
         raise EvaluationError(f"arm {arm!r} is made from {source!r}; add it to evaluation.arms")
-    return source  # type: ignore[return-value]
+    return source

@@ -66,10 +66,9 @@ def tasks(config: Config) -> str:
 def drift(config: Config) -> str:
     """Make the base versions; how far each is from the first of its architecture: change of the weights, perplexities."""
     found = bases.run(config)
-    first: dict[str, BaseRecord] = {}
+    first = {record.spec.digest: record for record in reversed(found.values())}
     calls: list[Call] = [
-        (measure_drift, (config.store, first.setdefault(record.spec.digest, record), record))
-        for record in found.values()
+        (measure_drift, (config.store, first[record.spec.digest], record)) for record in found.values()
     ]
     rows = run_tasks(calls, config.cluster, determinism=config.determinism, retries=1, label="drift")
     return _written(config, "drift", pd.DataFrame(rows))

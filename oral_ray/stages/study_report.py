@@ -56,6 +56,7 @@ def run(config: Config) -> str:
         "command": command,
         "headline": rows,
         "tasks": list(config.tasks.ids),
+        # by way of pandas: JSON has no NaN, and an encoder no perplexity
         **{name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()},
         "cell_command": (
             f"oral-ray score {objects.uri.removeprefix('file://')}/adapters/DIGEST "
