@@ -10,9 +10,10 @@ between a sampled adapter and the held-out one of its condition, in normalised v
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,10 +70,10 @@ class Corpus:
     tables: CorpusTables
     encoder: ConditionEncoder
 
-    def batches(self, num: int) -> list[Batch]:
+    def batches(self, num: int) -> Iterator[Batch]:
         """A batch of each of the first `num` held-out rows, with noise of its own."""
-        chosen = self.held_out[:num]
-        return [make_batch([row], self.tables, 0.0, 0.0, 1.0, derive_seed(0, row.digest)) for row in chosen]
+        for row in self.held_out[:num]:
+            yield make_batch([row], self.tables, 0.0, 0.0, 1.0, derive_seed(0, row.digest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +166,15 @@ def sampled(trained: Trained, batch: Batch, sampling: SamplingConfig) -> Tensor:
     )
 
 
-def typical_error(trained: Trained, batches: Sequence[Batch], sampling: SamplingConfig) -> float:
+def typical_error(batches: Iterable[Batch], sample: Callable[[Batch], Tensor]) -> float:
     """The mean over batches of the squared difference between what is sampled and what was held out."""
-    errors = [float(masked_mse(sampled(trained, b, sampling), b.x0_BLD, b.mask_BLD)) for b in batches]
-    return sum(errors) / len(errors)
+    return mean(float(masked_mse(sample(batch), batch.x0_BLD, batch.mask_BLD)) for batch in batches)
 
 
 def _rows(
     options: Options, config: Config, trained: dict[str, Trained], steps: dict[str, tuple[str, int]], corpus: Corpus
 ) -> list[Row]:
-    batches = corpus.batches(options.num_errors)
+    batches = list(corpus.batches(options.num_errors))
     num_parameters = int(batches[0].mask_BLD.sum())
     samplings = {what: config.sampling.model_copy(update={"num_steps": n}) for what, (_, n) in steps.items()}
     calls = {what: lambda w=what: sampled(trained[steps[w][0]], batches[0], samplings[w]) for what in steps}
@@ -190,7 +190,7 @@ def _rows(
             "training_steps": done.log.step,
             "training_s": done.seconds,
             "loss": None if head == REGRESSION else done.log.validation_loss,
-            "error": typical_error(done, batches, samplings[what]),
+            "error": typical_error(batches, lambda b, w=what: sampled(trained[steps[w][0]], b, samplings[w])),
             "held_out": len(corpus.held_out),
             "errors_of": len(batches),
             "tokens": batches[0].x0_BLD.shape[1],

@@ -2,7 +2,7 @@
 
 Every corpus in a store whose adapters have one layout, smallest first; both learn it with the same rows, conditions, number
 of steps, batch and learning rate. The baseline flattens an adapter and so holds all of it at once; ours trains on windows
-of tokens. Each training has a process of its own, with `memory_gb` to grow in: what does not fit says so in its row.
+of tokens and samples in pieces. Each training has a process of its own, with `memory_gb` to grow in: what does not fit says so in its row.
 `error` is that of sampled against held-out adapters in normalised values, as in `bench heads`: 1 is what zero would have.
 
     oral-ray bench latent store=./oral-store --json out/bench/latent.json
@@ -12,15 +12,21 @@ import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 
 import psutil
+import torch
 from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
 
 from oral_ray.bench.harness import BenchOptions, Exponent, Result, Row, fit_exponent, with_peak_memory
-from oral_ray.bench.heads import Corpus, Trained, read_corpus, train_head, typical_error
-from oral_ray.config import GeneratorConfig, LatentConfig, load_config
+from oral_ray.bench.heads import Corpus, Trained, read_corpus, sampled, train_head, typical_error
+from oral_ray.config import GeneratorConfig, LatentConfig, SamplingConfig, load_config
 from oral_ray.errors import ConfigError
+from oral_ray.generator.data import Batch
+from oral_ray.generator.network import Network
+from oral_ray.generator.pieces import Piece, sample_pieces
 from oral_ray.objects import open_objects
 from oral_ray.store.shards import list_manifests
 
@@ -71,7 +77,9 @@ def measure(options: Options, shards: str, what: str) -> Row:
         corpus = read_corpus(config, shards, options.held_out_frac)
         window = None if latent else options.window_tokens
         trained = train_head(head, corpus, config, options.steps, options.batch_size, options.held_out_frac, window)
-        return corpus, trained, typical_error(trained, corpus.batches(options.num_errors), config.sampling)
+        sample = sampled if latent else partial(_sampled_in_pieces, piece_tokens=options.window_tokens)
+        batches = corpus.batches(options.num_errors)
+        return corpus, trained, typical_error(batches, lambda batch: sample(trained, batch, config.sampling))
 
     try:
         (corpus, trained, error), peak_bytes = with_peak_memory(done)
@@ -89,6 +97,14 @@ def measure(options: Options, shards: str, what: str) -> Row:
         "held_out": len(corpus.held_out),
         "tokens": next(iter(corpus.tables.layouts.values())).num_tokens,
     }
+
+
+def _sampled_in_pieces(trained: Trained, batch: Batch, sampling: SamplingConfig, piece_tokens: int) -> Tensor:
+    """What `sampled` gives for one adapter, as `AdapterFactory.stream` makes it: in memory of a piece."""
+    assert isinstance(trained.network, Network)
+    whole = (batch.position_BLP[0], batch.mask_BLD[0], batch.noise_BLD[0])
+    pieces = map(Piece, *(rows.split(piece_tokens) for rows in whole))
+    return torch.cat(list(sample_pieces(trained.network, pieces, batch.text_BE, batch.model_BG, sampling)))[None]
 
 
 def _fits(rows: Sequence[Row]) -> Iterator[Exponent]:

@@ -21,7 +21,7 @@ from running import FOLDERS, Running, begin_load, copy_of, end_load, summary, wa
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RAMP = ((1, 20), (8, 30), (24, 40), (64, 30), (4, 15))  # (clients, seconds)
+RAMP = ((1, 20), (8, 30), (24, 40), (64, 30), (192, 20), (4, 15))  # (clients, seconds); 192 are more than fit
 SETTINGS = (
     "serve.min_replicas=0", "serve.max_replicas=3", "serve.cpus_per_replica=0.5", "serve.upscale_delay_s=2",
     "serve.downscale_delay_s=10", "serve.target_ongoing_requests=4", "serve.max_queued_requests=16",
