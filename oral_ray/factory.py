@@ -136,7 +136,11 @@ class AdapterFactory:
         """c_text [B, E] and c_model [B, G]."""
         stats = self.generator.probe_stats
         text_BE = self.encoder.encode_prompts([condition.prompt for condition in conditions], len(conditions))
-        model_BG = torch.stack([self.encoder.encode_base(c.base, c.probes, stats) for c in conditions])
+        bases: dict[tuple[str, int], Tensor] = {}  # most adapters of a batch are for few bases
+        for c in conditions:
+            if (key := (c.base.fingerprint, id(c.probes))) not in bases:
+                bases[key] = self.encoder.encode_base(c.base, c.probes, stats)
+        model_BG = torch.stack([bases[c.base.fingerprint, id(c.probes)] for c in conditions])
         return text_BE.to(self._device), model_BG.to(self._device)
 
     def layout(self, condition: Condition) -> AdapterLayout:

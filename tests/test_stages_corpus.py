@@ -15,7 +15,6 @@ from oral_ray.stages.corpus import (
     plan_learned,
     plan_run,
     plan_targets,
-    reused_ids,
     seen_ids,
 )
 from oral_ray.stages.shards import plan_rows
@@ -140,13 +139,6 @@ def test_versions_of_another_architecture_are_not_alike():
     settings = settings_of(records)
     assert [alike(settings, records, base_id) for base_id in "abc"] == [["a", "c"], ["b"], ["a", "c"]]
     assert lines(settings, ["a", "c"]) == [[0], [1]]  # b stands between them
-
-
-def test_what_is_reused_is_the_oldest_and_the_newest_of_every_line_and_architecture():
-    records = {"a": record("a"), "b": record("b"), "x": record("x", hidden_size=32), "c": record("c")}
-    assert reused_ids(settings_of(records), records) == ["a", "b", "x", "c"]  # c comes from x: a line of its own
-    del records["x"]
-    assert reused_ids(settings_of(records), records) == ["a", "c"]
 
 
 def test_what_the_generator_learns_names_no_training_run_anew():

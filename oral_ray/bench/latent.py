@@ -2,8 +2,9 @@
 
 Every corpus in a store whose adapters have one layout, smallest first; both learn it with the same rows, conditions, number
 of steps, batch and learning rate. The baseline flattens an adapter and so holds all of it at once; ours trains on windows
-of tokens and samples in pieces. Each training has a process of its own, with `memory_gb` to grow in: what does not fit says so in its row.
-`error` is that of sampled against held-out adapters in normalised values, as in `bench heads`: 1 is what zero would have.
+of tokens and samples in pieces. Each training has a process of its own, with `memory_gb` to grow in: what does not fit
+says so in its row. `error` is that of sampled against held-out adapters in normalised values, as in `bench heads`: 1 is
+what zero would have.
 
     oral-ray bench latent store=./oral-store --json out/bench/latent.json
 """

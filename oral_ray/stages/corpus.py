@@ -6,7 +6,7 @@ checkpoints of every run.
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
@@ -44,9 +44,9 @@ class CorpusEntry(Section):
 
 
 def run(config: Config) -> dict[str, BaseRecord]:
-    """Train what the generator learns from and what is reused, where it is not done; returns the records of all bases."""
+    """Train what the generator learns from, where it is not done; returns the records of all bases."""
     found = bases_stage.run(config)
-    train_runs(config, [*plan_grid(config, found, reused_ids(config, found)), *plan_targets(config, found)], found)
+    train_runs(config, plan_targets(config, found), found)
     return found
 
 
@@ -88,31 +88,12 @@ def lines(config: Config, seen: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def reused_ids(config: Config, found: dict[str, BaseRecord]) -> list[str]:
-    """The seen versions whose adapters are reused on others: the oldest and the newest of every line of descent."""
-    ends = set()
-    for versions in dict.fromkeys(tuple(alike(config, found, base_id)) for base_id in seen_ids(config)):
-        ends |= {versions[i] for line in lines(config, versions) for i in (line[0], line[-1])}
-    return [base_id for base_id in seen_ids(config) if base_id in ends]
-
-
-def plan_grid(config: Config, found: dict[str, BaseRecord], base_ids: Iterable[str]) -> list[CorpusRun]:
-    """The (kind x task x base x seed) runs on these bases."""
-    return [
-        plan_run(config, task_id, [found[base_id]], seed, lora)
-        for lora in config.corpus.kinds or (config.lora,)
-        for task_id in config.tasks.ids
-        for base_id in base_ids
-        for seed in config.corpus.seeds
-    ]
-
-
 def plan_targets(config: Config, found: dict[str, BaseRecord]) -> list[CorpusRun]:
     """The runs whose adapters a generator learns to reproduce (`corpus.targets`), of all seeds."""
     seen = seen_ids(config)
-    if config.corpus.targets == "single":
-        return plan_grid(config, found, seen)
-    together = dict.fromkeys(tuple(alike(config, found, base_id)) for base_id in seen)
+    together = [(base_id,) for base_id in seen]
+    if config.corpus.targets == "joint":
+        together = list(dict.fromkeys(tuple(alike(config, found, base_id)) for base_id in seen))
     return [
         plan_run(config, task_id, [found[base_id] for base_id in base_ids], seed, lora)
         for lora in config.corpus.kinds or (config.lora,)
