@@ -1,6 +1,7 @@
 """A folder as an object store: the embedded default."""
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ class FileObjects:
     def path(self, key: str) -> Path:
         """The file of a key; StoreError where a symbolic link leads out of the store."""
         path = self.root / check_key(key)
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        steps = itertools.accumulate(key.split("/"), os.path.join, initial=str(self.root))
+        has_link = any(map(os.path.islink, itertools.islice(steps, 1, None)))  # to resolve every path takes far longer
+        if has_link and not path.resolve().is_relative_to(self.root.resolve()):
             raise StoreError(f"object {key!r} of {self.uri} is a link that leaves the store; replace it by a file")
         return path
 
@@ -48,28 +51,28 @@ class FileObjects:
         return self.path(key).is_file()
 
     def put(self, key: str, data: bytes) -> None:
-        with self._writing(key) as temporary:
+        with self._writing(key) as (temporary, target):
             temporary.write_bytes(data)
-            temporary.replace(self.path(key))
+            temporary.replace(target)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        with self._writing(key) as temporary:
+        with self._writing(key) as (temporary, target):
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             try:
-                os.link(temporary, self.path(key))
+                os.link(temporary, target)
             except FileExistsError:
                 return False
             return True
 
     def upload(self, path: Path, key: str) -> None:
-        with self._writing(key) as temporary:
+        with self._writing(key) as (temporary, target):
             shutil.copyfile(path, temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.replace(self.path(key))
+            temporary.replace(target)
 
     def download(self, key: str, path: Path) -> None:
         with self._reading(key):
@@ -116,12 +119,13 @@ class FileObjects:
             raise StoreError(f"cannot read {key!r} in {self.uri}: {error.strerror or error}") from None
 
     @contextlib.contextmanager
-    def _writing(self, key: str) -> Iterator[Path]:
+    def _writing(self, key: str) -> Iterator[tuple[Path, Path]]:
+        """A temporary file beside that of the key, and that of the key."""
         target = self.path(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with unfinished(target) as temporary:
-                yield temporary
+                yield temporary, target
         except OSError as error:
             reason = error.strerror or str(error)
             raise StoreError(f"cannot write {key!r} in {self.uri}: {reason}; check space and permissions") from None
