@@ -80,6 +80,19 @@ def test_a_linked_folder_is_listed_by_its_own_name_and_not_followed(objects: Fil
         objects.get("a/linked")
 
 
+@pytest.mark.parametrize("write", ["put", "put_if_absent"])
+def test_a_store_that_goes_away_is_not_made_again(objects: FileObjects, tmp_path: Path, write: str):
+    getattr(objects, write)("a/b", b"1")
+    objects.root.rename(tmp_path / "away")
+    with pytest.raises(StoreError, match=r"cannot write 'c/d/e'"):
+        getattr(objects, write)("c/d/e", b"2")
+    assert not objects.root.exists()
+    (tmp_path / "away").rename(objects.root)
+    getattr(objects, write)("c/d/e", b"2")
+    assert objects.get("c/d/e") == b"2"
+    assert FileObjects(tmp_path / "new" / "one").put_if_absent("x", b"3")  # one that was never there is made
+
+
 def test_a_range_is_cut_at_the_end_of_the_object(store: Objects):
     store.put("a", b"0123456789")
     assert store.range("a", 2, 3) == b"234"

@@ -14,10 +14,15 @@ from oral_ray.objects.unfinished import TEMPORARY, unfinished
 
 
 class FileObjects:
-    """A folder as an object store. Writes are atomic (temporary file, then rename or hard link)."""
+    """A folder as an object store. Writes are atomic (temporary file, then rename or hard link).
+
+    The folder is made once, where it is missing. One that goes away later (moved, unmounted) is not made again: what was
+    written there would be lost when it comes back.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
+        self._is_made = self.root.is_dir()
         self.uri = f"file://{self.root}"
         self.concurrency = 4
         self.cache: ReadCache | None = None  # it is local already
@@ -123,9 +128,18 @@ class FileObjects:
         """A temporary file beside that of the key, and that of the key."""
         target = self.path(key)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self._make(target.parent)
             with unfinished(target) as temporary:
                 yield temporary, target
         except OSError as error:
             reason = error.strerror or str(error)
             raise StoreError(f"cannot write {key!r} in {self.uri}: {reason}; check space and permissions") from None
+
+    def _make(self, folder: Path) -> None:
+        if not self._is_made:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._is_made = True
+        if not folder.is_dir():
+            steps = itertools.accumulate(folder.relative_to(self.root).parts, Path.joinpath, initial=self.root)
+            for step in itertools.islice(steps, 1, None):
+                step.mkdir(exist_ok=True)
