@@ -9,15 +9,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from ray import serve
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.cluster import limit_threads
 from oral_ray.config import Config
 from oral_ray.errors import OralError
 from oral_ray.service import GenerationService, Order, open_service
+from serve.batcher import Batcher
 from serve.metrics import ReplicaMetrics
 from serve.problems import describe
 from serve.schema import AdapterInfo, GenerateRequest, Made, Problem, lora_of
@@ -33,25 +31,18 @@ class Replica:
     def __init__(self, config: Config) -> None:
         limit_threads(max(1, int(config.serve.cpus_per_replica)), config.determinism)
         self._maker = Maker(config)
+        self._sample = Batcher(self._maker.sample, config.serve.batch_size, config.serve.batch_wait_s)
         self._swap: asyncio.Task[None] | None = None
-        batching: Any = self._batched
-        batching.set_max_batch_size(config.serve.batch_size)
-        batching.set_batch_wait_timeout_s(config.serve.batch_wait_s)
 
     async def generate(self, request: GenerateRequest) -> Made | Problem:
         """Generate an adapter and store it. Storing waits for a disk or a network; the next batch is sampled meanwhile."""
-        sample: Any = self._batched  # many calls of one request become one call of many
-        sampled = await sample((request, time.perf_counter()))
+        sampled = await self._sample((request, time.perf_counter()))
         return sampled if isinstance(sampled, Problem) else await asyncio.to_thread(self._maker.keep, sampled)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds: begin to load the current generator when it is another one."""
         if self._swap is None or self._swap.done():
             self._swap = asyncio.create_task(asyncio.to_thread(self._maker.follow))
-
-    @serve.batch
-    async def _batched(self, asked: list[Asked]) -> list["Sampled | Problem"]:
-        return await asyncio.to_thread(self._maker.sample, asked)
 
 
 @dataclass(frozen=True, slots=True)

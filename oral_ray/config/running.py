@@ -106,7 +106,7 @@ class ServeConfig(Section):
     gpus_per_replica: NonNegativeFloat = 0.0
     max_queued_requests: int = 64
     batch_size: PositiveInt = 8
-    batch_wait_s: NonNegativeFloat = 0.01
+    batch_wait_s: NonNegativeFloat = 0.002
 
 
 class StudyConfig(Section):
