@@ -8,12 +8,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.cluster import limit_threads
 from oral_ray.config import Config
 from oral_ray.errors import OralError
+from oral_ray.objects import FileObjects
 from oral_ray.service import GenerationService, Order, open_service
 from serve.batcher import Batcher
 from serve.metrics import ReplicaMetrics
@@ -32,12 +34,15 @@ class Replica:
         limit_threads(max(1, int(config.serve.cpus_per_replica)), config.determinism)
         self._maker = Maker(config)
         self._sample = Batcher(self._maker.sample, config.serve.batch_size, config.serve.batch_wait_s)
+        self._keepers = ThreadPoolExecutor(self._maker.store_threads, "store")
         self._swap: asyncio.Task[None] | None = None
 
     async def generate(self, request: GenerateRequest) -> Made | Problem:
         """Generate an adapter and store it. Storing waits for a disk or a network; the next batch is sampled meanwhile."""
         sampled = await self._sample((request, time.perf_counter()))
-        return sampled if isinstance(sampled, Problem) else await asyncio.to_thread(self._maker.keep, sampled)
+        if isinstance(sampled, Problem):
+            return sampled
+        return await asyncio.get_running_loop().run_in_executor(self._keepers, self._maker.keep, sampled)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds: begin to load the current generator when it is another one."""
@@ -70,6 +75,12 @@ class Maker:
     def recipe(self) -> str:
         """The recipe of the generator in use."""
         return self._service.recipe
+
+    @property
+    def store_threads(self) -> int:
+        """How many adapters are stored at once; one in a folder: that is Python's own work, and takes turns with sampling."""
+        objects = self._service.stock.objects
+        return 1 if isinstance(objects, FileObjects) else objects.concurrency
 
     def sample(self, asked: Sequence[Asked]) -> list[Sampled | Problem]:
         """One adapter a request, in order, all of one generator; what cannot be made is a Problem."""
