@@ -78,7 +78,7 @@ class Maker:
 
     @property
     def store_threads(self) -> int:
-        """How many adapters are stored at once; one in a folder: that is Python at work, which takes turns with sampling."""
+        """How many adapters are stored at once: one in a folder, where Python is at work and takes turns with sampling."""
         objects = self._service.stock.objects
         return 1 if isinstance(objects, FileObjects) else objects.concurrency
 

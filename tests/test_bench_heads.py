@@ -89,6 +89,10 @@ def test_the_flattened_baseline_and_ours_learn_every_corpus_smallest_first(
         "ours: seconds a step", "Cond P-Diff: seconds a step",
     ]  # fmt: skip
     assert len({row["generator_parameters"] for row in result.rows}) == 2
+    [name] = [m.fingerprint[:12] for m in (*manifests.values(),)[:1]]
+    assert {
+        row["shards"] for row in latent.run(build_section(latent.Options, [*overrides, f'shards=["{name}"]'])).rows
+    } == {name}
 
     def out_of_memory(*_: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: can't allocate memory")

@@ -35,7 +35,7 @@ OURS, LATENT = "ours", "Cond P-Diff"
 
 
 class Options(BenchOptions):
-    """`store` holds the corpora, `config` says everything else.
+    """`store` holds the corpora, `config` says everything else; `shards` are the ones to learn (all), as a row names them.
 
     `window_tokens` is for ours. `latent_steps` are the baseline's sampling steps: it needs more than ours, which is trained
     mostly where noise is high.
@@ -43,6 +43,7 @@ class Options(BenchOptions):
 
     store: str = "./oral-store"
     config: str = "infra/configs/quickstart.toml"
+    shards: tuple[str, ...] = ()
     steps: PositiveInt = 100
     batch_size: PositiveInt = 4
     held_out_frac: float = 0.2
@@ -55,14 +56,18 @@ class Options(BenchOptions):
 def run(options: Options) -> Result:
     """A row a corpus and generator; exponents of seconds and memory of those that finished."""
     objects = open_objects(options.store)
-    found = [manifest for manifest in list_manifests(objects) if len(manifest.layouts) == 1]
+    found = [
+        manifest
+        for manifest in list_manifests(objects)
+        if len(manifest.layouts) == 1 and (not options.shards or manifest.fingerprint[:12] in options.shards)
+    ]
     sizes = {manifest.fingerprint: next(iter(manifest.layouts.values())).num_parameters for manifest in found}
     if not sizes:
         raise ConfigError(f"no corpus of one layout in {objects.uri}; run jobs/shards.py with a lora.r or two first")
     rows: list[Row] = []
     for shards in sorted(sizes, key=lambda name: (sizes[name], name)):
         for what in (OURS, LATENT):
-            about: Row = {"what": what, "parameters": sizes[shards], "shards": shards[:12]}
+            about: Row = {"what": what, "parameters": sizes[shards], "shards": shards[:12], "steps": options.steps}
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 try:
                     rows.append(about | pool.submit(measure, options, shards, what).result())
