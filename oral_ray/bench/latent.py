@@ -2,9 +2,9 @@
 
 Every corpus in a store whose adapters have one layout, smallest first; both learn it with the same rows, conditions, number
 of steps, batch and learning rate. The baseline flattens an adapter and so holds all of it at once; ours trains on windows
-of tokens and samples in pieces. Each training has a process of its own, with `memory_gb` to grow in: what does not fit
-says so in its row. `error` is that of sampled against held-out adapters in normalised values, as in `bench heads`: 1 is
-what zero would have.
+of tokens and samples in pieces. Each training has a process of its own, with `memory_gb` beside the corpus: what does not
+fit says so in its row. `error` is that of sampled against held-out adapters in normalised values, as in `bench heads`: 1
+is what zero would have.
 
     oral-ray bench latent store=./oral-store --json out/bench/latent.json
 """
@@ -22,7 +22,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from oral_ray.bench.harness import BenchOptions, Exponent, Result, Row, fit_exponent, with_peak_memory
-from oral_ray.bench.heads import Corpus, Trained, read_corpus, sampled, train_head, typical_error
+from oral_ray.bench.heads import Trained, read_corpus, sampled, train_head, typical_error
 from oral_ray.config import GeneratorConfig, LatentConfig, SamplingConfig, load_config
 from oral_ray.errors import ConfigError
 from oral_ray.generator.data import Batch
@@ -78,24 +78,24 @@ def run(options: Options) -> Result:
 
 def measure(options: Options, shards: str, what: str) -> Row:
     """In a process of its own: train on a corpus, sample what was held out."""
+    config = load_config(options.config, [f"store.uri={options.store}"])
+    corpus = read_corpus(config, shards, options.held_out_frac)  # both hold it, so the limit is for what comes on top
     limit = int(psutil.Process().memory_info().vms + options.memory_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    config = load_config(options.config, [f"store.uri={options.store}"])
     latent = LatentConfig() if what == LATENT else None
     head: GeneratorConfig = config.generator.model_copy(update={"latent": latent})
 
-    def done() -> tuple[Corpus, Trained, float]:
-        corpus = read_corpus(config, shards, options.held_out_frac)
+    def done() -> tuple[Trained, float]:
         window = None if latent else options.window_tokens
         trained = train_head(head, corpus, config, options.steps, options.batch_size, options.held_out_frac, window)
         sample, sampling = partial(_sampled_in_pieces, piece_tokens=options.window_tokens), config.sampling
         if latent:
             sample, sampling = sampled, sampling.model_copy(update={"num_steps": options.latent_steps})
         batches = corpus.batches(options.num_errors)
-        return corpus, trained, typical_error(batches, lambda batch: sample(trained, batch, sampling))
+        return trained, typical_error(batches, lambda batch: sample(trained, batch, sampling))
 
     try:
-        (corpus, trained, error), peak_bytes = with_peak_memory(done)
+        (trained, error), peak_bytes = with_peak_memory(done)
     except (MemoryError, RuntimeError) as failure:  # torch says it by a RuntimeError
         if isinstance(failure, RuntimeError) and "memory" not in str(failure):
             raise
