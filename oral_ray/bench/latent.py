@@ -80,6 +80,10 @@ def measure(options: Options, shards: str, what: str) -> Row:
     """In a process of its own: train on a corpus, sample what was held out."""
     config = load_config(options.config, [f"store.uri={options.store}"])
     corpus = read_corpus(config, shards, options.held_out_frac)  # both hold it, so the limit is for what comes on top
+    if not corpus.held_out:
+        raise ConfigError(
+            f"none of the {len(corpus.rows)} adapters of shards {shards[:12]} is held out; raise held_out_frac"
+        )
     limit = int(psutil.Process().memory_info().vms + options.memory_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     latent = LatentConfig() if what == LATENT else None
