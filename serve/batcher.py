@@ -39,11 +39,10 @@ class Batcher(Generic[Asked, Answer]):
             taken, self._waiting = self._waiting[: self._max_size], self._waiting[self._max_size :]
             try:
                 found = await asyncio.to_thread(self._call, [asked for asked, _ in taken]) if taken else []
+                for (_, answer), one in zip(taken, found, strict=True):
+                    if not answer.done():
+                        answer.set_result(one)
             except Exception as error:  # whatever it is, it is the requests' and not the worker's
                 for _, answer in taken:
                     if not answer.done():
                         answer.set_exception(error)
-                continue
-            for (_, answer), one in zip(taken, found, strict=True):
-                if not answer.done():
-                    answer.set_result(one)

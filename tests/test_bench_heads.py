@@ -93,6 +93,8 @@ def test_the_flattened_baseline_and_ours_learn_every_corpus_smallest_first(
     assert {
         row["shards"] for row in latent.run(build_section(latent.Options, [*overrides, f'shards=["{name}"]'])).rows
     } == {name}
+    with pytest.raises(ConfigError, match=rf"no corpus of one layout \['nix'\] in .*; there are .*{name}"):
+        latent.run(build_section(latent.Options, [*overrides, f'shards=["{name}", "nix"]']))
     with pytest.raises(ConfigError, match=r"none of the 24 adapters of shards .* is held out; raise held_out_frac"):
         latent.run(build_section(latent.Options, [*overrides, "held_out_frac=0"]))
 

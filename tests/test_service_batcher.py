@@ -60,6 +60,16 @@ def test_what_is_raised_reaches_every_request_of_its_batch_and_no_other():
     assert others == [2, 3, 7]
 
 
+def test_a_call_that_answers_too_few_is_an_error_of_its_requests_and_the_next_are_answered():
+    async def main() -> list[int | BaseException]:
+        batcher = Batcher(lambda asked: asked[:1], max_size=2, wait_s=0.01)
+        found = await asyncio.gather(*(batcher(number) for number in range(2)), return_exceptions=True)
+        return [*found, await batcher(7)]
+
+    first, second, later = asyncio.run(asyncio.wait_for(main(), 10))
+    assert (first, later) == (0, 7) and isinstance(second, ValueError)
+
+
 def test_a_request_that_was_cancelled_while_it_waited_is_not_made():
     seen = []
 

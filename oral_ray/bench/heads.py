@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -190,7 +191,7 @@ def _rows(
             "training_steps": done.log.step,
             "training_s": done.seconds,
             "loss": None if head == REGRESSION else done.log.validation_loss,
-            "error": typical_error(batches, lambda b, w=what: sampled(trained[steps[w][0]], b, samplings[w])),
+            "error": typical_error(batches, partial(sampled, done, sampling=samplings[what])),
             "held_out": len(corpus.held_out),
             "errors_of": len(batches),
             "tokens": batches[0].x0_BLD.shape[1],

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from oral_ray.bench.harness import BenchOptions, Exponent, Result, Row, fit_exponent, with_peak_memory
 from oral_ray.bench.heads import Trained, read_corpus, sampled, train_head, typical_error
-from oral_ray.config import GeneratorConfig, LatentConfig, SamplingConfig, load_config
+from oral_ray.config import LatentConfig, SamplingConfig, load_config
 from oral_ray.errors import ConfigError
 from oral_ray.generator.data import Batch
 from oral_ray.generator.network import Network
@@ -56,16 +56,16 @@ class Options(BenchOptions):
 def run(options: Options) -> Result:
     """A row a corpus and generator; exponents of seconds and memory of those that finished."""
     objects = open_objects(options.store)
-    found = [
-        manifest
-        for manifest in list_manifests(objects)
-        if len(manifest.layouts) == 1 and (not options.shards or manifest.fingerprint[:12] in options.shards)
-    ]
+    found = [manifest for manifest in list_manifests(objects) if len(manifest.layouts) == 1]
     sizes = {manifest.fingerprint: next(iter(manifest.layouts.values())).num_parameters for manifest in found}
     if not sizes:
         raise ConfigError(f"no corpus of one layout in {objects.uri}; run jobs/shards.py with a lora.r or two first")
+    names = {fingerprint[:12]: fingerprint for fingerprint in sizes}
+    if unknown := sorted(set(options.shards) - set(names)):
+        raise ConfigError(f"no corpus of one layout {unknown} in {objects.uri}; there are {', '.join(sorted(names))}")
+    chosen = [names[name] for name in options.shards or names]
     rows: list[Row] = []
-    for shards in sorted(sizes, key=lambda name: (sizes[name], name)):
+    for shards in sorted(chosen, key=lambda name: (sizes[name], name)):
         for what in (OURS, LATENT):
             about: Row = {"what": what, "parameters": sizes[shards], "shards": shards[:12], "steps": options.steps}
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -86,17 +86,15 @@ def measure(options: Options, shards: str, what: str) -> Row:
         )
     limit = int(psutil.Process().memory_info().vms + options.memory_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    latent = LatentConfig() if what == LATENT else None
-    head: GeneratorConfig = config.generator.model_copy(update={"latent": latent})
+    head, window, sampling = config.generator, options.window_tokens, config.sampling
+    sample = partial(_sampled_in_pieces, piece_tokens=window)
+    if what == LATENT:
+        head, window, sample = head.model_copy(update={"latent": LatentConfig()}), None, sampled
+        sampling = sampling.model_copy(update={"num_steps": options.latent_steps})
 
     def done() -> tuple[Trained, float]:
-        window = None if latent else options.window_tokens
         trained = train_head(head, corpus, config, options.steps, options.batch_size, options.held_out_frac, window)
-        sample, sampling = partial(_sampled_in_pieces, piece_tokens=options.window_tokens), config.sampling
-        if latent:
-            sample, sampling = sampled, sampling.model_copy(update={"num_steps": options.latent_steps})
-        batches = corpus.batches(options.num_errors)
-        return trained, typical_error(batches, lambda batch: sample(trained, batch, sampling))
+        return trained, typical_error(corpus.batches(options.num_errors), partial(sample, trained, sampling=sampling))
 
     try:
         (trained, error), peak_bytes = with_peak_memory(done)

@@ -16,8 +16,8 @@ from oral_ray.objects.unfinished import TEMPORARY, unfinished
 class FileObjects:
     """A folder as an object store. Writes are atomic (temporary file, then rename or hard link).
 
-    The folder is made once, where it is missing. One that goes away later (moved, unmounted) is not made again: what was
-    written there would be lost when it comes back.
+    The folder is made once, where it is missing. One that goes away later is not made again: what was written there would
+    be lost when it comes back.
     """
 
     def __init__(self, root: Path) -> None:

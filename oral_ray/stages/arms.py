@@ -69,10 +69,9 @@ def trained_arms(
         for task_id in task_ids
         for seed in config.corpus.seeds
     ]
-    runs = list({run.recipe: run for *_, run in plan}.values())
-    entries = {entry.run.recipe: entry for entry in corpus.train_runs(config, runs, found, beside)}
-    for base_id, task_id, arm, seed, run_ in plan:
-        digests[base_id, task_id, arm, seed] = entries[run_.recipe].digests[-1]
+    entries = corpus.train_runs(config, [run for *_, run in plan], found, beside)
+    for (base_id, task_id, arm, seed, _), entry in zip(plan, entries, strict=True):
+        digests[base_id, task_id, arm, seed] = entry.digests[-1]
     digests |= _static_arms(config, task_ids, found, base_ids, digests)
     return {key: digest for key, digest in digests.items() if key[2] in arms}
 
@@ -171,9 +170,8 @@ def _nearest_arm(config: Config, task_ids: Sequence[str], found: dict[str, BaseR
             for base_id in base_ids:
                 newest = found[corpus.newest_seen(config, base_id)]
                 plan[base_id, task_id, seed] = corpus.plan_run(config, nearest, [newest], seed)
-    runs = list({run.recipe: run for run in plan.values()}.values())
-    entries = {entry.run.recipe: entry for entry in corpus.train_runs(config, runs, found)}
-    return {(b, t, "nearest", seed): entries[run.recipe].digests[-1] for (b, t, seed), run in plan.items()}
+    entries = corpus.train_runs(config, list(plan.values()), found)
+    return {(b, t, "nearest", seed): entry.digests[-1] for (b, t, seed), entry in zip(plan, entries, strict=True)}
 
 
 def wording(task: Task, held_out: bool) -> str:

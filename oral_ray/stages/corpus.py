@@ -135,13 +135,14 @@ def training_task(config: Config, task_id: str) -> Task:
 def train_runs(
     config: Config, runs: Sequence[CorpusRun], found: dict[str, BaseRecord], beside: Sequence[Call] = ()
 ) -> list[CorpusEntry]:
-    """Do what is not done of these runs, as Ray tasks; returns all of them, finished, in order.
+    """Do what is not done of these runs, as Ray tasks, equal ones once; returns all of them, finished, in order.
 
     `beside` are other calls to fit into the same tasks' time; they start first and must leave their result in the store.
     """
     records = Records(open_objects(config.store))
-    entries = {run.recipe: _entry(records, run) for run in runs}
-    missing = {run.recipe: run for run in runs if entries[run.recipe] is None}.values()
+    wanted = {run.recipe: run for run in runs}
+    entries = {recipe: _entry(records, run) for recipe, run in wanted.items()}
+    missing = [run for recipe, run in wanted.items() if entries[recipe] is None]
     calls: list[Call] = [
         (train_run, (config, run, [found[b] for b in run.bases]))
         for run in sorted(missing, key=lambda run: -len(run.bases))

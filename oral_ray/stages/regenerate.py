@@ -9,6 +9,7 @@ every decision, and one of the run (`runs/`) where there was something to do. Re
 """
 
 import fnmatch
+import functools
 import logging
 import time
 import uuid
@@ -146,19 +147,23 @@ def _items(config: Config, needed: Config, recipe: str, found: Survey) -> list[I
     known = corpus.run(needed)
     seen = corpus.seen_ids(config)
 
+    @functools.cache
+    def of_corpus(base_ids: tuple[str, ...], task_id: str) -> corpus.CorpusRun:
+        return corpus.plan_run(needed, task_id, [known[base_id] for base_id in base_ids], config.corpus.seeds[0])
+
     def reusable(planned: PlanItem) -> dict[str, corpus.CorpusRun]:
         base = found.bases[planned.base]
         same = [base_id for base_id in seen if known[base_id].spec.digest == base.spec.digest]
         newest = [base_id for base_id in (corpus.newest_seen(config, base.id),) if base_id in same] or same[-1:]
         together = same if config.corpus.targets == "joint" else []
         return {
-            name: corpus.plan_run(needed, planned.task, [known[id_] for id_ in base_ids], config.corpus.seeds[0])
+            name: of_corpus(tuple(base_ids), planned.task)
             for name, base_ids in (("joint", together), ("reuse_new", newest), ("reuse_old", same[:1]))
             if name in config.regenerate.candidates and base_ids
         }
 
     due = [(planned, reusable(planned)) for planned in found.plan if planned.action == "generate"]
-    runs = list({run_.recipe: run_ for _, reuse in due for run_ in reuse.values()}.values())
+    runs = [run_ for _, reuse in due for run_ in reuse.values()]
     digests = {entry.run.recipe: entry.digests[-1] for entry in corpus.train_runs(needed, runs, known)}
     fingerprints = {task_id: load_task(task_id).fingerprint for task_id in config.tasks.ids}
     return [
