@@ -86,6 +86,31 @@ def task_table(answers: pd.DataFrame, num_draws: int) -> str:
     return "\n".join(lines)
 
 
+def variant_table(answers: pd.DataFrame, num_draws: int, reference: str = "reference") -> str:
+    """Markdown, a row a variant of an ablation: `generated` and `wrong_prompt` in percent, `generated` minus that of the
+    reference in points, over the tasks that both have."""
+    found = {
+        str(name): _correct(part, [*part["base"].unique()], ["generated", "wrong_prompt"])
+        for name, part in answers.groupby("variant", sort=False)
+    }
+    first = found.get(reference, {}).get("generated", {})
+    lines = ["| variant | generated | wrong prompt | generated - reference |", "|---|---|---|---|"]
+    for name, arms in found.items():
+        both = {
+            arm: {task: rows for task, rows in of_arm.items() if task in (first or of_arm)}
+            for arm, of_arm in arms.items()
+        }
+        cells = [
+            f"{100 * np.mean([rows.mean() for rows in both[arm].values()]):.1f}" if both.get(arm) else "-"
+            for arm in ("generated", "wrong_prompt")
+        ]
+        ours, less = both.get("generated", {}), None
+        if ours and first and name != reference:
+            less = paired_difference(ours, {task: first[task] for task in ours}, num_draws).model_dump()
+        lines.append(f"| {' | '.join([name, *cells, _percent(less, signed=True)])} |")
+    return "\n".join(lines)
+
+
 def _groups(scores: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
     """(name, bases): every version by line and t, then all unseen ones together."""
     bases = scores.drop_duplicates("base")

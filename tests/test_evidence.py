@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oral_ray.evidence import headline, headline_text, task_table
+from oral_ray.evidence import headline, headline_text, task_table, variant_table
 
 ACCURACY = {"base": 0.3, "trained": 0.7, "reuse_new": 0.6, "generated": 0.75, "wrong_prompt": 0.35}
 NO_BRACKETS = str.maketrans("", "", "[],")
@@ -109,3 +109,19 @@ def test_a_table_of_tasks_has_every_arm_and_what_generated_is_better_by():
     assert difference == pytest.approx(of_x["generated"] - of_x["wrong_prompt"], abs=0.06) and low < difference < high
     both = [float(row[head.index("generated - trained")].split()[0]) for row in (x, y, mean)]
     assert both[2] == pytest.approx((both[0] + both[1]) / 2, abs=0.11)
+
+
+def test_a_table_of_variants_has_what_each_is_better_by_than_the_reference_on_tasks_that_both_have():
+    def answers(variant: str, arm: str, task: str, right: int) -> pd.DataFrame:
+        rows = {"base": "t4", "task": task, "arm": arm, "seed": 0, "example": range(100), "variant": variant}
+        return pd.DataFrame(rows).assign(correct=lambda rows: rows["example"] < right)
+
+    parts = [
+        answers("reference", "generated", "a", 60), answers("reference", "wrong_prompt", "a", 20),
+        answers("more-tasks", "generated", "a", 70), answers("more-tasks", "generated", "b", 10),
+    ]  # fmt: skip
+    rows = [line.split(" | ") for line in variant_table(pd.concat(parts), 200).splitlines()[2:]]
+    assert rows[0] == ["| reference", "60.0", "20.0", "- |"]
+    assert rows[1][:3] == ["| more-tasks", "70.0", "-"] and rows[1][3].startswith("+10.0 [+")
+    alone = variant_table(pd.concat(parts[2:]), 200).splitlines()[2]
+    assert alone == "| more-tasks | 40.0 | - | - |"  # nothing to compare with, so all its tasks

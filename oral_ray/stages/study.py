@@ -24,7 +24,7 @@ from oral_ray.cluster import Call, run_tasks, session
 from oral_ray.config import Config, StoreConfig, fingerprint, with_overrides
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import paired_difference
-from oral_ray.evidence import task_table
+from oral_ray.evidence import task_table, variant_table
 from oral_ray.objects import open_objects, probe
 from oral_ray.stages import bases, cells, corpus, evaluate, shards, study_report, train
 from oral_ray.stages.cells import MAJORITY, ZERO_SHOT, Cell
@@ -159,20 +159,30 @@ def variant(config: Config, name: str) -> Config:
 
 
 def ablations(config: Config) -> str:
-    """Every variant's `generated` and `wrong_prompt` arms; one table of means, one of all scores (ablations.parquet)."""
+    """Every variant's `generated` and `wrong_prompt` arms beside those of the reference, which has no overrides of its own.
+
+    Scores go to ablations.parquet, answers to ablation_answers.parquet; variants of earlier calls stay in both.
+    """
     names = config.study.only or ("reference", *config.study.variants)
-    parts = []
     for name in names:
         logger.info("variant %s", name)
-        parts.append(evaluate.run(variant(config, name)).assign(variant=name))
-    known = Path(config.out) / "ablations.parquet"
-    kept = pd.read_parquet(known) if known.is_file() else pd.DataFrame()
-    if not kept.empty:
-        parts.insert(0, kept[~kept["variant"].isin(names)])
-    scores = pd.concat(parts, ignore_index=True)
-    scores.to_parquet(known)
-    means = scores.groupby(["variant", "base", "arm"])["value"].mean().unstack(["base", "arm"])
-    return means.to_string(float_format=lambda value: f"{value:.3f}")
+        chosen = variant(config, name)
+        scores = evaluate.run(chosen)
+        _put_variant(Path(config.out) / "ablations.parquet", name, scores)
+        answers = pd.read_parquet(Path(chosen.out) / "answers.parquet")
+        _put_variant(Path(config.out) / study_report.ABLATION_ANSWERS, name, answers)
+    return variant_table(
+        pd.read_parquet(Path(config.out) / study_report.ABLATION_ANSWERS), config.evaluation.num_bootstrap
+    )
+
+
+def _put_variant(file: Path, name: str, table: pd.DataFrame) -> None:
+    """Put a variant's table among those of the others, in place of what it had there."""
+    parts = [table.assign(variant=name)]
+    if file.is_file():
+        known = pd.read_parquet(file)
+        parts.insert(0, known[known["variant"] != name])
+    pd.concat(parts, ignore_index=True).to_parquet(file)
 
 
 def unseen(config: Config) -> str:

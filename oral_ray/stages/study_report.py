@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from oral_ray.config import Config, PretrainOrigin
-from oral_ray.evidence import headline, headline_text
+from oral_ray.evidence import headline, headline_text, variant_table
 from oral_ray.objects import open_objects
 from oral_ray.report import figures
 from oral_ray.report.tables import arm_table, read_table
@@ -33,6 +33,7 @@ FIGURES: dict[str, tuple[str, figures.Plot, str]] = {
     "ablations": ("ablations", figures.plot_variants, "Ablations: smaller budget, validation, unseen versions."),
 }
 """Figure -> the table it needs, how it is drawn, its caption."""
+ABLATION_ANSWERS = "ablation_answers.parquet"
 TITLES = {"drift": "Drift of the base versions", "screen": "Screening (validation, first base version)"}
 """Tables of earlier stages that the page has, where these were run."""
 
@@ -73,6 +74,7 @@ def run(config: Config) -> str:
             headline_text(rows),
             *_figures(Path(config.out), folder, config.evaluation.num_bootstrap),
             *(f"## {TITLES[name]}\n\n{_markdown_table(table)}" for name, table in tables.items()),
+            *_ablations(Path(config.out), folder, config.evaluation.num_bootstrap),
             f"Any cell, with the digest of scores.parquet: `{summary['cell_command']}`",
         ]
     )
@@ -99,6 +101,14 @@ def _figures(out: Path, folder: Path, num_draws: int) -> list[str]:
             (folder / f"{name}.png").write_bytes(figures.draw(plot, rows, size=(10, 5)))
             found.append(f"![{caption}]({name}.png)\n\n*{caption}*")
     return found
+
+
+def _ablations(out: Path, folder: Path, num_draws: int) -> list[str]:
+    """The table of the variants, where there were any; their scores are put beside those of the suite."""
+    if not (out / ABLATION_ANSWERS).is_file():
+        return []
+    pd.read_parquet(out / "ablations.parquet").to_parquet(folder / "ablations.parquet", compression="zstd")
+    return [f"## Ablations\n\n{variant_table(pd.read_parquet(out / ABLATION_ANSWERS), num_draws)}"]
 
 
 def _markdown_table(table: pd.DataFrame) -> str:
