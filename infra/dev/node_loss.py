@@ -47,10 +47,12 @@ from oral_ray.config import ClusterConfig, GeneratorConfig, TrainingConfig, cano
 logger = logging.getLogger("node_loss")
 STEPS, CHECKPOINT_EVERY, REPORT_EVERY = 40, 10, 2
 REPORT_S = 3.0  # Ray Train takes in one report every 2 s; when they come faster, checkpoints count later and later
+POOL_BYTES = 4 << 10  # two adapters: a worker reads its share of 16 through Ray Data again and again, to the end
 NAME = "run"
 OBJECT_STORE = 100 << 20
 SCENARIOS = (
     "node, a spare one", "nothing", "node, fewer workers", "worker", "head, same command again", "node, one comes later",
+    "node, a spare one, streaming", "nothing, streaming",
 )  # fmt: skip
 
 
@@ -71,8 +73,8 @@ def main() -> int:
         curves[what] = row.pop("curve")
         rows.append(row)
         for known in rows:  # against the run nobody touched, once there is one
-            if curves.get("nothing"):
-                known["same_curve"] = curves[known["lost"]] == curves["nothing"]
+            if untouched := curves.get("nothing, streaming" if "streaming" in known["lost"] else "nothing"):
+                known["same_curve"] = curves[known["lost"]] == untouched
         logger.info("%s", row)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(
@@ -98,7 +100,7 @@ def scenario(what: str, patience_s: float) -> dict[str, Any]:
         training = TrainingConfig(
             num_workers=2, min_workers=1 if "fewer" in what else None, steps=STEPS, batch_size=4,
             validate_every=REPORT_EVERY, checkpoint_every=CHECKPOINT_EVERY, validation_frac=0.0, warmup_steps=2,
-            max_failures=5,
+            max_failures=5, cache_bytes=POOL_BYTES if "streaming" in what else 1 << 30,
         )  # fmt: skip
         job = Job(
             store=f"file://{folder}/store", shards=manifest.fingerprint, training=training, determinism=True,
@@ -118,7 +120,7 @@ def run(what: str, nodes: Cluster, folder: Path, patience_s: float) -> dict[str,
     row: dict[str, Any] = {"lost": what, "workers": [], "lost_steps": 0, "recovery_s": None}
     started, said_after_s = time.time(), None
     try:
-        if what != "nothing":
+        if not what.startswith("nothing"):
             if not wait_for(
                 folder, lambda lines: any(line["step"] > CHECKPOINT_EVERY + 5 for line in lines), patience_s
             ):
