@@ -63,7 +63,8 @@ class Rates:
         self.train_s, self.generate_s = float(trained["each_s"]), float(together["each_s"])
         plain = next(row for row in train["result"]["rows"] if row["what"] == PLAIN)
         self.values_per_s = float(plain["tokens_per_s"]) * train["options"]["shape"]["token_dim"]
-        self.read_bytes_per_s = 1e6 * max(row["mb_per_s"] for row in data["result"]["peers"])
+        passes = [row for row in data["result"]["rows"] if "Ray Data" in row["what"]]
+        self.read_bytes_per_s = 1e6 * max(row["mb_per_s"] for row in passes)
         self.layouts = [
             row for report in _reports(folder, "generate") for row in report["result"]["rows"] if row.get("seconds")
         ]
