@@ -21,7 +21,8 @@ DTYPE_BYTES = {
 class Ranges(Protocol):
     """What reading a header needs."""
 
-    uri: str
+    @property
+    def uri(self) -> str: ...
 
     def range(self, key: str, start: int, length: int) -> bytes: ...
     def num_bytes(self, key: str) -> int: ...
