@@ -18,7 +18,8 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]], **more: Any) -> N
 
 @pytest.fixture
 def reports(tmp_path: Path) -> Path:
-    write(tmp_path, "adapt", [{"each_s": 36.0, "parameters": 1000}, {"each_s": 0.2}, {"each_s": 0.036}])
+    each_s = {"train, 60 steps": 90.0, "generate one": 0.2, "generate 32 together": 0.036, "train, states kept": 36.0}
+    write(tmp_path, "adapt", [{"what": what, "each_s": s, "parameters": 1000} for what, s in each_s.items()])
     write(tmp_path, "train", [{"what": "torch, 1 worker", "tokens_per_s": 50.0}], options={"shape": {"token_dim": 20}})
     rates = {"64 adapters, Ray Data": 1.0, "256 adapters, Ray Data": 4.0, "rows of a batch, from memory": 9000.0}
     write(tmp_path, "data", [{"what": what, "mb_per_s": rate} for what, rate in rates.items()])
