@@ -225,11 +225,16 @@ def _study(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     from oral_ray.bench.harness import report_text
-    from oral_ray.bench.registry import BENCHMARKS, run_benchmark
+    from oral_ray.bench.registry import BENCHMARKS, check_report, run_benchmark, write_report
 
     for name in BENCHMARKS if args.name == "all" else (args.name,):
         file = args.json / f"{name}.json" if args.json and args.name == "all" else args.json
-        print(report_text(run_benchmark(name, args.overrides, file)), flush=True)
+        if file:
+            check_report(file)
+        report = run_benchmark(name, args.overrides)
+        print(report_text(report), flush=True)
+        if file:
+            write_report(report, file)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,48 @@ def test_an_unknown_benchmark_or_option_is_refused_by_name(capsys: pytest.Captur
     assert "'repetitions'" in capsys.readouterr().err
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(registry, "run_benchmark", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path, tmp_path / "file" / "report.json"):
+        assert main(["bench", "ssd", "--json", str(wrong)]) == 2
+        assert str(wrong if wrong == tmp_path else wrong.parent) in capsys.readouterr().err
+    registry.check_report(tmp_path / "new" / "report.json")
+    assert [*(tmp_path / "new").rglob("*")] == []
+
+
+def test_a_report_replaces_the_one_before_it_and_leaves_nothing_else(tmp_path: Path):
+    report = Report(name="n", command="c", options={}, environment={}, result=Result(rows=({"what": "a"},)))
+    for _ in range(2):
+        registry.write_report(report, tmp_path / "n.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["n.json"]
+    assert json.loads((tmp_path / "n.json").read_text())["result"]["rows"] == [{"what": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "says"),
+    [
+        ("generate", 'targets=["nope"]', "no targets 'nope'; there are q,v and all-linear"),
+        ("generate", 'models=["nope"]', "no configuration of 'nope'"),
+        ("generate", "ranks=[100000]", "bert-base q,v r=100000: "),
+        ("generate", "device=gpu", "no device 'gpu' here"),
+        ("generate", "token_dim=100", "multiple of 32"),
+        ("generate", "models=[]", "at least 1 item"),
+        ("heads", "held_out_frac=0", "greater than 0"),
+        ("latent", "held_out_frac=2", "less than 1"),
+        ("plan", "num_bases=[-1]", "greater than 0"),
+        ("growth", "adapters=[]", "at least 1 item"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_a_line(
+    name: str, override: str, says: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["bench", name, override]) == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_every_benchmark_has_options_with_defaults_and_a_run(name: str):
     module = registry.benchmark_module(name)

@@ -25,8 +25,7 @@ def reports(tmp_path: Path) -> Path:
     write(tmp_path, "data", [{"what": what, "mb_per_s": rate} for what, rate in rates.items()])
     sizes = [1e5, 1e6, 1e7]
     layouts = [{"parameters": n, "seconds": 1e-6 * n, "peak_mb": 7.0, "generator_parameters": 250_000} for n in sizes]
-    write(tmp_path, "generate-a", layouts[:2])
-    write(tmp_path, "generate-b", [layouts[2], {"parameters": 1e9}])
+    write(tmp_path, "generate-a", [*layouts, {"parameters": 1e9}])  # the last one was too large to be timed
     return tmp_path
 
 
@@ -52,7 +51,7 @@ def test_hours_bytes_and_requests_are_products_of_measured_rates(reports: Path):
     assert (small["gives_out_first"], large["gives_out_first"]) == ("-", "batch_per_gpu")
 
 
-def test_exponents_are_those_of_all_timed_layouts_of_all_reports(reports: Path):
+def test_exponents_are_those_of_all_timed_layouts(reports: Path):
     seconds, memory = run(reports, "adapters=[10]", "bases=[10]", "gpus=[1]").exponents
     assert (seconds.num_points, seconds.x_range) == (3, (1e5, 1e7))
     assert seconds.exponent == pytest.approx(1.0)
@@ -65,3 +64,31 @@ def test_a_report_that_is_missing_is_named_with_the_command_that_makes_it(report
         path.unlink()
     with pytest.raises(ConfigError, match=rf"no {name}\*\.json in .*run `oral-ray bench {name} --json"):
         run(reports)
+
+
+@pytest.mark.parametrize(
+    ("name", "report"),
+    [
+        ("adapt", ""),
+        ("adapt", {"result": {"rows": []}}),
+        ("adapt", {"result": {"rows": [{"what": "train", "each_s": -1.0, "parameters": 10}]}}),
+        ("train", '{"result": {"rows"'),
+        ("train", {"result": {"rows": [{"what": "zero-2, 1 worker"}]}}),
+        ("data", []),
+        ("data", {"result": {"rows": [{"what": "4 adapters, Ray Data", "mb_per_s": 0.0}]}}),
+        ("generate-a", {"result": {"rows": [{"parameters": 10.0}]}}),
+    ],
+)
+def test_a_damaged_report_is_named_with_the_command_that_makes_it(reports: Path, name: str, report: Any):
+    (reports / f"{name}.json").write_text(report if isinstance(report, str) else json.dumps(report))
+    with pytest.raises(ConfigError, match=rf"{name}\.json is no whole report of .*make it again: oral-ray bench"):
+        run(reports)
+
+
+def test_reports_of_several_machines_are_not_mixed(reports: Path):
+    for path in list(reports.glob("*.json")):
+        path.rename(path.with_name(f"{path.stem}-slow.json"))
+    write(reports, "data-h100", [{"what": "64 adapters, Ray Data", "mb_per_s": 8.0}])
+    with pytest.raises(ConfigError, match=r"2 reports of data in .*data-h100\.json, data-slow\.json; say machine=WORD"):
+        run(reports)
+    assert run(reports, "machine=slow", "adapters=[1000]").rows[0]["read_h"] == pytest.approx(1.0 / 3600)

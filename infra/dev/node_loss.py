@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def main() -> int:
         logger.info("%s", row)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(
-            json.dumps({"command": "make node-loss", "environment": environment, "rows": rows}, indent=1) + "\n"
+            json.dumps({"command": shlex.join(sys.argv), "environment": environment, "rows": rows}, indent=1) + "\n"
         )
     return int(any(not row["finished"] or row["lost_steps"] > CHECKPOINT_EVERY for row in rows))
 

@@ -9,12 +9,14 @@ copies, and what the same work would take at those rates.
     oral-ray bench generate device=cuda --json docs/results/bench/generate-h100.json
 """
 
+import itertools
 import tempfile
 from pathlib import Path
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
+from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import POSITION_DIM, TokenStats
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.families import ROLES
@@ -28,7 +30,7 @@ from oral_ray.config import (
     RegressionObjective,
     SamplingConfig,
 )  # fmt: skip
-from oral_ray.errors import GeneratorError
+from oral_ray.errors import ConfigError, GeneratorError, LayoutError
 from oral_ray.factory import AdapterFactory
 from oral_ray.generator.condition import Condition, ConditionEncoder, ProbeStats
 from oral_ray.generator.model import Generator, build_network
@@ -38,7 +40,9 @@ from oral_ray.generator.spec import GeneratorSpec
 PROMPT = "Decide whether a review is positive or negative."
 OUR_TOKENS, RPG_TOKENS = 512, 8  # enough for each to reach its rate
 MAX_GENERATOR = 100_000_000
-WARM_UP = ("bert-base", "q,v", 4)
+Named = tuple[str, str, int]
+"""A layout by its model, targets and rank."""
+WARM_UP: Named = ("bert-base", "q,v", 4)
 
 
 class Options(BenchOptions):
@@ -46,10 +50,10 @@ class Options(BenchOptions):
 
     repetitions: PositiveInt = 1
     device: str = "cpu"
-    models: tuple[str, ...] = MODELS
-    targets: tuple[str, ...] = TARGETS
-    ranks: tuple[PositiveInt, ...] = RANKS
-    token_dim: PositiveInt = 1024
+    models: tuple[str, ...] = Field(MODELS, min_length=1)
+    targets: tuple[str, ...] = Field(TARGETS, min_length=1)
+    ranks: tuple[PositiveInt, ...] = Field(RANKS, min_length=1)
+    token_dim: int = Field(1024, ge=32, le=16384, multiple_of=32)  # RPG's recurrence is as wide, in heads of 64
     num_steps: PositiveInt = 2
     rpg_steps: PositiveInt = 60
     max_parameters: PositiveFloat = 5e7
@@ -57,6 +61,8 @@ class Options(BenchOptions):
 
 def run(options: Options) -> Result:
     """A row a layout; the exponent of time over parameters; peers; floors."""
+    layouts = _layouts(options)
+    check_device(options.device)
     encoder = ConditionEncoder(ConditionConfig())
     sampling = SamplingConfig(num_steps=options.num_steps)
     factory = random_factory(GeneratorConfig(), encoder, options.token_dim, sampling, options.device)
@@ -64,10 +70,9 @@ def run(options: Options) -> Result:
     if size > MAX_GENERATOR:
         raise GeneratorError(f"a generator of {size:,} parameters is above {MAX_GENERATOR:,}; lower token_dim")
     rows, timed_rows = [], []
-    layouts = [(m, t, r) for m in options.models for t in options.targets for r in options.ranks]
-    _generate(factory, *WARM_UP, options)
-    for model, targets, r in layouts:
-        row = _generate(factory, model, targets, r, options) | {"generator_parameters": size}
+    _generate(factory, WARM_UP, layout_of(*WARM_UP, options.token_dim), options)
+    for named, layout in layouts.items():
+        row = _generate(factory, named, layout, options) | {"generator_parameters": size}
         rows.append(row)
         timed_rows += [row] if row.get("seconds") else []
     exponents = []
@@ -99,8 +104,28 @@ def _spec(config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int) ->
     )  # fmt: skip
 
 
-def _generate(factory: AdapterFactory, model: str, targets: str, r: int, options: Options) -> Row:
-    layout = layout_of(model, targets, r, options.token_dim)
+def _layouts(options: Options) -> dict[Named, AdapterLayout]:
+    """All of them before anything is timed; ConfigError or LayoutError names the one that cannot be."""
+    found = {}
+    for model, targets, r in itertools.product(options.models, options.targets, options.ranks):
+        try:
+            found[model, targets, r] = layout_of(model, targets, r, options.token_dim)
+        except LayoutError as error:
+            raise LayoutError(f"{model} {targets} r={r}: {error}") from None
+    return found
+
+
+def check_device(device: str) -> None:
+    """ConfigError when torch has no such device here."""
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"no device {device!r} here ({why}); say device=cpu, or run where it is") from None
+
+
+def _generate(factory: AdapterFactory, named: Named, layout: AdapterLayout, options: Options) -> Row:
+    model, targets, r = named
     row: Row = {
         "what": f"{model} {targets} r={r}", "slots": len(layout.slots), "tokens": layout.num_tokens,
         "parameters": layout.num_parameters, "mb": layout.num_bytes / 1e6,

@@ -1,7 +1,7 @@
 """What larger corpora, fleets and clusters cost, from measured rates alone, and which part gives out first.
 
-Reads the reports of `bench generate`, `adapt`, `train` and `data` in `folder` (committed copies), counts the requests of
-one stored adapter and of a night's planning here, and multiplies. Nothing else goes in but the numbers of the options. The
+Reads the reports of `bench generate`, `adapt`, `train` and `data` of one machine in `folder` (committed copies), counts the
+requests of one stored adapter and of a night's planning here, and multiplies. Nothing else goes in but the options. The
 kind of adapter is that of `bench adapt`. Hours are those of one machine like the one that was measured; a corpus of N
 adapters is trained, read once for its statistics and learnt for `epochs`; a night makes `tasks` adapters for every base.
 
@@ -13,11 +13,11 @@ within `hours`; a worker cannot have less than one adapter of a batch, which is 
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.lora import initial_factors
@@ -29,15 +29,20 @@ from oral_ray.objects import FileObjects
 from oral_ray.store.adapters import AdapterStore
 
 HOUR_S = 3600.0
-PLAIN, WAYS = "torch, 1 worker", ("train", "generate")
+PLAIN = "torch, 1 worker"
+T = TypeVar("T")
 FEW, MANY = 100, 400  # bases; calls of a night are a constant and a slope, a listing is a call for every 1,000 keys
 
 
 class Options(BenchOptions):
-    """The sizes to work out, and what the committed reports do not say: epochs, tasks a base, hours a run may take."""
+    """The sizes to work out, and what the reports do not say: epochs, tasks a base, hours a run may take.
+
+    Where `folder` has reports of several machines, `machine` is a word that the names of one machine's reports have.
+    """
 
     folder: str = "docs/results/bench"
-    adapters: tuple[PositiveInt, ...] = (1000, 10_000, 100_000, 1_000_000)
+    machine: str = ""
+    adapters: tuple[PositiveInt, ...] = Field((1000, 10_000, 100_000, 1_000_000), min_length=1)
     bases: tuple[PositiveInt, ...] = (10, 100, 1000, 10_000)
     gpus: tuple[PositiveInt, ...] = (8, 64, 512)
     epochs: PositiveInt = 10
@@ -47,45 +52,87 @@ class Options(BenchOptions):
 
 
 def run(options: Options) -> Result:
-    """Rows for corpora, for nights, for clusters; exponents of generation over all committed layouts."""
-    rates = Rates(Path(options.folder))
+    """Rows for corpora, for nights, for clusters; exponents of generation over all layouts that were timed."""
+    rates = Rates(Path(options.folder), options.machine)
     rows = [*_corpora(options, rates), *_nights(options, rates), *_clusters(options, rates)]
     return Result(rows=tuple(rows), exponents=tuple(rates.exponents()))
 
 
 class Rates:
-    """What the committed reports say; ConfigError names the one that is missing."""
+    """What the reports of one machine say; ConfigError names the one that is missing, damaged or one of several."""
 
-    def __init__(self, folder: Path) -> None:
-        [adapt, train, data] = [_reports(folder, name)[0] for name in ("adapt", "train", "data")]
-        each_s = {
-            way: [float(row["each_s"]) for row in adapt["result"]["rows"] if row["what"].startswith(way)]
-            for way in WAYS
-        }
-        self.parameters = int(adapt["result"]["rows"][0]["parameters"])
-        self.train_s, self.generate_s = (min(each_s[way]) for way in WAYS)  # each the faster of its two ways
-        plain = next(row for row in train["result"]["rows"] if row["what"] == PLAIN)
-        self.values_per_s = float(plain["tokens_per_s"]) * train["options"]["shape"]["token_dim"]
-        passes = [row for row in data["result"]["rows"] if "Ray Data" in row["what"]]
-        self.read_bytes_per_s = 1e6 * max(row["mb_per_s"] for row in passes)
-        self.layouts = [
-            row for report in _reports(folder, "generate") for row in report["result"]["rows"] if row.get("seconds")
-        ]
+    def __init__(self, folder: Path, machine: str = "") -> None:
+        def read(name: str, take: Callable[[dict[str, Any]], T]) -> T:
+            return _read(folder, name, machine, take)
+
+        self.parameters, self.train_s, self.generate_s = read("adapt", _of_adapt)
+        self.values_per_s = read("train", _of_train)
+        self.read_bytes_per_s = read("data", _of_data)
+        self.layouts = read("generate", _of_generate)
         self.generator_bytes = 4 * int(self.layouts[0]["generator_parameters"])
 
     def exponents(self) -> Iterator[Exponent]:
-        """Seconds and peak memory over parameters, all layouts of all committed reports together."""
-        sizes = [float(row["parameters"]) for row in self.layouts]
-        for what, name in (("seconds", "seconds"), ("peak memory", "peak_mb")):
-            values = [max(float(row[name]), 1.0 if name == "peak_mb" else 1e-6) for row in self.layouts]
-            yield fit_exponent(f"{what} of parameters, all reports", sizes, values)
+        """Seconds and peak memory over parameters."""
+        sizes = [row["parameters"] for row in self.layouts]
+        yield fit_exponent("seconds of parameters", sizes, [row["seconds"] for row in self.layouts])
+        yield fit_exponent("peak memory of parameters", sizes, [max(row["peak_mb"], 1.0) for row in self.layouts])
 
 
-def _reports(folder: Path, name: str) -> list[dict[str, Any]]:
-    found = sorted(folder.glob(f"{name}[-.]*json"))
+def _read(folder: Path, name: str, machine: str, take: Callable[[dict[str, Any]], T]) -> T:
+    """What `take` finds in the one report of a benchmark."""
+    found = sorted(path for path in folder.glob(f"{name}[-.]*json") if machine in path.name)
     if not found:
-        raise ConfigError(f"no {name}*.json in {folder}; run `oral-ray bench {name} --json {folder}/{name}.json` first")
-    return [json.loads(path.read_text()) for path in found]
+        of = f" with {machine!r} in its name" if machine else ""
+        raise ConfigError(
+            f"no {name}*.json{of} in {folder}; run `oral-ray bench {name} --json {folder}/{name}.json` first"
+        )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ConfigError(f"{len(found)} reports of {name} in {folder}: {names}; say machine=WORD that one of them has")
+    try:
+        return take(json.loads(found[0].read_text(encoding="utf-8")))
+    except (OSError, AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{found[0]} is no whole report of {name} ({type(error).__name__}: {error}); make it again: "
+            f"oral-ray bench {name} --json {found[0]}"
+        ) from None
+
+
+def _of_adapt(report: dict[str, Any]) -> tuple[int, float, float]:
+    """Parameters of an adapter; seconds to train and to generate one, each in the faster of its two ways."""
+    rows = report["result"]["rows"]
+    train_s, generate_s = (
+        min(_positive(row, "each_s") for row in rows if row["what"].startswith(way)) for way in ("train", "generate")
+    )
+    return int(_positive(rows[0], "parameters")), train_s, generate_s
+
+
+def _of_train(report: dict[str, Any]) -> float:
+    """Values that plain training of one worker learns a second."""
+    plain = next(row for row in report["result"]["rows"] if row["what"] == PLAIN)
+    return _positive(plain, "tokens_per_s") * _positive(report["options"]["shape"], "token_dim")
+
+
+def _of_data(report: dict[str, Any]) -> float:
+    """Bytes a second of the best pass with Ray Data, which is how a corpus is read."""
+    return 1e6 * max(_positive(row, "mb_per_s") for row in report["result"]["rows"] if "Ray Data" in row["what"])
+
+
+def _of_generate(report: dict[str, Any]) -> list[dict[str, float]]:
+    """Of every timed layout: parameters, seconds, peak memory and the size of the generator."""
+    timed = [row for row in report["result"]["rows"] if row.get("seconds")]
+    names = ("parameters", "seconds", "generator_parameters")
+    found = [{name: _positive(row, name) for name in names} | {"peak_mb": float(row["peak_mb"])} for row in timed]
+    if len({row["parameters"] for row in found}) < 2:
+        raise ValueError("layouts of at least two sizes are needed")
+    return found
+
+
+def _positive(row: dict[str, Any], name: str) -> float:
+    value = float(row[name])
+    if not value > 0:
+        raise ValueError(f"{name} is {value:g}")
+    return value
 
 
 def _corpora(options: Options, rates: Rates) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from statistics import mean
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare
@@ -57,7 +57,7 @@ class Options(BenchOptions):
     shards: str = ""
     steps: PositiveInt = 100
     batch_size: PositiveInt = 4
-    held_out_frac: float = 0.2
+    held_out_frac: float = Field(0.2, gt=0, lt=1)
     num_errors: PositiveInt = 6
     rpg_steps: PositiveInt = 60
 
@@ -119,6 +119,10 @@ def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
         for row in corpus_rows(pq.read_table(pa.BufferReader(objects.get(key))).to_pylist(), manifest.layouts)
     ]
     held_out = sorted((row for row in rows if is_held_out(row.digest, held_out_frac)), key=lambda row: row.digest)
+    if not held_out:
+        raise ConfigError(
+            f"none of the {len(rows)} adapters of shards {manifest.fingerprint[:12]} is held out; raise held_out_frac"
+        )
     return Corpus(rows, held_out, tables, encoder)
 
 
@@ -203,6 +207,7 @@ def _manifest(objects: Objects, fingerprint: str) -> ShardManifest:
     found = {manifest.fingerprint: manifest for manifest in list_manifests(objects)}
     if not found or fingerprint not in ("", *found):
         raise ConfigError(
-            f"no shards {fingerprint or 'at all'} in {objects.uri}; there are {', '.join(found) or 'none'}"
+            f"no shards {fingerprint or 'at all'} in {objects.uri}; there are {', '.join(found) or 'none, make some by '}"
+            f"{'' if found else 'jobs/shards.py with this store'}"
         )
     return found[fingerprint] if fingerprint else [*found.values()][-1]

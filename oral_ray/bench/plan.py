@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field, PositiveInt
 from safetensors.numpy import save
 
 from oral_ray.bases.catalog import BaseRecord, discover
@@ -39,7 +40,7 @@ _FAMILIES: dict[str, dict[str, int]] = {
 class Options(BenchOptions):
     """How many bases there are, in one row each."""
 
-    num_bases: tuple[int, ...] = (10, 100, 1000)
+    num_bases: tuple[PositiveInt, ...] = Field((10, 100, 1000), min_length=1)
 
 
 class CountedObjects:

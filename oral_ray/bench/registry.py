@@ -1,6 +1,7 @@
 """Which benchmarks there are, and one call that runs one with its environment on record.
 
-report = run_benchmark("generate", ["repetitions=3"], Path("out/bench/generate.json"))
+check_report(file := Path("out/bench/generate.json"))  # before an hour of measuring
+write_report(run_benchmark("generate", ["repetitions=3"]), file)
 """
 
 import importlib
@@ -13,7 +14,9 @@ from oral_ray.bench.environment import describe_environment
 from oral_ray.bench.harness import Report
 from oral_ray.config import build_section
 from oral_ray.errors import ConfigError
+from oral_ray.objects import FileObjects
 
+REPORT_BYTES = 1 << 17  # more than a report has
 BENCHMARKS = {
     "generate": "adapters of known models: time, memory, growth, peers, distance to the machine's limit",
     "heads": "our head, the regression head and RPG's trained alike on real adapters: held-out loss beside time",
@@ -30,18 +33,29 @@ BENCHMARKS = {
 }
 
 
-def run_benchmark(name: str, overrides: Sequence[str] = (), file: Path | None = None) -> Report:
-    """Run a benchmark by name and write its report as JSON where a file is given; ConfigError lists the names."""
+def run_benchmark(name: str, overrides: Sequence[str] = ()) -> Report:
+    """Run a benchmark by name; ConfigError lists the names."""
     module = benchmark_module(name)
     options = build_section(module.Options, overrides)
     environment = describe_environment()
     result = module.run(options)
     command = " ".join(["oral-ray bench", name, *overrides])
-    report = Report(name=name, command=command, options=options.model_dump(), environment=environment, result=result)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
-    return report
+    return Report(name=name, command=command, options=options.model_dump(), environment=environment, result=result)
+
+
+def check_report(file: Path) -> None:
+    """ConfigError or StoreError when no report can be written to `file`."""
+    if file.is_dir() or not file.name:
+        raise ConfigError(f"a report cannot be written to {str(file)!r}, a folder; name a file in it")
+    folder, name = FileObjects(file.parent), f"{file.name}.tmp"
+    folder.put(name, bytes(REPORT_BYTES))
+    folder.delete(name)
+
+
+def write_report(report: Report, file: Path) -> None:
+    """Write a report as JSON, whole or not at all; StoreError where the disk refuses."""
+    text = json.dumps(report.model_dump(mode="json"), indent=1) + "\n"
+    FileObjects(file.parent).put(file.name, text.encode())
 
 
 def benchmark_module(name: str) -> Any:

@@ -29,6 +29,8 @@ def layout_of(model: str, targets: str, r: int, token_dim: int) -> AdapterLayout
     A UNet's self-attention has no role: its layouts are those of the cross-attention.
     """
     spec = spec_of(model)
+    if targets not in TARGETS:
+        raise ConfigError(f"no targets {targets!r}; there are {' and '.join(TARGETS)}")
     wanted = ("q", "v", "qkv") if targets == "q,v" else ("q", "k", "v", "qkv", "o", "gate", "up", "down")
     roles = {module.role for module in spec.modules}
     chosen = tuple(role for role in wanted if role in roles)
