@@ -78,7 +78,7 @@ def task_table(answers: pd.DataFrame, num_draws: int) -> str:
     tasks = sorted(answers["task"].unique())
     for name, chosen in [*((task, [task]) for task in tasks), ("mean", tasks)]:
         part = {arm: {task: of_arm[task] for task in chosen} for arm, of_arm in correct.items()}
-        cells = [f"{100 * np.mean([rows.mean() for rows in of_arm.values()]):.1f}" for of_arm in part.values()]
+        cells = [_mean_percent(of_arm) for of_arm in part.values()]
         for arm in others:
             difference = paired_difference(part["generated"], part[arm], num_draws)
             cells.append(_percent(difference.model_dump(), signed=True))
@@ -100,10 +100,7 @@ def variant_table(answers: pd.DataFrame, num_draws: int, reference: str = "refer
             arm: {task: rows for task, rows in of_arm.items() if task in (first or of_arm)}
             for arm, of_arm in arms.items()
         }
-        cells = [
-            f"{100 * np.mean([rows.mean() for rows in both[arm].values()]):.1f}" if both.get(arm) else "-"
-            for arm in ("generated", "wrong_prompt")
-        ]
+        cells = [_mean_percent(both[arm]) if both.get(arm) else "-" for arm in ("generated", "wrong_prompt")]
         ours, less = both.get("generated", {}), None
         if ours and first and name != reference:
             less = paired_difference(ours, {task: first[task] for task in ours}, num_draws).model_dump()
@@ -149,6 +146,11 @@ def _part(row: dict[str, Any], key: str, arm: str) -> str:
     """How many versions of the group a difference is over, where not all have the arm."""
     num = row[key].get(arm, {}).get("num_bases", row["num_bases"])
     return "" if num == row["num_bases"] else f" (on {num} of {row['num_bases']})"
+
+
+def _mean_percent(correct: Correct) -> str:
+    """The mean over tasks of their accuracies."""
+    return f"{100 * np.mean([rows.mean() for rows in correct.values()]):.1f}"
 
 
 def _percent(interval: dict[str, float] | None, signed: bool = False) -> str:

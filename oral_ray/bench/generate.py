@@ -62,7 +62,7 @@ class Options(BenchOptions):
 def run(options: Options) -> Result:
     """A row a layout; the exponent of time over parameters; peers; floors."""
     layouts = _layouts(options)
-    check_device(options.device)
+    _check_device(options.device)
     encoder = ConditionEncoder(ConditionConfig())
     sampling = SamplingConfig(num_steps=options.num_steps)
     factory = random_factory(GeneratorConfig(), encoder, options.token_dim, sampling, options.device)
@@ -115,7 +115,7 @@ def _layouts(options: Options) -> dict[Named, AdapterLayout]:
     return found
 
 
-def check_device(device: str) -> None:
+def _check_device(device: str) -> None:
     """ConfigError when torch has no such device here."""
     try:
         torch.zeros(1, device=device)

@@ -206,8 +206,6 @@ def _rows(
 def _manifest(objects: Objects, fingerprint: str) -> ShardManifest:
     found = {manifest.fingerprint: manifest for manifest in list_manifests(objects)}
     if not found or fingerprint not in ("", *found):
-        raise ConfigError(
-            f"no shards {fingerprint or 'at all'} in {objects.uri}; there are {', '.join(found) or 'none, make some by '}"
-            f"{'' if found else 'jobs/shards.py with this store'}"
-        )
+        known = ", ".join(found) or "none, make some by jobs/shards.py with this store"
+        raise ConfigError(f"no shards {fingerprint or 'at all'} in {objects.uri}; there are {known}")
     return found[fingerprint] if fingerprint else [*found.values()][-1]

@@ -163,17 +163,14 @@ def ablations(config: Config) -> str:
 
     Scores go to ablations.parquet, answers to ablation_answers.parquet; variants of earlier calls stay in both.
     """
-    names = config.study.only or ("reference", *config.study.variants)
-    for name in names:
+    out = Path(config.out)
+    scores_file, answers_file = out / "ablations.parquet", out / study_report.ABLATION_ANSWERS
+    for name in config.study.only or ("reference", *config.study.variants):
         logger.info("variant %s", name)
         chosen = variant(config, name)
-        scores = evaluate.run(chosen)
-        _put_variant(Path(config.out) / "ablations.parquet", name, scores)
-        answers = pd.read_parquet(Path(chosen.out) / "answers.parquet")
-        _put_variant(Path(config.out) / study_report.ABLATION_ANSWERS, name, answers)
-    return variant_table(
-        pd.read_parquet(Path(config.out) / study_report.ABLATION_ANSWERS), config.evaluation.num_bootstrap
-    )
+        _put_variant(scores_file, name, evaluate.run(chosen))
+        _put_variant(answers_file, name, pd.read_parquet(Path(chosen.out) / "answers.parquet"))
+    return variant_table(pd.read_parquet(answers_file), config.evaluation.num_bootstrap)
 
 
 def _put_variant(file: Path, name: str, table: pd.DataFrame) -> None:
