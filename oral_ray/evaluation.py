@@ -8,6 +8,7 @@ Letters: N examples, S seeds, R bootstrap draws, G generated adapters, K corpus 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
+from oral_ray.bases.entered import EnteredExamples
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.config import derive_seed
 from oral_ray.errors import EvaluationError
@@ -52,12 +54,14 @@ class Interval(BaseModel):
 
 @torch.no_grad()
 def correct_answers(
-    base: LoadedBase, task: Task, artifacts: Sequence[AdapterArtifact | None], split: Split, limit: int
-) -> list[list[bool]]:
+    base: LoadedBase, task: Task, artifacts: Sequence[AdapterArtifact | None], split: Split, limit: int,
+    keep: Path | None = None,
+) -> list[list[bool]]:  # fmt: skip
     """For each adapter, which of the first `limit` examples of a split a base answers rightly with it.
 
     Without one (None): zero-shot, each label's log-probability minus the log of its mean probability over the
     validation inputs (no labels read), so that a label the base always likes gains nothing. Free text is not calibrated.
+    What lies below the first adapted layer is kept in the folder `keep`, where there is one.
     """
     examples = task.examples(split)[:limit]
     head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
@@ -70,7 +74,11 @@ def correct_answers(
             found.append(_answers(base.model, head, deepest, len(examples), prior_K))
             continue
         first = AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size).first_layer
-        if first not in entered:
+        if first not in entered and keep:
+            texts = (task.fingerprint, split, limit)
+            read = EnteredExamples(base, head, examples, first, keep, base.record.fingerprint, texts)
+            entered[first] = [(chosen, read(chosen)) for chosen, _ in entered[0]]
+        elif first not in entered:
             entered[first] = [(chosen, enter(base.model, batch, first)) for chosen, batch in entered[0]]
         with attached(base, artifact) as model:
             found.append(_answers(model, head, entered[first], len(examples), torch.zeros(())))

@@ -75,6 +75,11 @@ def toy_task(task_id: str = "toy") -> Task:
     )
 
 
+def words_task() -> Task:
+    """The toy task with its labels written out instead of chosen."""
+    return toy_task().model_copy(update={"id": "words", "labels": ()})
+
+
 def small_spec(
     token_dim: int = 24,
     text_dim: int = 12,

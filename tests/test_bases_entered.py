@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factory_fixtures import base_of, layout_of, toy_task
+from factory_fixtures import base_of, layout_of, random_artifact, toy_task, words_task
 from torch import Tensor
 
 from oral_ray.adapters.layout import AdapterLayout
@@ -14,8 +14,9 @@ from oral_ray.bases import entered
 from oral_ray.bases.entered import EnteredExamples
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.config import CorpusConfig, LoraSettings, build_config
+from oral_ray.evaluation import correct_answers
 from oral_ray.stages.corpus import training_task
-from oral_ray.tasks import Example, load_task
+from oral_ray.tasks import Example, Task, load_task
 from oral_ray.tasks.scoring import build_head
 
 CHOSEN = [5, 0, 17]
@@ -92,6 +93,22 @@ def test_every_version_and_layer_has_states_of_its_own(base: LoadedBase, tmp_pat
     for name, tensor in plain.tensors.items():
         torch.testing.assert_close(kept.tensors[name], tensor, atol=1e-3, rtol=1e-2)
     train_adapter([base], toy_task("toy again"), layout, training, seed=0, keep=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("task", [toy_task(), words_task()], ids=["labels", "free text"])
+def test_answers_on_kept_states_are_the_answers(base: LoadedBase, tmp_path: Path, task: Task, monkeypatch):
+    settings = LoraSettings(r=2, target_modules=("q", "v"), last_layers=1)
+    layout = AdapterLayout.of(base.record.spec, settings, 24)
+    training = CorpusConfig(steps=60, batch_size=16, learning_rate=2e-2, keep_last=1)
+    arms = [train_adapter([base], task, layout, training, seed=0)[0], random_artifact(layout), None]
+    plain = correct_answers(base, task, arms, "test", 30)
+    assert correct_answers(base, task, arms, "test", 30, tmp_path) == plain and sum(plain[0]) > 0
+    monkeypatch.setattr(entered, "enter", lambda *_: pytest.fail("computed again"))
+    assert correct_answers(base, task, arms, "test", 30, tmp_path) == plain
+    monkeypatch.undo()
+    correct_answers(base, task, arms, "test", 20, tmp_path)
+    correct_answers(base, task, arms, "validation", 30, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factory_fixtures import ALL_ROLES, base_of, layout_of, toy_task
+from factory_fixtures import ALL_ROLES, base_of, layout_of, toy_task, words_task
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,7 +17,7 @@ from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import CorpusConfig
 from oral_ray.errors import TaskError
 from oral_ray.evaluation import correct_answers, majority_answers
-from oral_ray.tasks import Example, Task
+from oral_ray.tasks import Example
 from oral_ray.tasks.scoring import ANSWER, Head, batches, build_head, encode, enter, right_answers
 
 TEXTS = ["a dog", "the big cat eats bread", "is it gold or iron?", "b" * 40, "", "a dog runs to the big red tree " * 4]
@@ -95,11 +95,6 @@ SIZES = {
 def causal_model(model_type: str) -> torch.nn.Module:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES)).eval()
-
-
-def words_task() -> Task:
-    """The toy task with its labels written out instead of chosen."""
-    return toy_task().model_copy(update={"id": "words", "labels": ()})
 
 
 @torch.no_grad()

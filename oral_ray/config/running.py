@@ -33,7 +33,8 @@ class EvaluationConfig(Section):
     With several `generator_seeds` (added to `training.seed`: several generators) the seed of a generated adapter is 1000
     times the generator's plus its own.
 
-    Settings are chosen with `split = "validation"`; what is reported is `test`.
+    Settings are chosen with `split = "validation"`; what is reported is `test`. With `keep_states` the examples' states
+    below the adapted layers stay in the cache folder, for tables that are scored again with other adapters (ablations).
     """
 
     arms: Arms = _DEFAULT_ARMS
@@ -51,6 +52,7 @@ class EvaluationConfig(Section):
     num_choice: PositiveInt = 64
     step_curve: tuple[PositiveInt, ...] = (1, 2, 5, 10, 20)
     step_curve_tasks: PositiveInt = 2
+    keep_states: bool = False
 
 
 class RegenerateConfig(Section):

@@ -5,6 +5,7 @@ nothing is computed twice.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
@@ -15,6 +16,7 @@ from oral_ray.evaluation import correct_answers, majority_answers
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder
 from oral_ray.objects import Objects, open_objects
+from oral_ray.packages import cache_folder
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.bases import stored_probes
 from oral_ray.store.generators import get_generator
@@ -89,7 +91,8 @@ def score_all(
 ) -> dict[tuple[str, str], dict[str, list[bool]]]:
     """Score on the cluster what is not scored yet; answers by (base, task), then by digest."""
     left = [cell for cell in (missing(objects, cell, found[cell.base]) for cell in wanted) if cell.digests]
-    calls = [(score_cell, (config.store, cell, found[cell.base])) for cell in left]
+    keep = cache_folder() / "states" if config.evaluation.keep_states else None
+    calls = [(score_cell, (config.store, cell, found[cell.base], keep)) for cell in left]
     run_tasks(calls, config.cluster, determinism=config.determinism, retries=2, label="scores")
     return {(cell.base, cell.task): read_cell(objects, cell, found[cell.base]) for cell in wanted}
 
@@ -128,14 +131,14 @@ def missing(objects: Objects, cell: Cell, base: BaseRecord) -> Cell:
     return cell.model_copy(update={"digests": left})
 
 
-def score_cell(store: StoreConfig, cell: Cell, base: BaseRecord) -> None:
+def score_cell(store: StoreConfig, cell: Cell, base: BaseRecord, keep: Path | None = None) -> None:
     """Worker: score every adapter of a cell and commit one record each."""
     objects = open_objects(store)
     adapters, records = AdapterStore(objects), Records(objects)
     task, loaded = load_task(cell.task), load_base(base, cell.dtype)
     asked = [digest for digest in cell.digests if digest != MAJORITY]
     artifacts = [None if digest == ZERO_SHOT else adapters.get(digest) for digest in asked]
-    found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit), strict=True))
+    found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit, keep), strict=True))
     if MAJORITY in cell.digests:
         found[MAJORITY] = majority_answers(task, cell.split, cell.limit)
     recipes = _recipes(cell, base)
