@@ -58,10 +58,10 @@ class Broker:
 
         Raises OralError for what cannot be made, RefusedError for what the service does not take now.
         """
-        order, key = await run_in_threadpool(self._order, request)
+        order, key, adapter = await self._look_up(request)
         if idempotency_key:
             await run_in_threadpool(self._claim, caller, idempotency_key, request)
-        if (adapter := await self._find(key)) is not None:
+        if adapter is not None:
             self._metrics.answers.inc(1, {"source": "stored"})
             return Answer(adapter, None)
         is_large = self.stock.num_tokens(order) > self._config.serve.wait_tokens
@@ -105,21 +105,23 @@ class Broker:
         """Tell the metric; now and then too, for Ray forgets a gauge that nobody sets."""
         self._metrics.open_jobs.set(len(self._running), {})
 
-    def _order(self, request: GenerateRequest) -> tuple[Order, str]:
+    async def _look_up(self, request: GenerateRequest) -> tuple[Order, str, AdapterInfo | None]:
+        """The order, its key, and the adapter where it is stored already."""
+        order, key, digest = await run_in_threadpool(self._order, request)
+        if digest is None:
+            return order, key, None
+        _remember(self._digests, key, digest)
+        return order, key, await self.info(digest)
+
+    def _order(self, request: GenerateRequest) -> tuple[Order, str, str | None]:
         lora = lora_of(request, self._config.lora)
         order = self.stock.order(request.prompt, request.base, request.seed, lora, request.strength)
-        return order, self.stock.key(order, self.stock.recipe)
+        key = self.stock.key(order, self.stock.recipe)
+        return order, key, self._digests.get(key) or self.stock.find(key)
 
     def _claim(self, caller: str, idempotency_key: str, request: GenerateRequest) -> None:
         self.stock.check()
         self.jobs.claim_key(caller, idempotency_key, request)
-
-    async def _find(self, key: str) -> AdapterInfo | None:
-        digest = self._digests.get(key) or await run_in_threadpool(self.stock.find, key)
-        if digest is None:
-            return None
-        _remember(self._digests, key, digest)
-        return await self.info(digest)
 
     def _info(self, digest: str) -> AdapterInfo:
         try:
@@ -180,8 +182,8 @@ class Broker:
     async def _outcome(self, job: Job) -> AdapterInfo | Problem:
         """The adapter, or the problem that will not pass; raises OralError for one that may."""
         try:
-            _, key = await run_in_threadpool(self._order, job.request)
-            if (adapter := await self._find(key)) is not None:
+            _, key, adapter = await self._look_up(job.request)
+            if adapter is not None:
                 return adapter
             return (await asyncio.shield(self._begin(job.request, key))).adapter
         except OralError as error:
