@@ -61,7 +61,7 @@ def main() -> None:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         try:
-            one = ("serve.min_replicas=1", "serve.max_replicas=1", "serve.max_queued_requests=256", "serve.refresh_s=5")  # default
+            one = ("serve.min_replicas=1", "serve.max_replicas=1", "serve.max_queued_requests=256", "serve.refresh_s=5")
             service.deploy(*one, "serve.batch_size=8")
             service.deploy(*one, "serve.batch_size=1", name="unbatched")
             print("services are up", flush=True)
