@@ -109,6 +109,8 @@ def test_a_table_of_tasks_has_every_arm_and_what_generated_is_better_by():
     assert difference == pytest.approx(of_x["generated"] - of_x["wrong_prompt"], abs=0.06) and low < difference < high
     both = [float(row[head.index("generated - trained")].split()[0]) for row in (x, y, mean)]
     assert both[2] == pytest.approx((both[0] + both[1]) / 2, abs=0.11)
+    others = task_table(answers[answers["arm"] != "generated"], 20).splitlines()
+    assert "generated" not in others[0] and "trained" in others[0] and len(others) == 5
 
 
 def test_a_table_of_variants_has_what_each_is_better_by_than_the_reference_on_tasks_that_both_have():

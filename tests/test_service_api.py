@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from service_fixtures import Service, open_test_service
 from oral_ray.adapters.artifact import read_folder
 from oral_ray.objects import FileObjects
 from oral_ray.store.generators import get_generator, promote_generator, put_generator
+from serve import broker
 from serve.jobs import JobStore
 from serve.schema import GenerateRequest, Made, Problem
 
@@ -334,3 +336,11 @@ def swap(service: Service, recipe: str = "r2") -> None:
         save_generator(other, Path(folder))
         put_generator(objects, recipe, Path(folder))
     promote_generator(objects, name, recipe)
+
+
+def test_an_ingress_remembers_the_latest_answers_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "MAX_KNOWN", 2)
+    known: OrderedDict[str, int] = OrderedDict()
+    for key in ("a", "b", "a", "c"):
+        broker._remember(known, key, 0)
+    assert list(known) == ["a", "c"]
