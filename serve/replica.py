@@ -6,6 +6,7 @@ from its own stream). What cannot be made comes back as a Problem, so that it fa
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,9 @@ from serve.problems import describe
 from serve.schema import AdapterInfo, GenerateRequest, Made, Problem, lora_of
 
 logger = logging.getLogger("ray.serve.oral")
+SWITCH_S = 0.0005
+"""How long a thread keeps Python's lock while another waits. The sampler gives it back at every operator and, beside the
+thread that stores, would wait Python's default of 5 ms to have it again (measured: docs/service.md)."""
 Asked = tuple[GenerateRequest, float]
 """A request, and when it came (time.perf_counter)."""
 
@@ -32,6 +36,7 @@ class Replica:
 
     def __init__(self, config: Config) -> None:
         limit_threads(max(1, int(config.serve.cpus_per_replica)), config.determinism)
+        sys.setswitchinterval(SWITCH_S)
         self._maker = Maker(config)
         self._sample = Batcher(self._maker.sample, config.serve.batch_size, config.serve.batch_wait_s)
         self._keepers = ThreadPoolExecutor(self._maker.store_threads, "store")
