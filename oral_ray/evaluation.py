@@ -74,12 +74,13 @@ def correct_answers(
             found.append(_answers(base.model, head, deepest, len(examples), prior_K))
             continue
         first = AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size).first_layer
-        if first not in entered and keep:
-            texts = (task.fingerprint, split, limit)
-            read = EnteredExamples(base, head, examples, first, keep, base.record.fingerprint, texts)
-            entered[first] = [(chosen, read(chosen)) for chosen, _ in entered[0]]
-        elif first not in entered:
-            entered[first] = [(chosen, enter(base.model, batch, first)) for chosen, batch in entered[0]]
+        if first not in entered:
+            if keep:
+                texts = (task.fingerprint, split, limit)
+                read = EnteredExamples(base, head, examples, first, keep, base.record.fingerprint, texts)
+                entered[first] = [(chosen, read(chosen)) for chosen, _ in entered[0]]
+            else:
+                entered[first] = [(chosen, enter(base.model, batch, first)) for chosen, batch in entered[0]]
         with attached(base, artifact) as model:
             found.append(_answers(model, head, entered[first], len(examples), torch.zeros(())))
     return found

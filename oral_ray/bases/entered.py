@@ -21,8 +21,14 @@ from torch import Tensor, nn
 
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.config import fingerprint
+from oral_ray.packages import cache_folder
 from oral_ray.tasks.scoring import Batch, Head, batches, enter
 from oral_ray.tasks.task import Example
+
+
+def states_folder() -> Path:
+    """Where this machine keeps states; ask it on the machine that reads them."""
+    return cache_folder() / "states"
 
 
 class EnteredExamples:

@@ -5,10 +5,10 @@ nothing is computed twice.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import run_tasks
 from oral_ray.config import Config, Dtype, Section, StoreConfig, fingerprint
@@ -16,7 +16,6 @@ from oral_ray.evaluation import correct_answers, majority_answers
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder
 from oral_ray.objects import Objects, open_objects
-from oral_ray.packages import cache_folder
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.bases import stored_probes
 from oral_ray.store.generators import get_generator
@@ -91,8 +90,7 @@ def score_all(
 ) -> dict[tuple[str, str], dict[str, list[bool]]]:
     """Score on the cluster what is not scored yet; answers by (base, task), then by digest."""
     left = [cell for cell in (missing(objects, cell, found[cell.base]) for cell in wanted) if cell.digests]
-    keep = cache_folder() / "states" if config.evaluation.keep_states else None
-    calls = [(score_cell, (config.store, cell, found[cell.base], keep)) for cell in left]
+    calls = [(score_cell, (config.store, cell, found[cell.base], config.evaluation.keep_states)) for cell in left]
     run_tasks(calls, config.cluster, determinism=config.determinism, retries=2, label="scores")
     return {(cell.base, cell.task): read_cell(objects, cell, found[cell.base]) for cell in wanted}
 
@@ -131,8 +129,9 @@ def missing(objects: Objects, cell: Cell, base: BaseRecord) -> Cell:
     return cell.model_copy(update={"digests": left})
 
 
-def score_cell(store: StoreConfig, cell: Cell, base: BaseRecord, keep: Path | None = None) -> None:
+def score_cell(store: StoreConfig, cell: Cell, base: BaseRecord, keep_states: bool = False) -> None:
     """Worker: score every adapter of a cell and commit one record each."""
+    keep = states_folder() if keep_states else None
     objects = open_objects(store)
     adapters, records = AdapterStore(objects), Records(objects)
     task, loaded = load_task(cell.task), load_base(base, cell.dtype)

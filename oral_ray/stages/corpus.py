@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import Call, run_tasks
 from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
 from oral_ray.objects import open_objects
-from oral_ray.packages import cache_folder
 from oral_ray.stages import bases as bases_stage
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
@@ -160,7 +160,7 @@ def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> Co
     objects = open_objects(config.store)
     layout = AdapterLayout.of(bases[0].spec, run.lora, token_dim=bases[0].spec.hidden_size)
     loaded = [load_base(base, config.bases.dtype) for base in bases]
-    keep = cache_folder() / "states" if config.corpus.num_examples else None
+    keep = states_folder() if config.corpus.num_examples else None
     artifacts = train_adapter(
         loaded, training_task(config, run.task), layout, config.corpus, run.seed, run.recipe, keep
     )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
 from oral_ray.config import Config
 from oral_ray.functional import FunctionalItems, FunctionalSource
@@ -18,7 +19,6 @@ from oral_ray.generator.data import CorpusTables
 from oral_ray.generator.spec import FunctionalItem
 from oral_ray.generator.training import FunctionalDraw
 from oral_ray.objects import Objects
-from oral_ray.packages import cache_folder
 from oral_ray.stages import corpus
 from oral_ray.store.bases import stored_probes
 from oral_ray.store.shards import ShardManifest, read_stats
@@ -75,7 +75,7 @@ def functional_draw(
             further,
             [layout for layout in manifest.layouts.values() if layout.architecture == architecture],
             config.training.functional,
-            cache_folder() / "states",
+            states_folder(),
         )
         probes = [stored_probes(objects, record, config.condition) for record in versions]
         encode = functools.partial(_encode_mixed, encoder, versions[-1], probe_stats)

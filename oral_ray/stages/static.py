@@ -13,13 +13,13 @@ from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import initial_factors
 from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import Call, run_tasks
 from oral_ray.config import Arm, Config, FunctionalPhase, Section, derive_seed, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.functional import FunctionalSource, train_static
 from oral_ray.objects import open_objects
-from oral_ray.packages import cache_folder
 from oral_ray.stages import corpus
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
@@ -102,7 +102,7 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
         [corpus.training_task(config, task_id) for task_id in run.further],
         [layout],
         config.training.functional.model_copy(update={"tasks_per_step": 1}),
-        cache_folder() / "states",
+        states_folder(),
     )
     start = store.get(run.start).factors(layout) if run.start else initial_factors(layout, config.corpus.init_seed)
     factors = train_static(source, start, run.steps, config.corpus.learning_rate, derive_seed(run.seed, run.arm))
