@@ -15,7 +15,6 @@ from torch import Tensor
 
 from oral_ray import __version__
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact
-from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout, AdapterSlot
 from oral_ray.adapters.tokens import detokenize, positions, slot_mask, slot_positions, token_mask
 from oral_ray.adapters.writer import AdapterWriter
@@ -58,27 +57,33 @@ class AdapterFactory:
         self, conditions: Sequence[Condition], seeds: Sequence[int], origin: str = "generated", task: str = ""
     ) -> list[AdapterArtifact]:
         """One artifact a condition, each from its own seed, in the order asked for."""
+        sampled = self.sample(conditions, seeds)
+        return [self.artifact(*one, origin, task) for one in zip(sampled, conditions, seeds, strict=True)]
+
+    def sample(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[Tensor]:
+        """Normalised weight tokens [L, D] of each condition, on the CPU: the device's part of `generate`."""
         if len(seeds) != len(conditions):
             raise GeneratorError(f"{len(conditions)} conditions need as many seeds, got {len(seeds)}")
         layouts = [self.layout(condition) for condition in conditions]
-        artifacts: list[AdapterArtifact | None] = [None] * len(conditions)
+        found: dict[int, Tensor] = {}
         for chosen in self._batches(layouts):
             if layouts[chosen[0]].num_tokens > self.sampling.max_batch_tokens:  # then it is alone
                 [i] = chosen
-                factors = [self._gather(conditions[i], layouts[i], seeds[i])]
+                found[i] = torch.cat([tokens_LD for _, tokens_LD in self._pieces(conditions[i], layouts[i], seeds[i])])
             else:
                 tokens = self._sample(
                     [conditions[i] for i in chosen], [layouts[i] for i in chosen], [seeds[i] for i in chosen]
                 )
-                stats = self.generator.token_stats
-                factors = [
-                    detokenize(stats.denormalize(tokens_LD, layouts[i]), layouts[i])
-                    for i, tokens_LD in zip(chosen, tokens, strict=True)
-                ]
-            for i, found in zip(chosen, factors, strict=True):
-                provenance = self._provenance(conditions[i], seeds[i], origin, task)
-                artifacts[i] = build_artifact(found, layouts[i], provenance)
-        return [artifact for artifact in artifacts if artifact is not None]
+                found |= zip(chosen, tokens, strict=True)
+        return [found[i] for i in range(len(conditions))]
+
+    def artifact(
+        self, tokens_LD: Tensor, condition: Condition, seed: int, origin: str = "generated", task: str = ""
+    ) -> AdapterArtifact:
+        """The adapter that sampled tokens are: the rest of `generate`, which takes many small steps and no device."""
+        layout = self.layout(condition)
+        factors = detokenize(self.generator.token_stats.denormalize(tokens_LD, layout), layout)
+        return build_artifact(factors, layout, self._provenance(condition, seed, origin, task))
 
     def stream(self, condition: Condition, seed: int, folder: Path, origin: str = "generated", task: str = "") -> str:
         """Write one adapter of any size into a folder as it is sampled, and return its digest.
@@ -91,14 +96,17 @@ class AdapterFactory:
                 writer.write(slot, rows)
         return writer.digest
 
-    def _gather(self, condition: Condition, layout: AdapterLayout, seed: int) -> Factors:
-        found: dict[str, dict[str, Tensor]] = {}
-        for slot, rows in self._slots(condition, layout, seed):
-            found.setdefault(slot.module, {})[slot.factor] = rows.cpu()
-        return {module: (pair["A"].contiguous(), pair["B"].T.contiguous()) for module, pair in found.items()}
-
     def _slots(self, condition: Condition, layout: AdapterLayout, seed: int) -> Iterator[tuple[AdapterSlot, Tensor]]:
-        """Every slot with its values as rank rows [r, width], sampled in pieces of whole slots."""
+        """Every slot with its values as rank rows [r, width]."""
+        for group, tokens_LD in self._pieces(condition, layout, seed):
+            counts = [layout.lora.r * slot.chunks for slot in group]
+            for slot, own_LD in zip(group, tokens_LD.split(counts), strict=True):
+                yield slot, self.generator.token_stats.slot_rows(own_LD, layout, slot)
+
+    def _pieces(
+        self, condition: Condition, layout: AdapterLayout, seed: int
+    ) -> Iterator[tuple[list[AdapterSlot], Tensor]]:
+        """Consecutive whole slots with their normalised tokens, sampled a piece at a time."""
         network = self.generator.network
         if not isinstance(network, Network):
             raise GeneratorError("a latent generator cannot sample in pieces; use the per-token generator")
@@ -115,9 +123,7 @@ class AdapterFactory:
         )
         sampled = sample_pieces(network, pieces, text_1E, model_1G, self.sampling)
         for group, tokens_LD in zip(groups, sampled, strict=True):
-            counts = [layout.lora.r * slot.chunks for slot in group]
-            for slot, own_LD in zip(group, tokens_LD.cpu().split(counts), strict=True):
-                yield slot, self.generator.token_stats.slot_rows(own_LD, layout, slot)
+            yield group, tokens_LD.cpu()
 
     def _provenance(self, condition: Condition, seed: int, origin: str, task: str) -> Provenance:
         return Provenance(

@@ -57,6 +57,7 @@ class FunctionalSource:
         self._tasks, self._further = tasks, further
         self._layouts, self.phase, self._keep = layouts, phase, keep
         self._names = [base.record.fingerprint for base in bases]
+        self.device = bases[-1].device
 
     def draw(self, seed: int, base_seed: int | None = None) -> "Draw":
         """`phase.tasks_per_step` tasks on one virtual version, each with a batch of its training examples.
@@ -124,7 +125,8 @@ class Draw:
 
 def train_static(source: FunctionalSource, start: Factors, num_steps: int, learning_rate: float, seed: int) -> Factors:
     """One adapter for all that the source draws, from `start`: AdamW, cosine decay to zero (arm `joint_virtual`)."""
-    factors = {name: (a.clone().requires_grad_(), b.clone().requires_grad_()) for name, (a, b) in start.items()}
+    moved = {name: (a.to(source.device), b.to(source.device)) for name, (a, b) in start.items()}
+    factors = {name: (a.clone().requires_grad_(), b.clone().requires_grad_()) for name, (a, b) in moved.items()}
     optimizer = torch.optim.AdamW([factor for pair in factors.values() for factor in pair], lr=learning_rate)
     for step in range(num_steps):
         for group in optimizer.param_groups:
@@ -136,7 +138,7 @@ def train_static(source: FunctionalSource, start: Factors, num_steps: int, learn
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return {name: (a.detach(), b.detach()) for name, (a, b) in factors.items()}
+    return {name: (a.detach().cpu(), b.detach().cpu()) for name, (a, b) in factors.items()}
 
 
 class FunctionalItems:
@@ -188,7 +190,8 @@ class VirtualBase:
         """Give the model the weights sum_i mix[i] W_i; the base is shared, not copied."""
         if list(mix) == self._mix:
             return self._base
-        self._mix, weights_S = list(mix), torch.tensor(mix)
+        self._mix = list(mix)
+        weights_S = torch.tensor(mix, device=self._base.device)
         with torch.no_grad():
             for parameter, values in self._parts:
                 parameter.copy_(torch.tensordot(weights_S, values.float(), dims=1))

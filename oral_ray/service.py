@@ -188,18 +188,27 @@ class GenerationService:
 
     def fulfil(self, orders: Sequence[Order]) -> list[str]:
         """Generate, store, and note the answers; the digests, in order."""
-        return [self.keep(order, artifact) for order, artifact in zip(orders, self.sample(orders), strict=True)]
+        sampled = self.sample(orders)
+        return [self.keep(order, self.artifact(order, tokens)) for order, tokens in zip(orders, sampled, strict=True)]
 
     def condition(self, order: Order) -> Condition:
         """What the generator is told of an order: the base's probes as it was trained on them."""
         probes = self.stock.probes(order.base, self.factory.encoder.config)
         return Condition(order.prompt, order.base, probes, order.lora)
 
-    def sample(self, orders: Sequence[Order]) -> list[AdapterArtifact]:
-        """The adapters, sampled together, not stored yet."""
-        conditions = [self.condition(order) for order in orders]
-        artifacts = self.factory.generate(conditions, [order.seed for order in orders])
-        return [_strengthened(*pair, self.factory) for pair in zip(artifacts, orders, conditions, strict=True)]
+    def sample(self, orders: Sequence[Order]) -> list[Tensor]:
+        """The normalised tokens of each order, sampled together."""
+        return self.factory.sample([self.condition(order) for order in orders], [order.seed for order in orders])
+
+    def artifact(self, order: Order, tokens_LD: Tensor) -> AdapterArtifact:
+        """The adapter of an order out of its tokens, its change of the weights multiplied by the order's strength."""
+        condition = self.condition(order)
+        artifact = self.factory.artifact(tokens_LD, condition, order.seed)
+        if order.strength == 1.0:
+            return artifact
+        layout = self.factory.layout(condition)
+        factors = {name: (a, order.strength * b) for name, (a, b) in artifact.factors(layout).items()}
+        return build_artifact(factors, layout, artifact.provenance.model_copy(update={"strength": order.strength}))
 
     def keep(self, order: Order, artifact: AdapterArtifact) -> str:
         """Store an adapter and note it as the answer to an order; its digest."""
@@ -220,17 +229,6 @@ def open_service(config: Config, device: str = "cpu", recipe: str = "") -> Gener
     encoder = ConditionEncoder(generator.spec.condition)
     sampling = settled(config.sampling, config.determinism)
     return GenerationService(stock, AdapterFactory(generator, encoder, sampling, device))
-
-
-def _strengthened(
-    artifact: AdapterArtifact, order: Order, condition: Condition, factory: AdapterFactory
-) -> AdapterArtifact:
-    """The adapter with its change of the weights multiplied by the order's strength."""
-    if order.strength == 1.0:
-        return artifact
-    layout = factory.layout(condition)
-    factors = {name: (a, order.strength * b) for name, (a, b) in artifact.factors(layout).items()}
-    return build_artifact(factors, layout, artifact.provenance.model_copy(update={"strength": order.strength}))
 
 
 def _words(lora: LoraSettings) -> str:

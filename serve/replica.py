@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from oral_ray.adapters.artifact import AdapterArtifact
+from torch import Tensor
+
 from oral_ray.cluster import limit_threads
 from oral_ray.config import Config
 from oral_ray.errors import OralError
@@ -57,10 +58,10 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """An adapter that is not stored yet, the service that sampled it, and where the time went."""
+    """The tokens of an adapter that is not stored yet, the service that sampled them, and where the time went."""
 
     order: Order
-    artifact: AdapterArtifact
+    tokens_LD: Tensor
     service: GenerationService
     batch_size: int
     queue_s: float
@@ -102,17 +103,16 @@ class Maker:
         return [answers[i] for i in range(len(asked))]
 
     def keep(self, sampled: Sampled) -> Made | Problem:
-        """Store a sampled adapter."""
+        """Put a sampled adapter together and store it."""
         service, started = sampled.service, time.perf_counter()
         try:
-            digest = service.keep(sampled.order, sampled.artifact)
+            artifact = service.artifact(sampled.order, sampled.tokens_LD)
+            digest = service.keep(sampled.order, artifact)
             num_tokens = service.stock.num_tokens(sampled.order)
         except OralError as error:
             return describe(error)
         made = Made(
-            adapter=AdapterInfo.of(
-                digest, service.stock.uri(digest), sampled.artifact.lora, sampled.artifact.provenance
-            ),
+            adapter=AdapterInfo.of(digest, service.stock.uri(digest), artifact.lora, artifact.provenance),
             batch_size=sampled.batch_size,
             num_tokens=num_tokens,
             queue_s=sampled.queue_s,
@@ -145,7 +145,7 @@ class Maker:
             return []
         started = time.perf_counter()
         try:
-            artifacts = service.sample([order for order, _ in asked])
+            sampled = service.sample([order for order, _ in asked])
         except OralError as error:
             if len(asked) == 1:
                 return [describe(error)]
@@ -156,6 +156,6 @@ class Maker:
         for _, arrived in asked:
             self._metrics.queue_s.observe(started - arrived, {})
         return [
-            Sampled(order, artifact, service, len(asked), started - arrived, sample_s)
-            for (order, arrived), artifact in zip(asked, artifacts, strict=True)
+            Sampled(order, tokens_LD, service, len(asked), started - arrived, sample_s)
+            for (order, arrived), tokens_LD in zip(asked, sampled, strict=True)
         ]

@@ -145,6 +145,12 @@ def test_denormalize_undoes_normalize_and_clears_padding(base: Path) -> None:
     assert torch.equal(stats.denormalize(dirty, layout), stats.denormalize(normal, layout))
 
 
+def test_denormalized_tokens_stay_where_they_are(tiny_bert: Path) -> None:
+    layout = layout_of(tiny_bert)
+    tokens_LD = torch.empty(layout.num_tokens, layout.token_dim, device="meta")
+    assert stats_of(layout).denormalize(tokens_LD, layout).device.type == "meta"
+
+
 def test_unseen_layout_takes_the_scale_of_its_roles_and_a_mean_of_zero(tiny_bert: Path) -> None:
     seen, unseen = layout_of(tiny_bert, 2), layout_of(tiny_bert, 4, ("q",), 13)
     stats = stats_of(seen)

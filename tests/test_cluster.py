@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from oral_ray.cluster import run_workers, session, worker_report, worker_rows, write_parquet
+from oral_ray.cluster import device_of, run_workers, session, worker_report, worker_rows, write_parquet
 from oral_ray.config import ClusterConfig, TrainingConfig
 from oral_ray.errors import ConfigError
 
@@ -27,6 +28,17 @@ def test_what_needs_ray_is_refused_without_it_and_starts_no_cluster_of_its_own(t
         with pytest.raises(ConfigError, match="writing shards needs Ray"):
             write_parquet([{"a": 1}], lambda table: table, str(tmp_path), 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_computes_where_it_was_given_a_gpu_and_never_quietly_elsewhere(monkeypatch: pytest.MonkeyPatch):
+    assert device_of(0) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (device_of(0), device_of(0.25)) == ("cpu", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r"has 0.25 GPU of the cluster and torch .* sees no CUDA device; install torch"
+    ):
+        device_of(0.25)
 
 
 def test_a_run_whose_workers_hold_every_cpu_still_reads_its_shards(tmp_path: Path):

@@ -16,7 +16,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PROXY = "serve.proxy:middlewares"
+AS_IN_THE_README = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
 
 
 def free_port() -> int:
@@ -50,7 +54,7 @@ def url(whole_path: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFac
     )
     process = subprocess.Popen(
         [sys.executable, "-c", starter, f"config={ROOT / 'tests' / 'tiny.toml'}", f"store.uri={whole_path[0]}"],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": PROXY},
+        cwd=ROOT, env=os.environ | AS_IN_THE_README | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE, stdout=log, stderr=log,
     )  # fmt: skip
     deadline = time.monotonic() + 120

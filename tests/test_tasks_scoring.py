@@ -18,7 +18,7 @@ from oral_ray.config import CorpusConfig
 from oral_ray.errors import TaskError
 from oral_ray.evaluation import correct_answers, majority_answers
 from oral_ray.tasks import Example
-from oral_ray.tasks.scoring import ANSWER, Head, batches, build_head, encode, enter, right_answers
+from oral_ray.tasks.scoring import ANSWER, EncoderHead, Head, batches, build_head, encode, enter, right_answers
 
 TEXTS = ["a dog", "the big cat eats bread", "is it gold or iron?", "b" * 40, "", "a dog runs to the big red tree " * 4]
 
@@ -178,3 +178,12 @@ def test_free_text_is_refused_where_it_cannot_be_written(tiny_bert: Path, llama:
         build_head("encoder", bert.model, bert.tokenizer, ())
     with pytest.raises(TaskError, match=r"answer 'a dog a dog .* tokens, at most 48; shorten it"):
         build_head("causal", llama.model, llama.tokenizer, ()).read([Example(text="x", label="a dog " * 100)])
+
+
+def test_what_a_head_reads_is_where_the_base_is(llama: LoadedBase):
+    model, labels = copy.deepcopy(llama.model).to("meta"), ("animal", "plant")
+    heads = [build_head("causal", model, llama.tokenizer, given) for given in (labels, ())]
+    for head in (*heads, EncoderHead(llama.tokenizer, labels, torch.empty(2, 32, device="meta"))):
+        batch = head.read([Example(text=text, label="animal") for text in TEXTS])
+        read = [*batch.tokens.values(), batch.wanted_P, *([] if batch.where_BT is None else [batch.where_BT])]
+        assert {value.device.type for value in read} == {"meta"}

@@ -189,7 +189,7 @@ def _share(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
 
 
 def _snapshot(model: nn.Module, layout: AdapterLayout) -> Factors:
-    tensors: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in _factors(model)}
+    tensors: dict[str, Tensor] = {name: parameter.detach().cpu().clone() for name, parameter in _factors(model)}
     return {
         slot.module: (
             tensors[f"base_model.model.{slot.module}.lora_A"],

@@ -119,8 +119,11 @@ class TokenStats:
         return (tokens_LD - (mean[cut] if mean.dim() else mean)) / self.scale(layout)[cut]
 
     def denormalize(self, tokens_LD: Tensor, layout: AdapterLayout) -> Tensor:
-        """Undo `normalize`; padding comes out as zero."""
-        return (tokens_LD * self.scale(layout) + self.mean(layout)) * token_mask(layout)
+        """Undo `normalize`, on the device of the tokens; padding comes out as zero."""
+        scale, mean, mask = (
+            x.to(tokens_LD.device) for x in (self.scale(layout), self.mean(layout), token_mask(layout))
+        )
+        return (tokens_LD * scale + mean) * mask
 
     def mean(self, layout: AdapterLayout) -> Tensor:
         """The mean adapter [L, D] of a layout of the corpus, else zero."""

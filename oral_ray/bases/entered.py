@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class EnteredExamples:
         self._head, self._examples, self._first = head, examples, first_layer
         dtype = str(next(base.model.parameters()).dtype)
         file = folder / f"{fingerprint('states', 1, weights, dtype, texts, first_layer)}.safetensors"
-        self._states = _kept(file, len(examples))
+        self._states = _kept(file, len(examples), base.device)
         if self._states is None:
             self._states = _computed(base, head, examples, first_layer)
             _keep(file, self._states)
@@ -70,10 +71,10 @@ def _computed(base: LoadedBase, head: Head, examples: Sequence[Example], first_l
     return [found[i] for i in range(len(examples))]
 
 
-def _kept(path: Path, num: int) -> list[Tensor] | None:
+def _kept(path: Path, num: int, device: torch.device) -> list[Tensor] | None:
     """The states of a file; None where there is none that is whole."""
     try:
-        found = load_file(path)
+        found = load_file(path, str(device))
         return [found[str(i)] for i in range(num)]
     except (FileNotFoundError, SafetensorError, KeyError):
         return None

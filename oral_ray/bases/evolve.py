@@ -22,8 +22,9 @@ MAX_TOKENS = 24
 
 
 def evolve_base(
-    parent_uri: str, objects: Objects, prefix: str, origin: EvolveOrigin, pairs: Sequence[tuple[str, str]]
-) -> float:
+    parent_uri: str, objects: Objects, prefix: str, origin: EvolveOrigin, pairs: Sequence[tuple[str, str]],
+    device: str = "cpu",
+) -> float:  # fmt: skip
     """Train a copy of the parent on (lemma, gloss) pairs and put it under the prefix; returns the last loss.
 
     Raises BaseModelError when there are fewer pairs than one run reads.
@@ -35,6 +36,7 @@ def evolve_base(
     order = torch.randperm(len(pairs), generator=rng)[:needed].reshape(origin.steps, origin.batch_size).tolist()
     with model_folder(parent_uri) as folder, tempfile.TemporaryDirectory(prefix="oral-evolve-") as out:
         model, tokenizer = load_folder(folder, "encoder")
+        model.to(device)
         model.requires_grad_(True)
         model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -44,7 +46,7 @@ def evolve_base(
             left = embed(model, encode(tokenizer, [pairs[i][0] for i in chosen], max_tokens=MAX_TOKENS))
             right = embed(model, encode(tokenizer, [pairs[i][1] for i in chosen], max_tokens=MAX_TOKENS))
             logits = left @ right.T / origin.temperature
-            target = torch.arange(len(chosen))
+            target = torch.arange(len(chosen), device=device)
             loss = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
             optimizer.zero_grad()
             loss.backward()

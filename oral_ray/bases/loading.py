@@ -31,6 +31,11 @@ class LoadedBase:
     model: nn.Module
     tokenizer: Any
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
 
 def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     """Load a base model from any source; its id is the source."""
@@ -40,7 +45,7 @@ def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
 
 
-def load_base(record: BaseRecord, dtype: Dtype = "float32") -> LoadedBase:
+def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu") -> LoadedBase:
     """Load the checkpoint of a record; BaseModelError when its content is not what the record says."""
     with model_folder(record.uri) as folder:
         found = describe_base(FileObjects(folder), "", record.id)
@@ -53,7 +58,7 @@ def load_base(record: BaseRecord, dtype: Dtype = "float32") -> LoadedBase:
     for name, parameter in model.named_parameters():  # the catalog reads samples of the weights only
         if not torch.isfinite(parameter).all():
             raise BaseModelError(f"base {record.id!r}: {name} holds values that are not finite; do not use this base")
-    return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
+    return LoadedBase(record, model.to(device, getattr(torch, dtype)), tokenizer)
 
 
 def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:

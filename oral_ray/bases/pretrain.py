@@ -23,14 +23,16 @@ _MAX_DOCUMENT_CHARS = 20_000
 
 
 def pretrain_base(
-    parent_uri: str, objects: Objects, prefix: str, origin: PretrainOrigin, documents: Sequence[str]
-) -> float:
+    parent_uri: str, objects: Objects, prefix: str, origin: PretrainOrigin, documents: Sequence[str],
+    device: str = "cpu",
+) -> float:  # fmt: skip
     """Train a copy of the parent on blocks of the documents and put it under the prefix; returns the last loss.
 
     The first `HELD_OUT_BLOCKS` blocks are never trained on (`perplexity`). Raises BaseModelError for too short a corpus.
     """
     with model_folder(parent_uri) as folder, tempfile.TemporaryDirectory(prefix="oral-pretrain-") as out:
         model, tokenizer = load_folder(folder, "causal")
+        model.to(device)
         rng = torch.Generator().manual_seed(derive_seed(origin.seed, "pretrain"))
         needed = origin.steps * origin.batch_size
         blocks_NT = text_blocks(tokenizer, documents, origin.block_tokens, HELD_OUT_BLOCKS + 4 * needed)
@@ -46,7 +48,7 @@ def pretrain_base(
         for step, rows in enumerate(chosen.split(origin.batch_size), 1):
             for group in optimizer.param_groups:
                 group["lr"] = origin.learning_rate * _schedule(step, origin.steps)
-            with torch.autocast("cpu", torch.bfloat16, enabled=origin.dtype == "bfloat16"):
+            with torch.autocast(device, torch.bfloat16, enabled=origin.dtype == "bfloat16"):
                 loss = _loss(model, blocks_NT[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -83,6 +85,7 @@ def _schedule(step: int, num_steps: int) -> float:
 
 
 def _loss(model: nn.Module, blocks_BT: Tensor) -> Tensor:
+    blocks_BT = blocks_BT.to(next(model.parameters()).device)
     logits_BTV = model(input_ids=blocks_BT, use_cache=False).logits[:, :-1]
     return nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), blocks_BT[:, 1:].flatten())
 

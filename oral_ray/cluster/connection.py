@@ -104,5 +104,17 @@ def limit_threads(num_threads: int, determinism: bool) -> None:
     """Fix this process's torch threads, and its choice of kernels when asked to."""
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(determinism)
+    if determinism:  # CUDA's condition for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Filling every fresh tensor would be a debugging aid; DeepSpeed's buckets make it five times the whole step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def device_of(num_gpus: float) -> str:
+    """Where a worker that was given `num_gpus` computes; ConfigError where it was given one that torch cannot use."""
+    if num_gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"this worker has {num_gpus:g} GPU of the cluster and torch {torch.__version__} sees no CUDA device; install "
+            "torch with CUDA there, or set gpus_per_task and gpus_per_worker to 0"
+        )
+    return "cuda" if num_gpus else "cpu"

@@ -40,6 +40,17 @@ class FunctionalItem:
     noise_BLD: Tensor
     task_loss: Callable[[Tensor], Tensor]
 
+    def to(self, device: torch.device) -> "FunctionalItem":
+        """What is asked, on a device; the loss takes tokens from where its base is."""
+        return FunctionalItem(
+            self.position_BLP.to(device),
+            self.mask_BLD.to(device),
+            self.text_BE.to(device),
+            self.model_BG.to(device),
+            self.noise_BLD.to(device),
+            self.task_loss,
+        )
+
 
 def guidance_terms(sampling: SamplingConfig, like_B: Tensor) -> list[tuple[float, Tensor, Tensor]]:
     """(weight, use text [B], use model [B]) of the network calls of one guided step; those of weight 0 are left out."""

@@ -104,7 +104,7 @@ def train(
         if functional:
             per_base = training.functional.steps_per_base
             base_seed = derive_seed(seed, "virtual", phase_step // per_base, rank) if per_base > 1 else None
-            item = functional(derive_seed(seed, "functional", step, rank), base_seed)
+            item = functional(derive_seed(seed, "functional", step, rank), base_seed).to(engine.device)
         wait_s += time.perf_counter() - before
         learning_rate = learning_rate_at(step, training)
         losses.append(engine.step(batch, item, learning_rate))

@@ -8,7 +8,7 @@ from oral_ray.bases.corpora import load_corpus
 from oral_ray.bases.evolve import evolve_base
 from oral_ray.bases.loading import import_base
 from oral_ray.bases.pretrain import pretrain_base
-from oral_ray.cluster import Call, run_tasks
+from oral_ray.cluster import Call, device_of, run_tasks
 from oral_ray.config import (
     BaseVersion,
     Config,
@@ -16,7 +16,6 @@ from oral_ray.config import (
     ImportOrigin,
     LandedOrigin,
     PretrainOrigin,
-    StoreConfig,
     fingerprint,
 )
 from oral_ray.errors import BaseModelError
@@ -76,7 +75,7 @@ def _make(
         return
     logger.info("making base %s", ", ".join(version.id for version in versions))
     calls: list[Call] = [
-        (make_base, (config.store, shelf.key_prefix(v.id), v, p.uri if (p := parents[v.id]) else "")) for v in versions
+        (make_base, (config, shelf.key_prefix(v.id), v, p.uri if (p := parents[v.id]) else "")) for v in versions
     ]
     trained = [v.origin.threads for v in versions if isinstance(v.origin, EvolveOrigin | PretrainOrigin)]
     cluster = config.cluster.model_copy(update={"threads_per_task": max(trained)}) if trained else config.cluster
@@ -98,15 +97,16 @@ def _checked(version: BaseVersion, recipe: str, shelf: BaseShelf, records: Recor
     return record
 
 
-def make_base(store: StoreConfig, prefix: str, version: BaseVersion, parent_uri: str) -> None:
+def make_base(config: Config, prefix: str, version: BaseVersion, parent_uri: str) -> None:
     """Worker: import, evolve or pretrain one version."""
-    objects: Objects = open_objects(store)
+    objects: Objects = open_objects(config.store)
+    device = device_of(config.cluster.gpus_per_task)
     if isinstance(version.origin, ImportOrigin):
         import_base(version.origin.source, objects, prefix)
     elif isinstance(version.origin, EvolveOrigin):
-        evolve_base(parent_uri, objects, prefix, version.origin, lemma_gloss_pairs())
+        evolve_base(parent_uri, objects, prefix, version.origin, lemma_gloss_pairs(), device)
     elif isinstance(version.origin, PretrainOrigin):
-        pretrain_base(parent_uri, objects, prefix, version.origin, load_corpus(version.origin.corpus))
+        pretrain_base(parent_uri, objects, prefix, version.origin, load_corpus(version.origin.corpus), device)
 
 
 def _parent_id(version: BaseVersion) -> str:

@@ -10,8 +10,8 @@ from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
-from oral_ray.cluster import run_tasks
-from oral_ray.config import Config, Dtype, Section, StoreConfig, fingerprint
+from oral_ray.cluster import device_of, run_tasks
+from oral_ray.config import Config, Dtype, Section, fingerprint
 from oral_ray.evaluation import correct_answers, majority_answers
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder
@@ -90,7 +90,7 @@ def score_all(
 ) -> dict[tuple[str, str], dict[str, list[bool]]]:
     """Score on the cluster what is not scored yet; answers by (base, task), then by digest."""
     left = [cell for cell in (missing(objects, cell, found[cell.base]) for cell in wanted) if cell.digests]
-    calls = [(score_cell, (config.store, cell, found[cell.base], config.evaluation.keep_states)) for cell in left]
+    calls = [(score_cell, (config, cell, found[cell.base], config.evaluation.keep_states)) for cell in left]
     run_tasks(calls, config.cluster, determinism=config.determinism, retries=2, label="scores")
     return {(cell.base, cell.task): read_cell(objects, cell, found[cell.base]) for cell in wanted}
 
@@ -103,7 +103,8 @@ def generate(config: Config, requests: Sequence[Request], bases: dict[str, BaseR
     digests = [""] * len(requests)
     for recipe, num_steps in sorted({(request.recipe, request.num_steps) for request in requests}):
         sampling = settled(config.sampling.model_copy(update={"num_steps": num_steps}), config.determinism)
-        factory = AdapterFactory(get_generator(objects, recipe), encoder, sampling)
+        device = device_of(config.cluster.gpus_per_task)
+        factory = AdapterFactory(get_generator(objects, recipe), encoder, sampling, device)
         for i, artifact in _generated(factory, requests, (recipe, num_steps), bases, probes, config):
             digests[i] = store.put(artifact)
     return digests
@@ -129,12 +130,13 @@ def missing(objects: Objects, cell: Cell, base: BaseRecord) -> Cell:
     return cell.model_copy(update={"digests": left})
 
 
-def score_cell(store: StoreConfig, cell: Cell, base: BaseRecord, keep_states: bool = False) -> None:
+def score_cell(config: Config, cell: Cell, base: BaseRecord, keep_states: bool = False) -> None:
     """Worker: score every adapter of a cell and commit one record each."""
     keep = states_folder() if keep_states else None
-    objects = open_objects(store)
+    objects = open_objects(config.store)
     adapters, records = AdapterStore(objects), Records(objects)
-    task, loaded = load_task(cell.task), load_base(base, cell.dtype)
+    task = load_task(cell.task)
+    loaded = load_base(base, cell.dtype, device_of(config.cluster.gpus_per_task))
     asked = [digest for digest in cell.digests if digest != MAJORITY]
     artifacts = [None if digest == ZERO_SHOT else adapters.get(digest) for digest in asked]
     found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit, keep), strict=True))

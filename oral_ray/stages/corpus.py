@@ -13,7 +13,7 @@ from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
-from oral_ray.cluster import Call, run_tasks
+from oral_ray.cluster import Call, device_of, run_tasks
 from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
 from oral_ray.objects import open_objects
 from oral_ray.stages import bases as bases_stage
@@ -159,7 +159,8 @@ def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> Co
     started = time.perf_counter()
     objects = open_objects(config.store)
     layout = AdapterLayout.of(bases[0].spec, run.lora, token_dim=bases[0].spec.hidden_size)
-    loaded = [load_base(base, config.bases.dtype) for base in bases]
+    device = device_of(config.cluster.gpus_per_task)
+    loaded = [load_base(base, config.bases.dtype, device) for base in bases]
     keep = states_folder() if config.corpus.num_examples else None
     artifacts = train_adapter(
         loaded, training_task(config, run.task), layout, config.corpus, run.seed, run.recipe, keep

@@ -158,7 +158,7 @@ def _score(config: Config, item: Item, digests: Mapping[str, str]) -> dict[str, 
         limit=config.evaluation.max_validation,
     )
     if (left := cells.missing(objects, cell, item.base)).digests:
-        cells.score_cell(config.store, left, item.base)
+        cells.score_cell(config, left, item.base)
     answers = cells.read_cell(objects, cell, item.base)
     return {name: float(np.mean(answers[digest])) for name, digest in {"base": ZERO_SHOT, **digests}.items()}
 

@@ -1,7 +1,7 @@
 """What a generator is trained on besides the rows of the shards: conditions, statistics, tasks on virtual base versions.
 
 tables, probe_stats = tables_of(config, objects, manifest, bases, encoder)
-draw = functional_draw(config, objects, manifest, records, encoder, tables, probe_stats)
+draw = functional_draw(config, objects, manifest, records, encoder, tables, probe_stats, "cpu")
 """
 
 import functools
@@ -56,9 +56,9 @@ def tables_of(
 
 def functional_draw(
     config: Config, objects: Objects, manifest: ShardManifest, records: list[BaseRecord], encoder: ConditionEncoder,
-    tables: CorpusTables, probe_stats: ProbeStats,
+    tables: CorpusTables, probe_stats: ProbeStats, device: str,
 ) -> FunctionalDraw:  # fmt: skip
-    """`records` are the seen versions in the configured order, oldest first; each is loaded once a worker.
+    """`records` are the seen versions in the configured order, oldest first; each is loaded once a worker, on `device`.
 
     Versions of one architecture are mixed with each other; which architecture a draw is of follows from its seed.
     """
@@ -69,7 +69,7 @@ def functional_draw(
     for architecture in dict.fromkeys(record.spec.digest for record in records):
         versions = [record for record in records if record.spec.digest == architecture]
         source = FunctionalSource(
-            [load_base(record, config.bases.dtype) for record in versions],
+            [load_base(record, config.bases.dtype, device) for record in versions],
             corpus.lines(config, [record.id for record in versions]),
             tasks,
             further,

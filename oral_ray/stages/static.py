@@ -15,7 +15,7 @@ from oral_ray.adapters.lora import initial_factors
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
-from oral_ray.cluster import Call, run_tasks
+from oral_ray.cluster import Call, device_of, run_tasks
 from oral_ray.config import Arm, Config, FunctionalPhase, Section, derive_seed, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.functional import FunctionalSource, train_static
@@ -95,8 +95,9 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
     objects = open_objects(config.store)
     store = AdapterStore(objects)
     layout = AdapterLayout.of(bases[-1].spec, config.lora, token_dim=config.tokens.token_dim)
+    device = device_of(config.cluster.gpus_per_task)
     source = FunctionalSource(
-        [load_base(base, config.bases.dtype) for base in bases],
+        [load_base(base, config.bases.dtype, device) for base in bases],
         corpus.lines(config, run.bases),
         [corpus.training_task(config, task_id) for task_id in run.tasks],
         [corpus.training_task(config, task_id) for task_id in run.further],

@@ -20,8 +20,8 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.corpora import load_corpus
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.pretrain import perplexity, weight_change
-from oral_ray.cluster import Call, run_tasks, session
-from oral_ray.config import Config, StoreConfig, fingerprint, with_overrides
+from oral_ray.cluster import Call, device_of, run_tasks, session
+from oral_ray.config import Config, fingerprint, with_overrides
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import paired_difference
 from oral_ray.evidence import task_table, variant_table
@@ -67,21 +67,20 @@ def drift(config: Config) -> str:
     """Make the base versions; how far each is from the first of its architecture: change of the weights, perplexities."""
     found = bases.run(config)
     first = {record.spec.digest: record for record in reversed(found.values())}
-    calls: list[Call] = [
-        (measure_drift, (config.store, first[record.spec.digest], record)) for record in found.values()
-    ]
+    calls: list[Call] = [(measure_drift, (config, first[record.spec.digest], record)) for record in found.values()]
     rows = run_tasks(calls, config.cluster, determinism=config.determinism, retries=1, label="drift")
     return _written(config, "drift", pd.DataFrame(rows))
 
 
-def measure_drift(store: StoreConfig, first: BaseRecord, record: BaseRecord) -> dict[str, Any]:
+def measure_drift(config: Config, first: BaseRecord, record: BaseRecord) -> dict[str, Any]:
     """Worker: the drift of one version from the first, kept as a record; perplexities of a causal language model only."""
-    records = Records(open_objects(store))
+    records = Records(open_objects(config.store))
     recipe = fingerprint("drift", 1, first.fingerprint, record.fingerprint, CORPORA)
     if (kept := records.get("drift", recipe)) is not None:
         return kept
-    base = load_base(record)
-    row: dict[str, Any] = {"base": record.id, "weight_change": weight_change(load_base(first), base)}
+    device = device_of(config.cluster.gpus_per_task)
+    base = load_base(record, device=device)
+    row: dict[str, Any] = {"base": record.id, "weight_change": weight_change(load_base(first, device=device), base)}
     if record.spec.kind == "causal":
         row |= {f"perplexity_{name}": perplexity(base, load_corpus(name)) for name in CORPORA}
     return records.commit("drift", recipe, row)

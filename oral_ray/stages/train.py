@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from oral_ray import cluster
@@ -125,7 +124,7 @@ def train_in_task(config: Config, shards_fingerprint: str) -> str:
     def collect(folder: Path) -> None:
         _collect(objects, recipe, folder, shards_fingerprint)
 
-    _train(config, manifest, read, 0, 1, None, drop, collect)
+    _train(config, manifest, read, 0, 1, None, drop, collect, cluster.device_of(config.cluster.gpus_per_task))
     return recipe
 
 
@@ -147,12 +146,13 @@ def train_worker(loop_config: dict[str, Any]) -> None:
                 loop_config["board"], row.model_dump(), folder, config.training.checkpoint_upload
             ),
             lambda folder: None,
+            cluster.device_of(config.training.gpus_per_worker),
         )
 
 
 def _train(
     config: Config, manifest: ShardManifest, read: Callable[[], Iterable[dict[str, Any]]], rank: int, num_workers: int,
-    resume: Path | None, report: Callable[[MetricsRow, Path | None], None], finish: Callable[[Path], None],
+    resume: Path | None, report: Callable[[MetricsRow, Path | None], None], finish: Callable[[Path], None], device: str,
 ) -> None:  # fmt: skip
     objects = open_objects(config.store)
     encoder = ConditionEncoder(config.condition)
@@ -191,7 +191,9 @@ def _train(
     phase = config.training.functional
     records = list(bases.values())
     functional = (
-        functional_draw(config, objects, manifest, records, encoder, tables, probe_stats) if phase.steps else None
+        functional_draw(config, objects, manifest, records, encoder, tables, probe_stats, device)
+        if phase.steps
+        else None
     )
     num_steps = config.training.steps + phase.steps
     if config.training.window_tokens and config.generator.latent:
@@ -214,7 +216,7 @@ def _train(
         report=on_report,
         save_network=save_network,
         functional_item=functional,
-        device="cuda" if config.training.gpus_per_worker and torch.cuda.is_available() else "cpu",
+        device=device,
     )
 
 

@@ -45,9 +45,21 @@ class Batch:
     where_BT: Tensor | None = None
     first_layer: int = 0
 
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return dataclasses.replace(
+            self,
+            tokens={name: value.to(device) for name, value in self.tokens.items()},
+            wanted_P=self.wanted_P.to(device),
+            where_BT=None if self.where_BT is None else self.where_BT.to(device),
+        )
+
 
 class Head(Protocol):
-    """Reads examples and gives the logits of their answers; built from the bare base, so adapters cannot move labels."""
+    """Reads examples and gives the logits of their answers; built from the bare base, so adapters cannot move labels.
+
+    Batches are on the device of the base.
+    """
 
     def read(self, examples: Sequence[Example]) -> Batch: ...
     def logits(self, model: nn.Module, batch: Batch) -> Tensor: ...
@@ -63,7 +75,7 @@ class EncoderHead:
 
     def read(self, examples: Sequence[Example]) -> Batch:
         tokens = encode(self.tokenizer, [example.text for example in examples])
-        return Batch(tokens, _label_indices(self.labels, examples))
+        return Batch(tokens, _label_indices(self.labels, examples)).to(self.label_KH.device)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return embed(model, batch.tokens) @ self.label_KH.T / TEMPERATURE
@@ -81,7 +93,7 @@ class CausalHead:
         tokens = encode(self.tokenizer, [example.text for example in examples], ANSWER)
         last_B = tokens["attention_mask"].sum(1) - 1
         where_BT = torch.arange(tokens["input_ids"].shape[1]) == last_B[:, None]
-        return Batch(tokens, _label_indices(self.labels, examples), where_BT)
+        return Batch(tokens, _label_indices(self.labels, examples), where_BT).to(self.label_token_K.device)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return _next_token_logits(model, batch, self.label_token_K)
@@ -92,6 +104,7 @@ class TextHead:
     """Next-token logits over the whole vocabulary at every token of a free answer."""
 
     tokenizer: Any
+    device: torch.device
 
     def read(self, examples: Sequence[Example]) -> Batch:
         asked = _encoded(self.tokenizer, [example.text for example in examples], ANSWER, MAX_TEXT_TOKENS)
@@ -102,7 +115,7 @@ class TextHead:
             _padded(self.tokenizer, rows),
             torch.tensor([token for answer in answers for token in answer]),
             nn.utils.rnn.pad_sequence(where, batch_first=True),
-        )
+        ).to(self.device)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return _next_token_logits(model, batch, None)
@@ -124,12 +137,13 @@ def build_head(kind: str, model: nn.Module, tokenizer: Any, labels: Sequence[str
             raise TaskError("an encoder cannot write free text; give the task labels or take a causal language model")
         with torch.no_grad():
             return EncoderHead(tokenizer, tuple(labels), embed(model, encode(tokenizer, labels)))
+    device = next(model.parameters()).device
     if not labels:
-        return TextHead(tokenizer)
+        return TextHead(tokenizer, device)
     tokens = [tokenizer.encode(f" {label}", add_special_tokens=False)[0] for label in labels]
     if len(set(tokens)) < len(tokens):
         raise TaskError(f"labels {tuple(labels)} share a first token in this model's vocabulary; rename one of them")
-    return CausalHead(tokenizer, tuple(labels), torch.tensor(tokens))
+    return CausalHead(tokenizer, tuple(labels), torch.tensor(tokens, device=device))
 
 
 def encode(tokenizer: Any, texts: Sequence[str], suffix: str = "", max_tokens: int = MAX_TEXT_TOKENS) -> TextBatch:
@@ -144,7 +158,9 @@ def encode(tokenizer: Any, texts: Sequence[str], suffix: str = "", max_tokens: i
 
 
 def embed(model: nn.Module, batch: TextBatch) -> Tensor:
-    """Mean-pooled, normalised sentence embeddings [B, H]."""
+    """Mean-pooled, normalised sentence embeddings [B, H], on the device of the model."""
+    device = next(model.parameters()).device
+    batch = {name: value.to(device) for name, value in batch.items()}
     hidden_BTH = model(**batch).last_hidden_state
     mask_BT1 = batch["attention_mask"].unsqueeze(-1).to(hidden_BTH.dtype)
     return nn.functional.normalize((hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1), dim=-1)
@@ -189,10 +205,10 @@ def num_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 
 def right_answers(log_probs_PK: Tensor, batch: Batch) -> list[bool]:
     """Whether the most likely choice is the right one at every position of an example, by example."""
-    right_P = log_probs_PK.argmax(-1) == batch.wanted_P
+    right_P = (log_probs_PK.argmax(-1) == batch.wanted_P).cpu()
     if batch.where_BT is None:
         return right_P.tolist()
-    example_P = batch.where_BT.nonzero()[:, 0]
+    example_P = batch.where_BT.cpu().nonzero()[:, 0]
     right_B = torch.ones(len(batch.where_BT), dtype=torch.int).scatter_reduce(0, example_P, right_P.int(), "amin")
     return right_B.bool().tolist()
 

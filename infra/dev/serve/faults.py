@@ -152,7 +152,8 @@ def count_wrong(store: Path, config: str, answers: dict[int, str]) -> int:
             if origin.generator not in services:
                 services[origin.generator] = open_service(settings, recipe=origin.generator)
             service = services[origin.generator]
-            [again] = service.sample([service.stock.order(wording(seed), BASE, seed)])
+            order = service.stock.order(wording(seed), BASE, seed)
+            again = service.artifact(order, service.sample([order])[0])
             far = max(
                 float((again.tensors[k] - t).abs().max() / t.abs().max().clamp(min=1e-9))
                 for k, t in artifact.tensors.items()

@@ -17,6 +17,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 BASE = "minilm-l6-t2"
 FOLDERS = (ROOT / "out/bench", ROOT / "docs/results/bench")
+AS_IN_THE_README = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
 STARTER = """
 import json, sys, ray
 from ray import serve
@@ -44,7 +49,8 @@ class Running:
         self._common = [f"config={config}", f"store.uri={store.absolute()}", "determinism=false", "serve.refresh_s=1"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
         environment["RAY_worker_niceness"] = "0"  # Ray's default, 15, is for workers that share a machine with its user
-        environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.proxy:middlewares")
+        for name, value in AS_IN_THE_README.items():
+            environment.setdefault(name, value)
         out = ROOT / "out"
         out.mkdir(exist_ok=True)
         self._log = (out / "serve-measure.log").open("w")
