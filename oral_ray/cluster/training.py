@@ -103,7 +103,7 @@ def run_workers(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
-        torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if training.gpus_per_worker else "gloo"),
         datasets={"corpus": _rows_of(uris)},  # never read: every worker has its own
         dataset_config=_OwnFiles(uris),
     )

@@ -128,6 +128,8 @@ class ClusterConfig(Section):
     `num_cpus` is the size of a private cluster, and how many CPUs of another one tasks may take: unset, as many as it has
     when a stage begins, which for an autoscaling cluster that nothing has asked yet is none, so say it there.
     `address = "none"` runs tasks one after another in this process, without Ray (not the shards, not the training).
+    With `gpus_per_task` (a fraction: 0.0625 lets 16 tasks share a GPU) tasks compute on CUDA: versions, trainings, scores,
+    generated adapters. The training of the generator and the service have their own settings.
 
     After `stop_after_s` seconds no further task is started; the command ends with code 75 and goes on when run again.
     """
