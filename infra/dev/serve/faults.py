@@ -164,12 +164,12 @@ def count_wrong(store: Path, config: str, answers: dict[int, str]) -> int:
 
 @contextlib.contextmanager
 def small_disk(folder: Path):
-    """Moves a folder onto a tmpfs of its own, 400 MB larger than what it holds."""
+    """Moves a folder onto a tmpfs of its own, 2 GB larger than what it holds."""
     kept = folder.with_name("adapters-before")
     folder.rename(kept)
     folder.mkdir()
-    size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) + 400_000_000
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    held = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={held + 2_000_000_000}", "tmpfs", str(folder)], check=True)
     try:
         shutil.copytree(kept, folder, dirs_exist_ok=True)
         yield
