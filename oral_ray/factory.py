@@ -2,6 +2,7 @@
 
     factory = AdapterFactory(get_generator(objects, recipe), encoder, config.sampling)
     artifacts = factory.generate([Condition(prompt, base, probes, lora)], seeds=[0])
+    artifact = factory.artifact(factory.sample([condition], [0])[0], condition, 0)  # its halves, in the service
     digest = factory.stream(condition, seed=0, folder=Path("big-adapter"))     # never held in memory
 
 Letters: B adapters, L tokens, D token dim.
@@ -16,7 +17,7 @@ from torch import Tensor
 from oral_ray import __version__
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout, AdapterSlot
-from oral_ray.adapters.tokens import detokenize, positions, slot_mask, slot_positions, token_mask
+from oral_ray.adapters.tokens import positions, slot_mask, slot_positions, token_mask
 from oral_ray.adapters.writer import AdapterWriter
 from oral_ray.config import SamplingConfig, canonical_json, derive_seed
 from oral_ray.errors import GeneratorError
@@ -57,8 +58,8 @@ class AdapterFactory:
         self, conditions: Sequence[Condition], seeds: Sequence[int], origin: str = "generated", task: str = ""
     ) -> list[AdapterArtifact]:
         """One artifact a condition, each from its own seed, in the order asked for."""
-        sampled = self.sample(conditions, seeds)
-        return [self.artifact(*one, origin, task) for one in zip(sampled, conditions, seeds, strict=True)]
+        sampled = self.sample(conditions, seeds)[::-1]
+        return [self.artifact(sampled.pop(), *one, origin, task) for one in zip(conditions, seeds, strict=True)]
 
     def sample(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[Tensor]:
         """Normalised weight tokens [L, D] of each condition, on the CPU: the device's part of `generate`."""
@@ -81,8 +82,10 @@ class AdapterFactory:
         self, tokens_LD: Tensor, condition: Condition, seed: int, origin: str = "generated", task: str = ""
     ) -> AdapterArtifact:
         """The adapter that sampled tokens are: the rest of `generate`, which takes many small steps and no device."""
-        layout = self.layout(condition)
-        factors = detokenize(self.generator.token_stats.denormalize(tokens_LD, layout), layout)
+        layout, rows = self.layout(condition), dict[str, dict[str, Tensor]]()
+        for slot, rows_RW in self._rows(layout.slots, tokens_LD, layout):
+            rows.setdefault(slot.module, {})[slot.factor] = rows_RW
+        factors = {module: (pair["A"].contiguous(), pair["B"].T.contiguous()) for module, pair in rows.items()}
         return build_artifact(factors, layout, self._provenance(condition, seed, origin, task))
 
     def stream(self, condition: Condition, seed: int, folder: Path, origin: str = "generated", task: str = "") -> str:
@@ -97,11 +100,16 @@ class AdapterFactory:
         return writer.digest
 
     def _slots(self, condition: Condition, layout: AdapterLayout, seed: int) -> Iterator[tuple[AdapterSlot, Tensor]]:
-        """Every slot with its values as rank rows [r, width]."""
         for group, tokens_LD in self._pieces(condition, layout, seed):
-            counts = [layout.lora.r * slot.chunks for slot in group]
-            for slot, own_LD in zip(group, tokens_LD.split(counts), strict=True):
-                yield slot, self.generator.token_stats.slot_rows(own_LD, layout, slot)
+            yield from self._rows(group, tokens_LD, layout)
+
+    def _rows(
+        self, slots: Sequence[AdapterSlot], tokens_LD: Tensor, layout: AdapterLayout
+    ) -> Iterator[tuple[AdapterSlot, Tensor]]:
+        """Consecutive slots with their values as rank rows [r, width], from their normalised tokens."""
+        counts = [layout.lora.r * slot.chunks for slot in slots]
+        for slot, own_LD in zip(slots, tokens_LD.split(counts), strict=True):
+            yield slot, self.generator.token_stats.slot_rows(own_LD, layout, slot)
 
     def _pieces(
         self, condition: Condition, layout: AdapterLayout, seed: int

@@ -41,6 +41,7 @@ ATTEMPTS = 3
 FAST = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
 }
 """Serve's settings of the ingress process: nothing here blocks its loop, so a request need not go from thread to thread."""

@@ -33,7 +33,7 @@ class ReplicaMetrics:
         self.batch_size = _histogram("oral_batch_size", "Adapters sampled together", _SIZES)
         self.queue_s = _histogram("oral_queue_s", "Seconds between arrival at a replica and sampling", _SECONDS)
         self.sample_s = _histogram("oral_sample_s", "Seconds of sampling a batch", _SECONDS)
-        self.store_s = _histogram("oral_store_s", "Seconds of storing an adapter", _SECONDS)
+        self.store_s = _histogram("oral_store_s", "Seconds of putting an adapter together and storing it", _SECONDS)
         self.swaps = _counter("oral_generator_swaps", "Generators loaded in place of another")
 
 

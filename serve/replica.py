@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from oral_ray.cluster import limit_threads
+from oral_ray.cluster import device_of, limit_threads
 from oral_ray.config import Config
 from oral_ray.errors import OralError
 from oral_ray.objects import FileObjects
@@ -44,7 +44,7 @@ class Replica:
         self._swap: asyncio.Task[None] | None = None
 
     async def generate(self, request: GenerateRequest) -> Made | Problem:
-        """Generate an adapter and store it. Storing waits for a disk or a network; the next batch is sampled meanwhile."""
+        """Generate an adapter and store it. While it is put together and stored the next batch is sampled."""
         sampled = await self._sample((request, time.perf_counter()))
         if isinstance(sampled, Problem):
             return sampled
@@ -73,7 +73,7 @@ class Maker:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._device = "cuda" if config.serve.gpus_per_replica else "cpu"
+        self._device = device_of(config.serve.gpus_per_replica)
         self._service: GenerationService = open_service(config, self._device)
         self._metrics = ReplicaMetrics()
 

@@ -1,5 +1,6 @@
 """States below the first adapted layer: computed once, kept, and the same as computing everything every time."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,3 +122,11 @@ def test_no_training_reads_more_than_the_first_examples():
 
 def states_of(read: EnteredExamples) -> Tensor:
     return read(range(20)).tokens["inputs_embeds"]
+
+
+def test_states_of_another_device_are_others(base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Path] = []
+    monkeypatch.setattr(entered, "_kept", lambda path, num, device: seen.append(path) or [])
+    reader(base, tmp_path)
+    reader(LoadedBase(base.record, copy.deepcopy(base.model).to("meta"), base.tokenizer), tmp_path)
+    assert len({*seen}) == 2

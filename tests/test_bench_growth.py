@@ -92,3 +92,7 @@ def test_reports_of_several_machines_are_not_mixed(reports: Path):
     with pytest.raises(ConfigError, match=r"2 reports of data in .*data-h100\.json, data-slow\.json; say machine=WORD"):
         run(reports)
     assert run(reports, "machine=slow", "adapters=[1000]").rows[0]["read_h"] == pytest.approx(1.0 / 3600)
+
+
+def test_the_reports_of_the_repository_are_one_of_each_kind():
+    growth.Rates(Path(__file__).parents[1] / "docs/results/bench")

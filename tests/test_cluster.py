@@ -41,6 +41,14 @@ def test_a_worker_computes_where_it_was_given_a_gpu_and_never_quietly_elsewhere(
         device_of(0.25)
 
 
+def test_more_gpus_than_the_machine_has_are_refused_before_a_task_waits_for_them():
+    with (
+        pytest.raises(ConfigError, match=r"cluster.gpus_per_task=99, and this machine has \d GPUs; set 0"),
+        session(ClusterConfig(num_cpus=1, gpus_per_task=99), determinism=False),
+    ):
+        pytest.fail("began")
+
+
 def test_a_run_whose_workers_hold_every_cpu_still_reads_its_shards(tmp_path: Path):
     folder = tmp_path / "a folder"
     folder.mkdir()

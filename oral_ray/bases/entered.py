@@ -42,7 +42,8 @@ class EnteredExamples:
         """`weights` and `texts` are what tells those of the model and the examples from others': they name the file."""
         self._head, self._examples, self._first = head, examples, first_layer
         dtype = str(next(base.model.parameters()).dtype)
-        file = folder / f"{fingerprint('states', 1, weights, dtype, texts, first_layer)}.safetensors"
+        of_device = [] if base.device.type == "cpu" else [base.device.type]  # rounded otherwise there
+        file = folder / f"{fingerprint('states', 1, weights, dtype, texts, first_layer, *of_device)}.safetensors"
         self._states = _kept(file, len(examples), base.device)
         if self._states is None:
             self._states = _computed(base, head, examples, first_layer)

@@ -6,7 +6,7 @@ head with `rpg_steps`, the regression head with one. Floors are measured rates o
 copies, and what the same work would take at those rates.
 
     oral-ray bench generate --json out/bench/generate.json
-    oral-ray bench generate device=cuda --json docs/results/bench/generate-h100.json
+    oral-ray bench generate device=cuda --json docs/results/h100/generate.json
 """
 
 import itertools

@@ -5,8 +5,8 @@ requests of one stored adapter and of a night's planning here, and multiplies. N
 kind of adapter is that of `bench adapt`. Hours are those of one machine like the one that was measured; a corpus of N
 adapters is trained, read once for its statistics and learnt for `epochs`; a night makes `tasks` adapters for every base.
 
-No GPU was measured. Rows for GPUs say what a run needs of each (adapters, bytes read, bytes of gradients a second) to end
-within `hours`; a worker cannot have less than one adapter of a batch, which is where data parallelism ends.
+Training was not measured on a GPU. Rows for GPUs say what a run needs of each (adapters, bytes read, bytes of gradients a
+second) to end within `hours`; a worker cannot have less than one adapter of a batch, which is where data parallelism ends.
 
     oral-ray bench growth --json out/bench/growth.json
 """

@@ -60,6 +60,11 @@ def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
+        if config.gpus_per_task > (there := ray.cluster_resources().get("GPU", 0)):  # its tasks would wait for ever
+            ray.shutdown()
+            raise ConfigError(
+                f"cluster.gpus_per_task={config.gpus_per_task:g}, and this machine has {there:g} GPUs; set 0"
+            )
     else:
         try:
             ray.init(address=address, logging_level=logging.WARNING)
@@ -115,6 +120,6 @@ def device_of(num_gpus: float) -> str:
     if num_gpus and not torch.cuda.is_available():
         raise ConfigError(
             f"this worker has {num_gpus:g} GPU of the cluster and torch {torch.__version__} sees no CUDA device; install "
-            "torch with CUDA there, or set gpus_per_task and gpus_per_worker to 0"
+            "torch with CUDA there, or set gpus_per_task, gpus_per_worker or gpus_per_replica to 0"
         )
     return "cuda" if num_gpus else "cpu"

@@ -77,13 +77,11 @@ def _on_ray(
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
     if not calls:
         return
-    task: Any = ray.remote(call).options(
-        num_cpus=config.cpus_per_task,
-        num_gpus=config.gpus_per_task or None,
-        max_retries=retries,
-        retry_exceptions=list(retry_on) or False,
-        name=label,
-    )
+    asked: dict[str, Any] = {"num_cpus": config.cpus_per_task, "max_retries": retries}
+    if config.gpus_per_task:  # said to `remote`, and not to `options`, it makes every task a process of its own
+        asked["num_gpus"] = config.gpus_per_task
+    remote: Any = ray.remote(**asked)
+    task = remote(call).options(retry_exceptions=list(retry_on) or False, name=label)
     width = num_in_flight(config)
     waiting: dict[ray.ObjectRef, int] = {}
     queue = iter(range(len(calls)))

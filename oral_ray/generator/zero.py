@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO 0-3 as a training engine. Sole importer of deepspeed, lazily."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ class ZeroEngine:
     def __init__(
         self, network: AnyNetwork, training: TrainingConfig, settings: DeepSpeedEngine, device: torch.device
     ) -> None:
+        os.environ["DS_ACCELERATOR"] = device.type  # else a GPU that is there is taken, whoever it was given to
         import deepspeed
         from deepspeed.ops import __compatible_ops__
 
