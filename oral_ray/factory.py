@@ -17,7 +17,7 @@ from torch import Tensor
 from oral_ray import __version__
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout, AdapterSlot
-from oral_ray.adapters.tokens import positions, slot_mask, slot_positions, token_mask
+from oral_ray.adapters.tokens import factors_of, positions, slot_mask, slot_positions, token_mask
 from oral_ray.adapters.writer import AdapterWriter
 from oral_ray.config import SamplingConfig, canonical_json, derive_seed
 from oral_ray.errors import GeneratorError
@@ -82,10 +82,8 @@ class AdapterFactory:
         self, tokens_LD: Tensor, condition: Condition, seed: int, origin: str = "generated", task: str = ""
     ) -> AdapterArtifact:
         """The adapter that sampled tokens are: the rest of `generate`, which takes many small steps and no device."""
-        layout, rows = self.layout(condition), dict[str, dict[str, Tensor]]()
-        for slot, rows_RW in self._rows(layout.slots, tokens_LD, layout):
-            rows.setdefault(slot.module, {})[slot.factor] = rows_RW
-        factors = {module: (pair["A"].contiguous(), pair["B"].T.contiguous()) for module, pair in rows.items()}
+        layout = self.layout(condition)
+        factors = factors_of(self._rows(layout.slots, tokens_LD, layout))
         return build_artifact(factors, layout, self._provenance(condition, seed, origin, task))
 
     def stream(self, condition: Condition, seed: int, folder: Path, origin: str = "generated", task: str = "") -> str:

@@ -125,8 +125,10 @@ class Draw:
 
 def train_static(source: FunctionalSource, start: Factors, num_steps: int, learning_rate: float, seed: int) -> Factors:
     """One adapter for all that the source draws, from `start`: AdamW, cosine decay to zero (arm `joint_virtual`)."""
-    moved = {name: (a.to(source.device), b.to(source.device)) for name, (a, b) in start.items()}
-    factors = {name: (a.clone().requires_grad_(), b.clone().requires_grad_()) for name, (a, b) in moved.items()}
+    factors = {
+        name: (a.to(source.device, copy=True).requires_grad_(), b.to(source.device, copy=True).requires_grad_())
+        for name, (a, b) in start.items()
+    }
     optimizer = torch.optim.AdamW([factor for pair in factors.values() for factor in pair], lr=learning_rate)
     for step in range(num_steps):
         for group in optimizer.param_groups:

@@ -26,6 +26,7 @@ KUSTOMIZE = ROOT / "infra/kustomize"
 COMPONENTS = ("service", "redis", "monitoring", "kueue", "raycronjob")
 IMAGE_HOME, CONFIG_HOME = "/opt/oral-ray/", "/etc/oral-ray/"
 KUBERNETES = "1.32"
+SERVE_ENVIRONMENT = dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", (ROOT / "README.md").read_text()))  # its export lines
 # The KubeRay CRDs (v1.7.0) are not ours to ship: beside the clone, or where $KUBERAY_CRDS says.
 _FOLDERS = [Path(os.environ.get("KUBERAY_CRDS", "/nowhere")), *(parent / "shared/crds" for parent in ROOT.parents)]
 CRDS = next((folder for folder in _FOLDERS if folder.is_dir()), None)

@@ -14,13 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
+from manifests import SERVE_ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
-AS_IN_THE_README = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-}
 
 
 def free_port() -> int:
@@ -54,7 +50,7 @@ def url(whole_path: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFac
     )
     process = subprocess.Popen(
         [sys.executable, "-c", starter, f"config={ROOT / 'tests' / 'tiny.toml'}", f"store.uri={whole_path[0]}"],
-        cwd=ROOT, env=os.environ | AS_IN_THE_README | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT, env=os.environ | SERVE_ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE, stdout=log, stderr=log,
     )  # fmt: skip
     deadline = time.monotonic() + 120

@@ -9,6 +9,7 @@ and a mean of zero. Nothing is measured on a single checkpoint: generation could
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -53,12 +54,19 @@ def detokenize(tokens_LD: Tensor, layout: AdapterLayout) -> Factors:
         raise LayoutError(
             f"tokens are {tuple(tokens_LD.shape)}, the layout needs {(layout.num_tokens, layout.token_dim)}"
         )
-    rows: dict[str, dict[str, Tensor]] = {}
-    for slot in layout.slots:
-        stop = slot.first_token + layout.lora.r * slot.chunks
-        flat = tokens_LD[slot.first_token : stop].reshape(layout.lora.r, -1)[:, : slot.width]
-        rows.setdefault(slot.module, {})[slot.factor] = flat.float()
-    return {module: (pair["A"].contiguous(), pair["B"].T.contiguous()) for module, pair in rows.items()}
+    counts = [layout.lora.r * slot.chunks for slot in layout.slots]
+    return factors_of(
+        (slot, own_LD.reshape(layout.lora.r, -1)[:, : slot.width].float())
+        for slot, own_LD in zip(layout.slots, tokens_LD.split(counts), strict=True)
+    )
+
+
+def factors_of(slots: Iterable[tuple[AdapterSlot, Tensor]]) -> Factors:
+    """{module: (A [r, d_in], B [d_out, r])} out of every slot's values as rank rows [r, width]."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for slot, rows in slots:
+        found.setdefault(slot.module, {})[slot.factor] = rows
+    return {module: (pair["A"].contiguous(), pair["B"].T.contiguous()) for module, pair in found.items()}
 
 
 @lru_cache(maxsize=16)

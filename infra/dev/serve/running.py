@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,11 +18,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 BASE = "minilm-l6-t2"
 FOLDERS = (ROOT / "out/bench", ROOT / "docs/results/bench")
-AS_IN_THE_README = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-}
+AS_IN_THE_README = dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", (ROOT / "README.md").read_text()))
 STARTER = """
 import json, sys, ray
 from ray import serve
