@@ -56,6 +56,7 @@ def main(folder: Path, rank: int, num_workers: int) -> None:
             found[name] = {"fewer": fewer, "restored": restored(training, left)}
     if rank == 0:
         (folder / f"found-{num_workers}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()  # a thread of it that is left at exit aborts the process, now and then
 
 
 def summary(done: Run, rank: int) -> dict[str, Any]:

@@ -25,12 +25,13 @@ def draw(r: int, seed: int, dtype: torch.dtype = torch.float64) -> Factors:
 
 
 def regauged(factors: Factors, seed: int) -> Factors:
-    """(G A, B G^-1) with a random G of condition number up to about 50, another one a module."""
+    """(G A, B G^-1) with a random G, another one a module: condition number up to about 50, no singular value near 1."""
     rng = torch.Generator().manual_seed(seed)
     changed = {}
     for name, (a, b) in factors.items():
         left, right = (torch.linalg.qr(torch.randn(len(a), len(a), generator=rng, dtype=a.dtype))[0] for _ in range(2))
-        g = left @ torch.diag(torch.exp(4 * torch.rand(len(a), generator=rng, dtype=a.dtype) - 2)) @ right
+        spread = 4 * torch.rand(len(a), generator=rng, dtype=a.dtype) - 2
+        g = left @ torch.diag(torch.exp((spread.abs() + 2) / 2 * spread.sign())) @ right
         changed[name] = (g @ a, b @ torch.linalg.inv(g))
     return changed
 
