@@ -36,6 +36,15 @@ def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects:
     assert all(task_id.startswith("instructed/") for task_id in (*of_all.tasks, *of_all.further))
 
 
+def test_static_controls_get_the_task_gradients_that_are_set_without_a_functional_phase(objects: FileObjects):
+    tree = config(objects, task_gradients=200).model_dump(mode="json")
+    for steps in (40, 0):
+        tree["training"]["functional"]["steps"] = steps
+        found = Config.model_validate(tree)
+        assert static.joint_virtual(found, "wordnet/mind", ["t0"], "", seed=0).steps == 75  # 200 x 0.75 / 2
+        assert static.multitask(found, ["t0"], (), False, seed=0).steps == 200
+
+
 def test_an_unseen_task_and_its_opposite_are_in_no_training(objects: FileObjects):
     further = material.further_tasks(config(objects))
     assert len(further) == 159 and "kind/bird" not in further and "kind/tree" in further
@@ -48,7 +57,7 @@ def test_an_unseen_task_and_its_opposite_are_in_no_training(objects: FileObjects
 def test_no_functional_phase_no_static_control_on_virtual_versions(objects: FileObjects):
     tree = config(objects).model_dump(mode="json")
     tree["training"]["functional"]["steps"] = 0
-    with pytest.raises(EvaluationError, match=r"set training\.functional\.steps"):
+    with pytest.raises(EvaluationError, match=r"set evaluation\.task_gradients or training\.functional\.steps"):
         static.joint_virtual(Config.model_validate(tree), "wordnet/mind", ["t0"], "", seed=0)
 
 

@@ -25,8 +25,8 @@ class EvaluationConfig(Section):
 
     `trained_long` is `trained` with as many steps as `joint` has, all on the very base. `held_out` is `generated` from a
     wording that was never trained on. `prompted` and `few_shot` are the base with the instruction (and four examples) in
-    the text. `joint_virtual` and `multitask` are static adapters with the task
-    gradients of the functional phase, `refined_*` have `refine_steps` steps on the very base (oral_ray/stages/static.py).
+    the text. `joint_virtual` and `multitask` are static adapters with `task_gradients` on virtual versions (0: as many as
+    the functional phase has), `refined_*` have `refine_steps` steps on the very base (oral_ray/stages/static.py).
     `best_*` is the best of an arm's adapters, each at every one of `strengths`, on `num_choice` validation examples.
     A version of `arms_on` has the arms that it names there, every other one has `arms`.
 
@@ -48,6 +48,7 @@ class EvaluationConfig(Section):
     num_bootstrap: PositiveInt = 2000
     regression_steps: PositiveInt = 400
     refine_steps: PositiveInt = 10
+    task_gradients: NonNegativeInt = 0
     strengths: tuple[PositiveFloat, ...] = (1.0, 0.75, 1.25)
     num_choice: PositiveInt = 64
     step_curve: tuple[PositiveInt, ...] = (1, 2, 5, 10, 20)

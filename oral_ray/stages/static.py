@@ -1,7 +1,8 @@
 """Static adapters that get what the generator gets: tasks on virtual base versions, as many task gradients.
 
-`joint_virtual`: one adapter a task, from the `joint` one, with the task gradients of that task in the functional phase.
-`multitask`: one adapter for all tasks of the functional phase, from scratch, with all its task gradients; as
+The task gradients are those of the functional phase, or `evaluation.task_gradients` where that is set.
+`joint_virtual`: one adapter a task, from the `joint` one, with the task gradients of that task.
+`multitask`: one adapter for all tasks of the functional phase, from scratch, with all the task gradients; as
 `multitask_instructed` it reads the instruction before every text, which is how a model is asked without a generator.
 `refined_*`: `evaluation.refine_steps` steps on the very base and task, from another arm's adapter or from scratch.
 """
@@ -16,7 +17,7 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import Call, device_of, run_tasks
-from oral_ray.config import Arm, Config, FunctionalPhase, Section, derive_seed, fingerprint
+from oral_ray.config import Arm, Config, Section, derive_seed, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.functional import FunctionalSource, train_static
 from oral_ray.objects import open_objects
@@ -41,10 +42,9 @@ class StaticRun(Section):
 
 
 def joint_virtual(config: Config, task_id: str, seen: Sequence[str], joint: str, seed: int) -> StaticRun:
-    """From the `joint` adapter of a task: as many steps as the functional phase gives to one task of the corpus."""
-    phase = _phase(config)
-    of_corpus = 1.0 - phase.further_frac if config.tasks.further else 1.0
-    steps = max(1, round(phase.steps * phase.tasks_per_step * of_corpus / len(config.tasks.ids)))
+    """From the `joint` adapter of a task: its share of the task gradients, as a task of the corpus."""
+    of_corpus = 1.0 - config.training.functional.further_frac if config.tasks.further else 1.0
+    steps = max(1, round(_task_gradients(config) * of_corpus / len(config.tasks.ids)))
     return StaticRun(arm="joint_virtual", bases=tuple(seen), tasks=(task_id,), start=joint, steps=steps, seed=seed)
 
 
@@ -55,14 +55,14 @@ def refined(config: Config, arm: Arm, base_id: str, task_id: str, start: str, se
 
 
 def multitask(config: Config, seen: Sequence[str], further: Sequence[str], instructed: bool, seed: int) -> StaticRun:
-    """For all tasks together: as many steps as the functional phase has task gradients."""
-    phase, prefix = _phase(config), "instructed/" if instructed else ""
+    """For all tasks together: as many steps as there are task gradients."""
+    prefix = "instructed/" if instructed else ""
     return StaticRun(
         arm="multitask_instructed" if instructed else "multitask",
         bases=tuple(seen),
         tasks=tuple(prefix + task_id for task_id in config.tasks.ids),
         further=tuple(prefix + task_id for task_id in further),
-        steps=phase.steps * phase.tasks_per_step,
+        steps=_task_gradients(config),
         seed=seed,
     )
 
@@ -121,13 +121,15 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
     return Records(objects).commit("static", recipe, {"run": run.model_dump(mode="json"), "digest": digest})
 
 
-def _phase(config: Config) -> FunctionalPhase:
-    if not config.training.functional.steps:
+def _task_gradients(config: Config) -> int:
+    phase = config.training.functional
+    if not (number := config.evaluation.task_gradients or phase.steps * phase.tasks_per_step):
         raise EvaluationError(
             "static adapters on virtual versions get the task gradients of the functional phase, and there are none: set "
-            "training.functional.steps, or leave joint_virtual and multitask out of evaluation.arms"
+            "evaluation.task_gradients or training.functional.steps, or leave joint_virtual and multitask out of "
+            "evaluation.arms"
         )
-    return config.training.functional
+    return number
 
 
 def _recipe(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
