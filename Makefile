@@ -26,7 +26,7 @@ lint: $(VENV)/dev.ok
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/quickstart.ok
+bench: $(VENV)/bench.ok
 	$(BIN)/oral-ray bench all
 
 # Measurements of the service: out/bench/serve*.json, copies under docs/results. STORE is that of `make quickstart`.
@@ -51,6 +51,7 @@ clean:
 # One rule a set of extras; `-c` keeps pip from pulling another torch.
 $(VENV)/quickstart.ok: EXTRAS = quickstart
 $(VENV)/test.ok: EXTRAS = quickstart,test
+$(VENV)/bench.ok: EXTRAS = quickstart,gguf,test
 $(VENV)/dev.ok: EXTRAS = quickstart,test,dev
 $(VENV)/%.ok: pyproject.toml infra/constraints.txt | $(VENV)/bin/python
 	@echo "installing oral-ray[$(EXTRAS)] into $(VENV) (about 1.5 GB, a few minutes)"

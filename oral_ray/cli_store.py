@@ -45,7 +45,7 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     text = "PEM file: a released adapter that was not signed by this key is a fault"
     command.add_argument("--public-key", type=Path, metavar="FILE", help=text)
 
-    command = add(release, "show", _show, "Show a release and the history of its base's alias.")
+    command = add(release, "show", _show, "Show a release as JSON.")
     command.add_argument("base", help="base id")
     command.add_argument("which", nargs="?", default="latest", help="number or alias (default latest)")
     command = add(release, "alias", _alias, "Let an alias (prod, ...) mean a release.")

@@ -139,7 +139,7 @@ def _ratio(arms: Mapping[str, dict[str, float]]) -> float | None:
 
 
 def _rounded(interval: Interval) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in interval.model_dump().items()}
+    return {name: round(value, 6) for name, value in interval.model_dump().items()}
 
 
 def _part(row: dict[str, Any], key: str, arm: str) -> str:

@@ -17,7 +17,6 @@ from torch import Tensor
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.errors import ArtifactError, StoreError
 
-FORMATS = ("diffusers",)
 FILE_NAME = "pytorch_lora_weights.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 _COMPONENTS = {  # the first part of a module's name -> the pipeline's component

@@ -1,6 +1,6 @@
 """Release logic as pure functions: what to generate for which base, and which candidate may be published.
 
-items = plan_releases(bases, tasks, generator_architectures, released)
+items = plan_releases(bases, tasks, generator_architectures, lora, released)
 decision = decide({"generated": .84, "reuse_new": .83, "base": .60}, ("generated", "reuse_new"), min_gain=0.0)
 """
 

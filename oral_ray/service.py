@@ -3,7 +3,7 @@
     service = open_service(config)
     order = service.stock.order("Classify mails as spam or not.", "minilm-l6-t3", seed=0)
     [digest] = service.fulfil([order])
-    service.stock.find(order, service.recipe) == digest
+    service.stock.find(service.stock.key(order, service.recipe)) == digest
 
 `Stock` reads the store and loads no weights; `GenerationService` holds a generator. Only base ids of the store are
 accepted, never paths. An answer is a record under the order's key, so an equal order finds it without a sample.

@@ -170,7 +170,7 @@ class Catalog:
         return AdapterReport(id=digest, norms=norms, nearest=self._nearest(digest, factors, layout))
 
     def _nearest(self, digest: str, factors: Factors, layout: AdapterLayout) -> tuple[Neighbour, ...]:
-        """Adapters of the corpus by distance: the last one of every training run, of at most so many runs."""
+        """Trained adapters of the store by distance: the last one of every run on record, of at most so many runs."""
         found = []
         for record in islice(Records(self._stock.objects).all("corpus"), MAX_COMPARED):
             other = self._adapters.get(record["digests"][-1])

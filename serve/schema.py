@@ -109,7 +109,7 @@ class ModuleNorm(_Message):
 
 
 class Neighbour(_Message):
-    """An adapter of the generator's corpus; `distance` is |dW - dW'| / |dW|, 0 for a copy."""
+    """Another trained adapter of the store; `distance` is |dW - dW'| / |dW'|, dW' its own change, 0 for a copy."""
 
     id: str
     base: str

@@ -99,6 +99,21 @@ def test_the_text_has_a_row_an_arm_and_signed_differences():
     assert all(line.count("|") == 6 for line in lines if line)
 
 
+def test_a_mean_keeps_more_digits_than_its_text_shows():
+    right = {"generated": 67, "trained": 60}
+    scores = pd.DataFrame(
+        {"base": "t0", "base_seen": True, "line": "", "t": 0, "task": "x", "arm": arm, "seed": 0, "value": k / 93}
+        for arm, k in right.items()
+    )
+    answers = pd.DataFrame(
+        {"base": "t0", "task": "x", "arm": arm, "seed": 0, "example": i, "correct": i < k}
+        for arm, k in right.items()
+        for i in range(93)
+    )
+    [row] = headline(scores, answers, 50)
+    assert row["arms"]["generated"]["mean"] == pytest.approx(67 / 93, abs=1e-6)
+
+
 def test_a_table_of_tasks_has_every_arm_and_what_generated_is_better_by():
     _, answers = tables(100)
     of_x = answers[answers["task"] == "x"].groupby("arm")["correct"].mean() * 100

@@ -32,7 +32,7 @@ from manifests import (  # fmt: skip
 )
 
 from oral_ray import __version__, cli
-from oral_ray.config import Config, load_config
+from oral_ray.config import Config, load_config, with_overrides
 
 SHIPPED = ("base", "overlays/production", "overlays/small")
 
@@ -283,13 +283,20 @@ def test_a_cluster_that_stands_empty_is_asked_for_as_many_tasks_as_it_may_grow_t
     assert num_in_flight(settings.model_copy(update={"num_cpus": None})) == 1
 
 
+def overrides(service: Document) -> list[str]:
+    """What a RayService sets beside its configuration file."""
+    [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    return [f"{key}={value}" for key, value in application["args"].items() if key != "config"]
+
+
 def misfits(config: Config, documents: list[Document]) -> Iterator[str]:
     """What a configuration asks for and no worker group can grow to."""
     clusters = dict(ray_clusters(documents))
+    services = [with_overrides(config, overrides(document)).serve for document in pick(documents, "RayService")]
     asks = [
         (TRAIN, "training", config.training.num_workers, config.training.cpus_per_worker, config.training.gpus_per_worker),
         (TRAIN, "tasks", 1, config.cluster.cpus_per_task, config.cluster.gpus_per_task),
-        (SERVE, "serve", config.serve.max_replicas, config.serve.cpus_per_replica, config.serve.gpus_per_replica),
+        *((SERVE, "serve", serve.max_replicas, serve.cpus_per_replica, serve.gpus_per_replica) for serve in services),
     ]  # fmt: skip
     for owner, what, count, cpus, gpus in asks:
         if owner not in clusters:
@@ -300,8 +307,7 @@ def misfits(config: Config, documents: list[Document]) -> Iterator[str]:
             have = int(limits["cpu"]), int(limits.get("nvidia.com/gpu", 0))
             fit = [int(have[0] // cpus)] + ([int(have[1] // gpus)] if gpus else [])
             room += group["maxReplicas"] * min(fit)
-        small = owner == SERVE and len(clusters[owner]["workerGroupSpecs"]) == 1  # a trial serves with fewer replicas
-        if room < (1 if small else count):
+        if room < count:
             yield f"{what}: {count} workers of {cpus:g} CPUs and {gpus:g} GPUs have no group that holds them"
 
 
@@ -320,11 +326,12 @@ def test_the_nightly_cluster_is_the_training_cluster_and_runs_the_same_command(
 
 
 @needs_kubectl
-def test_the_service_manifest_names_an_application_that_builds_from_its_arguments(everything: list[Document]):
+@pytest.mark.parametrize("folder", ["overlays/production", "overlays/small"])
+def test_the_service_manifest_names_an_application_that_builds_from_its_arguments(folder: str):
     from ray.serve import Application
     from ray.serve.schema import ServeDeploySchema
 
-    [service] = pick(everything, "RayService")
+    [service] = pick(render(KUSTOMIZE / folder), "RayService")
     text = service["spec"]["serveConfigV2"].replace(CONFIG_HOME, f"{ROOT}/infra/configs/")
     [application] = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
     module, _, name = application.import_path.partition(":")

@@ -4,13 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
-from oral_ray.report.figures import PALETTE
+from oral_ray.report.figures import PALETTE, plot_variants
 from oral_ray.report.page import write_report
 from oral_ray.report.tables import AGAINST, TABLES, arm_table, arms_text
 
@@ -155,3 +156,21 @@ def test_a_run_without_a_curve_or_distances_still_has_a_report(tmp_path: Path) -
     for name in ("curve", "distances"):
         pd.read_parquet(tmp_path / f"{name}.parquet").iloc[:0].to_parquet(tmp_path / f"{name}.parquet")
     assert write_report(tmp_path).stat().st_size > 10_000
+
+
+def test_variants_are_drawn_over_the_tasks_that_all_of_them_have():
+    rows = [("reference", "a", 0.5), ("reference", "b", 0.7), ("more-tasks", "a", 0.4), ("more-tasks", "b", 0.6)]
+    rows += [("more-tasks", "hard", 0.0)]
+    scores = pd.DataFrame(
+        {"variant": variant, "task": task, "arm": arm, "value": value / share}
+        for variant, task, value in rows
+        for arm, share in (("generated", 1), ("wrong_prompt", 2))
+    )
+    axes = plt.figure().subplots()
+    plot_variants(axes, scores)
+    widths = {label.get_text(): [] for label in axes.get_yticklabels()}
+    for bars in axes.containers:
+        for name, bar in zip(widths, bars, strict=True):
+            widths[name].append(round(bar.get_width(), 3))
+    plt.close()
+    assert widths == {"more-tasks": [0.25, 0.5], "reference": [0.3, 0.6]}

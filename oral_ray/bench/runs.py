@@ -10,7 +10,6 @@ from the store's Parquet files, checkpoints in the store.
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterable
@@ -179,11 +178,6 @@ def tables(manifest: ShardManifest, store: str) -> CorpusTables:
         bases={base: torch.randn(EMBEDDING, generator=rng) for base in manifest.bases},
         stats=read_stats(open_objects(store), manifest),
     )
-
-
-def forget_run(store: str, name: str) -> None:
-    """Delete the checkpoints of a run in a folder store."""
-    shutil.rmtree(Path(store.removeprefix("file://")) / "training" / name, ignore_errors=True)
 
 
 def _save_weights(state: dict[str, Tensor], folder: Path) -> None:

@@ -89,11 +89,13 @@ class DeepSpeedEngine(Section):
 class FunctionalPhase(Section):
     """The second phase of training: task loss of generated adapters on virtual base versions, after `training.steps`.
 
-    Each worker takes `num_examples` of each of `tasks_per_step` tasks a step, `steps_per_base` steps on one virtual
-    version; the diffusion loss stays with `diffusion_weight`, on at most `batch_size` adapters a worker. A task is with
-    probability `further_frac` one of `tasks.further` (those without adapters in the corpus). With `num_versions` the
-    versions are drawn from a pool of so many, each with `version_examples` of every task, whose states below the first
-    adapted layer are computed once for all generators and static adapters, and kept in the cache folder.
+    Half of the virtual versions are convex mixes of the seen ones, half lie past the newest one of a line, by at most
+    `extrapolation` times its way from an older one. Each worker takes `num_examples` of each of `tasks_per_step` tasks a
+    step, `steps_per_base` steps on one virtual version; the diffusion loss stays with `diffusion_weight`, on at most
+    `batch_size` adapters a worker. A task is with probability `further_frac` one of `tasks.further` (those without
+    adapters in the corpus). With `num_versions` the versions are drawn from a pool of so many, each with
+    `version_examples` of every task, whose states below the first adapted layer are computed once for all generators and
+    static adapters, and kept in the cache folder.
     """
 
     steps: NonNegativeInt = 0
@@ -112,7 +114,10 @@ class FunctionalPhase(Section):
 class TrainingConfig(Section):
     """How the generator is trained; `batch_size` counts adapters over all workers together.
 
-    `seed` is added to that of the run: other generators of one corpus. A worker's batch is taken in `accumulation` parts,
+    `seed` is added to that of the run: other generators of one corpus. Noise levels are drawn as u^(1 / `high_noise_bias`),
+    u uniform: 1 is uniform, more trains mostly where noise is high. What is kept is the average of the weights by
+    `ema_decay`; the learning rate rises over `warmup_steps` and falls by a cosine. `validation_frac` of the adapters are
+    held out, and their loss is read every `validate_every` steps. A worker's batch is taken in `accumulation` parts,
     and of an adapter no more than `window_tokens` consecutive tokens are trained on in a step (None: all of it).
     `activation_checkpointing` computes activations again instead of keeping them. With `min_workers` a run goes on with
     fewer workers while the cluster has no room for `num_workers`.

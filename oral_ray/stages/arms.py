@@ -1,6 +1,6 @@
 """The arms of an evaluation: every way to get an adapter for a task on a base, each made or trained where it is missing.
 
-made = trained_arms(config, tasks, found, base_ids) | made_arms(config, tasks, ...)     # (base, task, arm, seed) -> digest
+made = trained_arms(config, tasks, found, base_ids, beside=()) | made_arms(...)     # (base, task, arm, seed) -> digest
 """
 
 from collections.abc import Sequence

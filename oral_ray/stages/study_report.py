@@ -30,7 +30,7 @@ FIGURES: dict[str, tuple[str, figures.Plot, str]] = {
     ),
     "curve": ("curve", figures.plot_curve, "Accuracy against sampling steps."),
     "confusion": ("confusion", figures.plot_confusion, "The adapter asked for one task, on every task; percent."),
-    "ablations": ("ablations", figures.plot_variants, "Ablations: smaller budget, validation, unseen versions."),
+    "ablations": ("ablations", figures.plot_variants, "Ablations: smaller budget, validation, an unseen version."),
 }
 """Figure -> the table it needs, how it is drawn, its caption."""
 ABLATION_ANSWERS = "ablation_answers.parquet"

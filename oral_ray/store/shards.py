@@ -22,8 +22,6 @@ from oral_ray.errors import MissingObjectError, StoreError
 from oral_ray.generator.data import CorpusRow
 from oral_ray.objects import Objects
 
-COLUMNS = ("digest", "layout", "base", "task", "seed", "step", "tokens")
-
 
 class ShardManifest(BaseModel):
     """What a tokenised corpus holds; `prompts` are the training wordings of each task."""
