@@ -9,6 +9,7 @@ import torch
 from factory_fixtures import ALL_ROLES, base_of, layout_of, randn, random_artifact, random_factors, stats_of, toy_task
 from torch import Tensor
 
+from oral_ray import functional
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached, initial_factors, train_adapter
 from oral_ray.adapters.tokens import token_mask, tokenize
@@ -344,6 +345,23 @@ def test_versions_of_a_pool_come_again_with_examples_of_their_own(tiny_llama: Pa
     assert all(draw.asked[0][1].first_layer == 1 for draw in drawn)
     other = pool(tiny_llama, versions_of(tiny_llama), tmp_path, extrapolation=0.5)
     assert {tuple(other.draw(seed, 100 + seed).mix) for seed in range(24)} != {tuple(draw.mix) for draw in drawn}
+
+
+def test_a_version_of_a_pool_keeps_as_many_examples_as_it_may(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[str, ...]] = set()
+
+    class Watched(entered.EnteredExamples):
+        def __init__(self, base: Any, head: Any, examples: Any, *rest: Any) -> None:
+            seen.add(tuple(example.text for example in examples))
+            super().__init__(base, head, examples, *rest)
+
+    monkeypatch.setattr(functional, "EnteredExamples", Watched)
+    source = pool(tiny_llama, versions_of(tiny_llama), tmp_path, version_examples=5)
+    mixes = {tuple(source.draw(seed, 100 + seed).mix) for seed in range(24)}
+    assert {len(texts) for texts in seen} == {5} and len(toy_task().examples("train")) > 5
+    assert len(seen) == len(mixes)  # each version has its own
 
 
 def test_a_loss_on_kept_states_is_that_of_the_whole_virtual_model(
