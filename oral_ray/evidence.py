@@ -20,6 +20,7 @@ AGAINST = {
         "trained", "trained_long", "reuse_old", "reuse_new", "joint", "joint_virtual", "nearest", "regression", "held_out",
         "wrong_prompt",
     ),
+    "refined_generated": ("trained_long", "joint", "refined_scratch", "refined_reuse_new", "refined_joint"),
     "best_generated": ("best_trained", "best_reuse_new", "best_joint", "best_joint_virtual"),
 }  # fmt: skip
 Correct = dict[str, np.ndarray]  # task -> [S, N]

@@ -9,8 +9,8 @@ from oral_ray.config.section import Distinct, Identifier, Section
 Arm = Literal[
     "base", "prompted", "few_shot", "majority", "trained", "trained_long", "reuse_old", "reuse_new", "joint",
     "joint_virtual", "mean", "nearest", "multitask", "multitask_instructed", "regression", "generated", "held_out",
-    "wrong_prompt", "refined_scratch", "refined_reuse_new", "refined_generated", "best_trained", "best_reuse_new",
-    "best_joint", "best_joint_virtual", "best_generated",
+    "wrong_prompt", "refined_scratch", "refined_reuse_new", "refined_joint", "refined_generated", "best_trained",
+    "best_reuse_new", "best_joint", "best_joint_virtual", "best_generated",
 ]  # fmt: skip
 Arms = Annotated[tuple[Arm, ...], Distinct, Field(min_length=1)]
 ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]

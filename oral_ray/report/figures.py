@@ -29,8 +29,8 @@ PALETTE = {
     "joint": "#009e73", "mean": "#b8a07a", "nearest": "#cc79a7", "regression": "#e69f00", "generated": "#d55e00",
     "held_out": "#8b3a00", "wrong_prompt": "#f0e442", "prompted": "#8c8c8c", "few_shot": "#666666",
     "joint_virtual": "#00684a", "multitask": "#aa4499", "multitask_instructed": "#661166", "refined_scratch": "#4d4d4d",
-    "refined_reuse_new": "#004c75", "refined_generated": "#b34700", "best_trained": "#262626", "best_reuse_new": "#3399cc",
-    "best_joint": "#66c2a5", "best_joint_virtual": "#33b38f", "best_generated": "#ff8533",
+    "refined_reuse_new": "#004c75", "refined_joint": "#005c43", "refined_generated": "#b34700", "best_trained": "#262626",
+    "best_reuse_new": "#3399cc", "best_joint": "#66c2a5", "best_joint_virtual": "#33b38f", "best_generated": "#ff8533",
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ OF_THE_BASE = {
     "wrong_prompt",
     "refined_scratch",
     "refined_reuse_new",
+    "refined_joint",
     "refined_generated",
 }
 FRAMES: dict[str, str] = {"prompted": "instructed/", "few_shot": "few-shot/", "multitask_instructed": "instructed/"}
