@@ -1,4 +1,4 @@
-"""S3 events from an SQS queue, as hints of which checkpoints have changed. With objects/s3.py the rooms' importer of boto3.
+"""S3 events from an SQS queue, as hints of which checkpoints have changed.
 
 A hint only says where to look: the catalog lists what is there and decides by the same rules. So a hint that is lost,
 doubled, late or made up does no harm, as long as everything is listed now and then.

@@ -124,8 +124,8 @@ class StudyConfig(Section):
 
 
 class ClusterConfig(Section):
-    """The Ray cluster: `address = "local"` starts one in this process; `RAY_ADDRESS` in the
-    environment, which a submitted job has, goes before it.
+    """The Ray cluster: `address = "local"` starts one in this process; `RAY_ADDRESS` in the environment, which a
+    submitted job has, goes before it.
 
     `num_cpus` is the size of a private cluster, and how many CPUs of another one tasks may take: unset, as many as it has
     when a stage begins, which for an autoscaling cluster that nothing has asked yet is none, so say it there.

@@ -130,7 +130,7 @@ def plot_variants(axes: Any, scores: pd.DataFrame) -> None:
     Over the tasks that all variants have: one with more tasks than the others is compared on theirs.
     """
     shared = set.intersection(*(set(part["task"]) for _, part in scores.groupby("variant")))
-    scores = scores[scores["task"].isin(shared)]
+    scores = scores.loc[scores["task"].isin(shared)]
     means = scores.groupby(["variant", "arm"])["value"].mean().unstack("arm").sort_values("generated")
     for i, arm in enumerate(("wrong_prompt", "generated")):
         axes.barh(np.arange(len(means)) + 0.4 * i - 0.2, means[arm], 0.4, color=PALETTE[arm], label=arm)
