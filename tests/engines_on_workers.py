@@ -5,6 +5,7 @@ one then goes on from what the two have left. Usage: engines_on_workers.py FOLDE
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,6 @@ def main(folder: Path, rank: int, num_workers: int) -> None:
             found[name] = {"fewer": fewer, "restored": restored(training, left)}
     if rank == 0:
         (folder / f"found-{num_workers}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()  # a thread of it that is left at exit aborts the process, now and then
 
 
 def summary(done: Run, rank: int) -> dict[str, Any]:
@@ -85,3 +85,6 @@ def restored(training: TrainingConfig, left: Path) -> bool:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    # Not through the interpreter's end: deepspeed keeps groups whose Gloo threads may still hold a tensor, and one that
+    # asks for the GIL then aborts the process, now and then (pytorch/pytorch#179291).
+    os._exit(0)
