@@ -100,7 +100,6 @@ def test_a_value_of_the_wrong_kind_is_an_error_that_names_key_and_value(
         ("corpus.seeds=[]", "'corpus.seeds'"),
         ("evaluation.seeds=[]", "'evaluation.seeds'"),
         ("evaluation.seeds=[1000]", "'evaluation.seeds.0'"),
-        ('tasks={ids=["x/y"], unseen=["x/y"]}', "'x/y' is in ids and in unseen"),
         ("evaluation.arms=[]", "'evaluation.arms'"),
         ("evaluation.step_curve=[1, 0]", "'evaluation.step_curve.1'"),
         ("training.num_workers=3", "'training': batch_size=16 is not divisible by num_workers=3"),

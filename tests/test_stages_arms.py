@@ -52,6 +52,10 @@ def test_an_unseen_task_and_its_opposite_are_in_no_training(objects: FileObjects
     tree["tasks"] |= {"further": ["kind/*", "not-kind/*", "wordnet/mind"], "unseen": ["not-kind/bird"]}
     further = material.further_tasks(Config.model_validate(tree))
     assert len(further) == 318 and not {"kind/bird", "not-kind/bird", "wordnet/mind"} & {*further}
+    tree["tasks"] |= {"further": ["instructed/kind/*", "kind/bird"], "unseen": ["instructed/not-kind/bird"]}
+    further = material.further_tasks(Config.model_validate(tree))
+    assert len(further) == 159 and "instructed/kind/tree" in further
+    assert not {"kind/bird", "instructed/kind/bird"} & {*further}
 
 
 def test_no_functional_phase_no_static_control_on_virtual_versions(objects: FileObjects):

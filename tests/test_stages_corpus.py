@@ -6,15 +6,18 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.spec import build_spec
 from oral_ray.config import Config, LoraSettings, build_config
+from oral_ray.errors import ConfigError
 from oral_ray.stages.corpus import (
     CorpusEntry,
     CorpusRun,
     alike,
+    check_unseen,
     lines,
     newest_seen,
     plan_learned,
     plan_run,
     plan_targets,
+    run,
     seen_ids,
 )
 from oral_ray.stages.shards import plan_rows
@@ -50,6 +53,16 @@ def test_two_lines_meet_in_their_first_version():
 )
 def test_the_newest_seen_version_is_of_the_same_line(base: str, newest: str):
     assert newest_seen(two_lines(), base) == newest
+
+
+@pytest.mark.parametrize(
+    "unseen", ["kind/bird", "kind/*", "not-kind/bird", "instructed/kind/bird", "few-shot/not-kind/*"]
+)
+def test_a_task_whose_examples_the_corpus_holds_is_not_unseen(unseen: str):
+    tasks = {"ids": ["wordnet/matter", "shuffled/kind/bird"], "unseen": ["kind/tree", unseen]}
+    with pytest.raises(ConfigError, match=r"kind/bird' has the examples of 'shuffled/kind/bird' in tasks.ids"):
+        run(build_config({"tasks": tasks}))
+    check_unseen(build_config({"tasks": tasks | {"unseen": ["kind/tree", "instructed/wordnet/mind"]}}))
 
 
 def test_versions_of_unknown_descent_follow_each_other():

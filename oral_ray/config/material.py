@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from oral_ray.config.section import Distinct, Dtype, Identifier, Section
 
@@ -115,19 +115,14 @@ class TasksConfig(Section):
     """Tasks by id: `wordnet/<name>`, or the path of a task folder (`task.toml`, `train.jsonl`, ...).
 
     `ids` get adapters in the corpus. `further` ones are only trained on in the functional phase, `unseen` ones nowhere
-    (they may stand among the further ones, as exceptions); in both, `kind/*` is every concept of a family.
+    (they may stand among the further ones, as exceptions; not among `ids`, whatever their instruction or its place); in
+    both, `kind/*` is every concept of a family.
     """
 
     ids: Annotated[tuple[str, ...], Distinct] = ()
     further: Annotated[tuple[str, ...], Distinct] = ()
     unseen: Annotated[tuple[str, ...], Distinct] = ()
     num_prompts: PositiveInt = 32
-
-    @model_validator(mode="after")
-    def _check(self) -> "TasksConfig":
-        if both := sorted({*self.ids} & {*self.unseen}):
-            raise ValueError(f"{both[0]!r} is in ids and in unseen; what the corpus holds is not unseen, remove one")
-        return self
 
 
 class LoraSettings(Section):

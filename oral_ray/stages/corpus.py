@@ -15,11 +15,12 @@ from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import Call, device_of, run_tasks
 from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
+from oral_ray.errors import ConfigError
 from oral_ray.objects import open_objects
 from oral_ray.stages import bases as bases_stage
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
-from oral_ray.tasks import Task, load_task
+from oral_ray.tasks import Task, expand, load_task, subject
 
 RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
 # Of CorpusConfig; the rest says how a run is made.
@@ -45,9 +46,21 @@ class CorpusEntry(Section):
 
 def run(config: Config) -> dict[str, BaseRecord]:
     """Train what the generator learns from, where it is not done; returns the records of all bases."""
+    check_unseen(config)
     found = bases_stage.run(config)
     train_runs(config, plan_targets(config, found), found)
     return found
+
+
+def check_unseen(config: Config) -> None:
+    """ConfigError when a task that no training may see has the examples of one in the corpus, under whatever name."""
+    trained = {subject(task_id): task_id for task_id in config.tasks.ids}
+    for task_id in expand(config.tasks.unseen):
+        if known := trained.get(subject(task_id)):
+            raise ConfigError(
+                f"'tasks.unseen': {task_id!r} has the examples of {known!r} in tasks.ids; what the corpus holds is not "
+                "unseen, remove one"
+            )
 
 
 def seen_ids(config: Config) -> list[str]:

@@ -23,19 +23,30 @@ def list_tasks() -> tuple[str, ...]:
 
 
 def expand(task_ids: Iterable[str]) -> list[str]:
-    """The ids with `kind/*` and `not-kind/*` written out, each once, in order."""
+    """The ids with `kind/*` and `not-kind/*` written out, `instructed/kind/*` too, each once, in order."""
     found = []
     for task_id in task_ids:
-        family, _, name = task_id.partition("/")
+        variant, bare = _split_variant(task_id)
+        family, _, name = bare.partition("/")
         every = family in kinds.FAMILIES and name == "*"
-        found += [f"{family}/{concept}" for concept in kinds.concepts()] if every else [task_id]
+        found += [f"{variant}{family}/{concept}" for concept in kinds.concepts()] if every else [task_id]
     return list(dict.fromkeys(found))
 
 
 def subject(task_id: str) -> str:
-    """What a task is about: the same for `kind/bird` and `not-kind/bird`, which have the same examples."""
-    family, _, name = task_id.partition("/")
-    return f"{kinds.FAMILIES[0]}/{name}" if family in kinds.FAMILIES else task_id
+    """What a task is about: the same for `kind/bird`, `not-kind/bird` and `instructed/kind/bird`, whose examples are."""
+    bare = _split_variant(task_id)[1]
+    family, _, name = bare.partition("/")
+    return f"{kinds.FAMILIES[0]}/{name}" if family in kinds.FAMILIES else bare
+
+
+def _split_variant(task_id: str) -> tuple[str, str]:
+    """`instructed/` and `kind/bird` of `instructed/kind/bird`."""
+    source, slash, rest = task_id.partition("/")
+    if source not in _VARIANTS:
+        return "", task_id
+    variant, bare = _split_variant(rest)
+    return source + slash + variant, bare
 
 
 def load_task(task_id: str) -> Task:
