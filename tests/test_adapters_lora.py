@@ -98,6 +98,15 @@ def test_all_adapters_of_a_layout_start_from_the_same_factors(base: LoadedBase, 
     assert not torch.equal(other.tensors[next(iter(other.tensors))], first.tensors[next(iter(first.tensors))])
 
 
+def test_a_training_starts_from_the_factors_it_is_given(base: LoadedBase, folder: Path) -> None:
+    layout = layout_of(folder)
+    start = random_artifact(layout)
+    training = TRAINING.model_copy(update={"steps": 1, "keep_last": 1, "learning_rate": 1e-30})
+    [same] = train_adapter([base], toy_task(), layout, training, 0, start=start.factors(layout))
+    assert same.tensors.keys() == start.tensors.keys()
+    assert all(torch.equal(same.tensors[name], tensor) for name, tensor in start.tensors.items())
+
+
 def test_joint_training_takes_all_steps_of_all_bases(base: LoadedBase, folder: Path) -> None:
     other = LoadedBase(
         base.record.model_copy(update={"id": "other"}), type(base.model)(base.model.config).eval(), base.tokenizer

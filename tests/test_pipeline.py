@@ -100,6 +100,20 @@ def test_the_published_adapter_loads_in_plain_peft_and_scores_what_the_table_say
     assert {path.name for path in pulled.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
 
 
+def test_a_corpus_starts_from_the_adapter_that_the_job_multitask_names(
+    whole_path: tuple[Path, Path, str], tiny_bert: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole_path[0], tmp_path / "store")
+    named = json.loads(finished(job("multitask", tiny_bert, str(tmp_path / "store"), tmp_path / "out")))
+    scores = pd.read_parquet(whole_path[1] / "scores.parquet")
+    assert {*named.values()} == {*scores[scores["arm"] == "multitask"]["digest"]}
+    start = f"corpus.start={named['tiny-t1']}"
+    row = json.loads(finished(job("corpus", tiny_bert, str(tmp_path / "store"), tmp_path / "out", start)))
+    assert row["runs"] == 4
+    runs = [len(list((folder / "records" / "corpus").iterdir())) for folder in (whole_path[0], tmp_path / "store")]
+    assert runs[1] == runs[0] + 4
+
+
 def test_unseen_tasks_are_scored_in_every_arm_and_were_trained_on_in_none(
     whole_path: tuple[Path, Path, str], tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -1,12 +1,19 @@
 """Which version comes from which, the newest one the generator may see, and which adapters it learns from."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+from factory_fixtures import base_of, layout_of, random_artifact
+
+from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.spec import build_spec
 from oral_ray.config import Config, LoraSettings, build_config
 from oral_ray.errors import ConfigError
+from oral_ray.objects import FileObjects
+from oral_ray.stages import study
 from oral_ray.stages.corpus import (
     CorpusEntry,
     CorpusRun,
@@ -19,8 +26,10 @@ from oral_ray.stages.corpus import (
     plan_targets,
     run,
     seen_ids,
+    train_run,
 )
 from oral_ray.stages.shards import plan_rows
+from oral_ray.store.adapters import AdapterStore
 
 
 def version(name: str, parent: str = "", seen: bool = True, kind: str = "pretrain") -> dict:
@@ -170,3 +179,33 @@ def test_an_adapter_for_all_versions_is_a_row_of_each_of_them():
     assert sorted((row["base"], row["digest"], row["step"]) for row in rows) == [
         ("a", "y", 1), ("a", "z", 2), ("b", "y", 1), ("b", "z", 2),
     ]  # fmt: skip
+
+
+def test_runs_start_from_the_adapter_of_the_configuration_and_one_that_does_not_fit_is_named(
+    objects: FileObjects, tiny_bert: Path
+):
+    record, store = base_of(tiny_bert).record, AdapterStore(objects)
+
+    def trained(start: str) -> AdapterArtifact:
+        tree = {"steps": 1, "keep_last": 1, "learning_rate": 1e-30, "start": start}
+        settings = build_config({"store": {"uri": str(objects.root)}, "corpus": tree, "lora": {"r": 4}})
+        run = plan_run(settings, "wordnet/matter", [record], 0)
+        return store.get(train_run(settings, run, [record]).digests[-1])
+
+    start, other = (store.put(random_artifact(layout_of(tiny_bert, r))) for r in (4, 2))
+    fresh, begun = trained(""), trained(start)
+    assert begun.provenance.recipe != fresh.provenance.recipe
+    wanted = store.get(start).tensors
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in begun.tensors.items())
+    with pytest.raises(ConfigError, match=rf"'corpus.start': adapter {other[:12]} .*r=4"):
+        trained(other)
+    with pytest.raises(ConfigError, match=r"'corpus.start': no adapter 'abc' in"):
+        trained("abc")
+
+
+def test_no_start_leaves_the_recipes_of_before_and_the_screening_does_not_know_it():
+    started = build_config({"corpus": {"start": "abc"}})
+    assert "start" not in build_config({}).corpus.model_dump() and started.corpus.model_dump()["start"] == "abc"
+    assert study._screen_recipe(two_lines()) == study._screen_recipe(
+        two_lines().model_copy(update={"corpus": started.corpus})
+    )

@@ -34,17 +34,19 @@ _ADAPTER = "default"
 
 def train_adapter(
     bases: Sequence[LoadedBase], task: Task, layout: AdapterLayout, training: CorpusConfig, seed: int, recipe: str = "",
-    keep: Path | None = None,
+    keep: Path | None = None, start: Factors | None = None,
 ) -> list[AdapterArtifact]:  # fmt: skip
     """Train one adapter on one base, or jointly on several versions of one architecture (arm `joint`).
 
     With n bases the same factors live on all of them, each step uses the next base, and there are n x `steps` steps, so
     that the total equals n single trainings; n times one base is a training n times as long. Returns the last
     `keep_last` checkpoints, one a step, newest last. With a folder `keep` what lies below the first adapted layer is
-    computed once for each of the examples and kept there.
+    computed once for each of the examples and kept there. `start` are the factors to begin with, instead of a fresh
+    adapter's.
     """
     examples = task.examples("train")
-    models = [_with_adapter(base, layout, training.init_seed) for base in bases]
+    start = start or initial_factors(layout, training.init_seed)
+    models = [_with_adapter(base, layout, start) for base in bases]
     parameters = dict(_factors(models[0]))
     for model in models[1:]:
         _share(model, parameters)
@@ -157,7 +159,7 @@ def _check_fit(base: LoadedBase, artifact: AdapterArtifact) -> None:
     artifact.check(AdapterLayout.of(base.record.spec, artifact.lora, token_dim=base.record.spec.hidden_size))
 
 
-def _with_adapter(base: LoadedBase, layout: AdapterLayout, init_seed: int) -> Any:
+def _with_adapter(base: LoadedBase, layout: AdapterLayout, start: Factors) -> Any:
     config = LoraConfig(
         r=layout.lora.r,
         lora_alpha=layout.lora.lora_alpha,  # type: ignore[arg-type]
@@ -168,10 +170,8 @@ def _with_adapter(base: LoadedBase, layout: AdapterLayout, init_seed: int) -> An
     model = PeftModel(base.model, config, adapter_name=_ADAPTER)
     with torch.no_grad():
         for name, parameter in _factors(model):
-            if name.endswith("lora_A"):
-                parameter.copy_(_initial_a(name, parameter.shape, init_seed))
-            else:
-                parameter.zero_()
+            module, factor = name.removeprefix("base_model.model.").rsplit(".", 1)
+            parameter.copy_(start[module][("lora_A", "lora_B").index(factor)])
     model.disable_adapter_layers()
     return model
 

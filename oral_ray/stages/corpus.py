@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Sequence
 
+from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.catalog import BaseRecord
@@ -15,7 +16,7 @@ from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
 from oral_ray.cluster import Call, device_of, run_tasks
 from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
-from oral_ray.errors import ConfigError
+from oral_ray.errors import ArtifactError, ConfigError
 from oral_ray.objects import open_objects
 from oral_ray.stages import bases as bases_stage
 from oral_ray.store.adapters import AdapterStore
@@ -175,13 +176,22 @@ def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> Co
     device = device_of(config.cluster.gpus_per_task)
     loaded = [load_base(base, config.bases.dtype, device) for base in bases]
     keep = states_folder() if config.corpus.num_examples else None
+    store = AdapterStore(objects)
+    start = _start(store, config.corpus.start, layout) if config.corpus.start else None
     artifacts = train_adapter(
-        loaded, training_task(config, run.task), layout, config.corpus, run.seed, run.recipe, keep
+        loaded, training_task(config, run.task), layout, config.corpus, run.seed, run.recipe, keep, start
     )
-    digests = [AdapterStore(objects).put(artifact) for artifact in artifacts]
+    digests = [store.put(artifact) for artifact in artifacts]
     record = {"run": run.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started}
     kept = Records(objects).commit("corpus", run.recipe, record)
     return CorpusEntry(run=run, digests=tuple(kept["digests"]))
+
+
+def _start(store: AdapterStore, digest: str, layout: AdapterLayout) -> Factors:
+    try:
+        return store.get(digest).factors(layout)
+    except ArtifactError as error:
+        raise ConfigError(f"'corpus.start': {error}") from None
 
 
 def _entry(records: Records, run: CorpusRun) -> CorpusEntry | None:

@@ -90,8 +90,9 @@ def screen(config: Config) -> str:
     """Keep a candidate task when its trained adapter beats every control on validation beyond the 95% interval.
 
     Controls: the majority answer, the calibrated base, the adapter of another task of the same form, and an adapter
-    trained on shuffled answers; all on the first base version.
+    trained on shuffled answers; all on the first base version, from a fresh adapter whatever `corpus.start` says.
     """
+    config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"start": ""})})
     found = bases.run(config)
     first = found[config.bases.versions[0].id]
     ids = list(config.tasks.ids)
@@ -235,7 +236,7 @@ def _kept(table: pd.DataFrame) -> list[str]:
 
 
 def _screen_recipe(config: Config) -> str:
-    corpus_settings = config.corpus.model_dump(mode="json", exclude=corpus.WHICH_RUNS)
+    corpus_settings = config.corpus.model_dump(mode="json", exclude=corpus.WHICH_RUNS | {"start"})
     tasks = [load_task(task_id).fingerprint for task_id in config.tasks.ids]
     return fingerprint(
         "screen", 1, tasks, config.bases.versions[0], config.bases.dtype, config.lora, corpus_settings,
