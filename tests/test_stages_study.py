@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from factory_fixtures import base_of
 from safetensors.torch import load_file, save_file
 from test_report import ACCURACY, write_tables
 from test_stages_corpus import two_lines
@@ -13,7 +14,7 @@ from test_stages_corpus import two_lines
 from oral_ray.config import Config, StudyConfig
 from oral_ray.errors import EvaluationError
 from oral_ray.objects import FileObjects
-from oral_ray.stages import bases, evaluate, study, study_report, train
+from oral_ray.stages import bases, corpus, evaluate, study, study_report, train
 from oral_ray.stages.study import kept_tasks, run_stage
 from oral_ray.stages.study_report import lines_of_descent
 from oral_ray.store.bases import BaseShelf
@@ -59,6 +60,22 @@ def test_an_unknown_stage_lists_the_stages(objects: FileObjects):
     ):
         run_stage(config(objects), "none")
     assert list(objects.list()) == []
+
+
+def test_the_screening_trains_from_fresh_adapters_and_is_found_by_a_run_that_starts_from_another(
+    objects: FileObjects, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fresh = config(objects)
+    started = fresh.model_copy(update={"corpus": fresh.corpus.model_copy(update={"start": "abc"})})
+    monkeypatch.setattr(bases, "run", lambda config: {"t0": base_of(tiny_bert).record})
+
+    def trained(settings: Config, *_: object) -> None:
+        raise LookupError(settings.corpus.start)
+
+    monkeypatch.setattr(corpus, "train_runs", trained)
+    with pytest.raises(LookupError, match=r"^$"):
+        study.screen(started)
+    assert study._screen_recipe(started) == study._screen_recipe(fresh)
 
 
 def test_nothing_is_evaluated_before_the_screening(objects: FileObjects):
