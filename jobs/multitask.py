@@ -1,8 +1,8 @@
 """Train one adapter for all tasks on mixes of the seen versions, for the corpus to start from (`corpus.start`).
 
-It gets `evaluation.task_gradients` steps, or those of the functional phase, on `tasks.ids` and `tasks.further`, and is the
-arm `multitask`. Reads tasks and base versions; writes base versions that are made here, `adapters/<digest>/`,
-`records/static/`; prints a digest for every architecture.
+It gets `evaluation.task_gradients` steps, or those of the functional phase, on `tasks.ids` and, where there is such a
+phase, `tasks.further`; it is the arm `multitask`. Reads tasks and base versions; writes base versions that are made here,
+`adapters/<digest>/`, `records/static/`; prints a digest for every architecture.
 
     python jobs/multitask.py --config infra/configs/unseen.toml
     python jobs/train.py --config infra/configs/unseen.toml corpus.start=DIGEST
@@ -13,19 +13,28 @@ import sys
 from oral_ray.cli import run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
+from oral_ray.errors import ConfigError
+from oral_ray.objects import open_objects
 from oral_ray.stages import bases, corpus, static
 from oral_ray.stages.material import further_tasks
+from oral_ray.store.adapters import AdapterStore
 
 
 def main(config: Config) -> dict[str, str]:
     """Train what is missing; the digest by the newest seen version of an architecture."""
     corpus.check_unseen(config)
+    if not config.tasks.ids:
+        raise ConfigError("'tasks.ids' is empty; name the tasks to train on")
+    if not corpus.seen_ids(config):
+        raise ConfigError("'bases.versions' has no seen version; add one to train on, or set `seen` of one")
     with session(config.cluster, config.determinism):
         found = bases.run(config)
         together = dict.fromkeys(tuple(corpus.alike(config, found, base_id)) for base_id in corpus.seen_ids(config))
         further, seed = further_tasks(config), config.corpus.seeds[0]
         runs = [static.multitask(config, seen, further, False, seed) for seen in together]
         digests = static.train_all(config, runs, found)
+        for digest in digests:
+            AdapterStore(open_objects(config.store)).get(digest)  # refused here rather than by who starts from it
     return {seen[-1]: digest for seen, digest in zip(together, digests, strict=True)}
 
 

@@ -98,6 +98,7 @@ def test_a_value_of_the_wrong_kind_is_an_error_that_names_key_and_value(
         ("evaluation.arms_on.t1=[]", "'evaluation.arms_on.t1': Value should have at least 1 item"),
         ("corpus.seeds=[1, 1]", "'corpus.seeds': 1 stands twice"),
         ("corpus.seeds=[]", "'corpus.seeds'"),
+        ('corpus.start="../x"', "'corpus.start'"),
         ("evaluation.seeds=[]", "'evaluation.seeds'"),
         ("evaluation.seeds=[1000]", "'evaluation.seeds.0'"),
         ("evaluation.arms=[]", "'evaluation.arms'"),

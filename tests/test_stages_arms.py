@@ -1,5 +1,6 @@
 """Arms: what a static control gets, what is refined from what, and that a choice reads validation examples only."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from oral_ray.errors import EvaluationError
 from oral_ray.objects import FileObjects
 from oral_ray.stages import arms, cells, evaluate, material, static, train
 from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.records import Records
 
 
 def config(objects: FileObjects, **evaluation: Any) -> Config:
@@ -63,6 +65,14 @@ def test_no_functional_phase_no_static_control_on_virtual_versions(objects: File
     tree["training"]["functional"]["steps"] = 0
     with pytest.raises(EvaluationError, match=r"set evaluation\.task_gradients or training\.functional\.steps"):
         static.joint_virtual(Config.model_validate(tree), "wordnet/mind", ["t0"], "", seed=0)
+
+
+def test_a_static_adapter_that_is_not_there_any_more_is_not_done(objects: FileObjects, tiny_bert: Path):
+    digest = AdapterStore(objects).put(random_artifact(layout_of(tiny_bert)))
+    for recipe, named in (("ab", digest), ("cd", "0" * 64)):
+        Records(objects).commit("static", recipe, {"run": {}, "digest": named})
+    assert (static._kept(config(objects), "ab") or {})["digest"] == digest
+    assert static._kept(config(objects), "cd") is None and static._kept(config(objects), "ef") is None
 
 
 def test_other_further_tasks_make_another_generator_and_none_leave_it_alone(objects: FileObjects):

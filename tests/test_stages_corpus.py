@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from factory_fixtures import base_of, layout_of, random_artifact
+from factory_fixtures import base_of, layout_of, random_artifact, random_factors
 
-from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.adapters.artifact import AdapterArtifact, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.spec import build_spec
@@ -17,6 +17,7 @@ from oral_ray.stages.corpus import (
     CorpusEntry,
     CorpusRun,
     alike,
+    check_start,
     check_unseen,
     lines,
     newest_seen,
@@ -29,6 +30,7 @@ from oral_ray.stages.corpus import (
 )
 from oral_ray.stages.shards import plan_rows
 from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.records import Records
 
 
 def version(name: str, parent: str = "", seen: bool = True, kind: str = "pretrain") -> dict:
@@ -188,28 +190,67 @@ def test_an_adapter_for_all_versions_is_a_row_of_each_of_them():
     ]  # fmt: skip
 
 
+def starting(objects: FileObjects, start: str, **sections: dict) -> Config:
+    corpus = {"steps": 1, "keep_last": 1, "learning_rate": 1e-30, "start": start}
+    tree = {"store": {"uri": str(objects.root)}, "corpus": corpus, "lora": {"r": 4}}
+    return build_config({name: tree.get(name, {}) | sections.get(name, {}) for name in tree | sections})
+
+
 def test_runs_start_from_the_adapter_of_the_configuration_and_one_that_does_not_fit_is_named(
     objects: FileObjects, tiny_bert: Path
 ):
     record, store = base_of(tiny_bert).record, AdapterStore(objects)
 
-    def trained(start: str) -> AdapterArtifact:
-        tree = {"steps": 1, "keep_last": 1, "learning_rate": 1e-30, "start": start}
-        settings = build_config({"store": {"uri": str(objects.root)}, "corpus": tree, "lora": {"r": 4}})
+    def trained(start: str, **sections: dict) -> AdapterArtifact:
+        settings = starting(objects, start, **sections)
         run = plan_run(settings, "wordnet/matter", [record], 0)
         return store.get(train_run(settings, run, [record]).digests[-1])
 
     start, other = (store.put(random_artifact(layout_of(tiny_bert, r))) for r in (4, 2))
     fresh, begun = trained(""), trained(start)
     assert begun.provenance.recipe != fresh.provenance.recipe
+    assert (Records(objects).get("corpus", begun.provenance.recipe) or {})["start"] == start
     wanted = store.get(start).tensors
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in begun.tensors.items())
     with pytest.raises(ConfigError, match=rf"'corpus.start': adapter {other[:12]} .*r=4"):
         trained(other)
-    with pytest.raises(ConfigError, match=r"'corpus.start': no adapter 'abc' in"):
-        trained("abc")
+    with pytest.raises(ConfigError, match=r"'corpus.start': no adapter '000.*jobs/multitask.py makes one"):
+        trained("0" * 64)
+    with pytest.raises(ConfigError, match=rf"'corpus.start': adapter {start[:12]} has lora_alpha=8 and would be 64"):
+        trained(start, lora={"lora_alpha": 64})
+
+
+def test_a_start_is_refused_before_any_run_where_it_cannot_fit_or_saw_an_unseen_task(
+    objects: FileObjects, tiny_bert: Path
+):
+    found = {"t0": base_of(tiny_bert).record.model_copy(update={"id": "t0"})}
+    layout, store = layout_of(tiny_bert, 4), AdapterStore(objects)
+    made = random_artifact(layout).provenance.model_copy(update={"task": "", "recipe": "ab"})
+    start = store.put(build_artifact(random_factors(layout, 0), layout, made))
+    Records(objects).commit("static", "ab", {"run": {"tasks": ["wordnet/mind"], "further": ["instructed/kind/bird"]}})
+
+    def checked(digest: str, unseen: tuple[str, ...] = (), **sections: dict) -> None:
+        tasks = {"ids": ["wordnet/matter"], "unseen": list(unseen)}
+        check_start(starting(objects, digest, bases={"versions": [version("t0")]}, tasks=tasks, **sections), found)
+
+    checked("")
+    checked(start, ("kind/tree",))
+    with pytest.raises(ConfigError, match=r"was trained on 'instructed/kind/bird', .* 'not-kind/bird' in tasks.unseen"):
+        checked(start, ("kind/tree", "not-kind/bird"))
+    with pytest.raises(ConfigError, match=r"was trained on 'wordnet/mind'"):
+        checked(start, ("wordnet/mind",))
+    alone = store.put(build_artifact(random_factors(layout, 1), layout, made.model_copy(update={"task": "kind/tree"})))
+    with pytest.raises(ConfigError, match=r"was trained on 'instructed/kind/bird'"):
+        checked(alone, ("kind/bird",))
+    other = made.model_copy(update={"task": "kind/tree", "recipe": "cd"})
+    with pytest.raises(ConfigError, match=r"was trained on 'kind/tree'"):
+        checked(store.put(build_artifact(random_factors(layout, 2), layout, other)), ("kind/tree",))
+    with pytest.raises(ConfigError, match=r"'corpus.start' is one adapter, and the corpus has 2 kinds"):
+        checked(start, corpus={"kinds": [{"r": 2}, {"r": 4}], "start": start})
+    with pytest.raises(ConfigError, match=r"'corpus.start': no adapter"):
+        checked("0" * 64)
 
 
 def test_no_start_leaves_the_recipes_of_before():
     assert "start" not in build_config({}).corpus.model_dump()
-    assert build_config({"corpus": {"start": "abc"}}).corpus.model_dump()["start"] == "abc"
+    assert build_config({"corpus": {"start": "a" * 64}}).corpus.model_dump()["start"] == "a" * 64

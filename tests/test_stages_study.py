@@ -66,7 +66,7 @@ def test_the_screening_trains_from_fresh_adapters_and_is_found_by_a_run_that_sta
     objects: FileObjects, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ):
     fresh = config(objects)
-    started = fresh.model_copy(update={"corpus": fresh.corpus.model_copy(update={"start": "abc"})})
+    started = fresh.model_copy(update={"corpus": fresh.corpus.model_copy(update={"start": "a" * 64})})
     monkeypatch.setattr(bases, "run", lambda config: {"t0": base_of(tiny_bert).record})
 
     def trained(settings: Config, *_: object) -> None:

@@ -1,7 +1,7 @@
 """Train one adapter with peft, and attach an artifact to a base. The only room that imports peft for training.
 
-All adapters of one layout start from the same A (`init_seed`), so that they end in the same basin (design, gauge).
-Training reads the train split only.
+All adapters of one layout start from the same factors (A by `init_seed`, B zero, unless others are given), so that they
+end in the same basin (design, gauge). Training reads the train split only.
 
     artifacts = train_adapter([base], task, layout, config.corpus, seed=0)     # the last K checkpoints, newest last
     with attached(base, artifacts[-1]) as model:

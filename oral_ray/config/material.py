@@ -150,7 +150,8 @@ class CorpusConfig(Section):
     generator learns side by side; none: `lora`, which is what is generated and scored, alone. With `num_examples` every
     training, that of the generator too, reads no more of a task than its first so many; what a frozen base does to them
     below the first adapted layer is then computed once and kept in the cache folder. `start` is the digest of the adapter
-    in the store that every run starts from, such as one for all tasks (`jobs/multitask.py`); none: a fresh one.
+    in the store that every run starts from, such as one for all tasks (`jobs/multitask.py`); none: a fresh one. It fits one
+    architecture and one kind of adapter.
     """
 
     targets: Literal["single", "joint"] = "single"
@@ -163,7 +164,7 @@ class CorpusConfig(Section):
     learning_rate: PositiveFloat = 2e-3
     keep_last: PositiveInt = 10
     init_seed: int = 0
-    start: str = Field(default="", exclude_if=lambda value: not value)
+    start: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(default="", exclude_if=lambda value: not value)
     retries: NonNegativeInt = 2
 
 

@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Sequence
 
-from oral_ray.adapters.gauge import Factors
+from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.catalog import BaseRecord
@@ -49,12 +49,13 @@ def run(config: Config) -> dict[str, BaseRecord]:
     """Train what the generator learns from, where it is not done; returns the records of all bases."""
     check_unseen(config)
     found = bases_stage.run(config)
+    check_start(config, found)
     train_runs(config, plan_targets(config, found), found)
     return found
 
 
 def check_unseen(config: Config) -> None:
-    """ConfigError when a task that no training may see has the examples of one in the corpus, under whatever name."""
+    """ConfigError when a task that no training may see is in the corpus, be it as its opposite or `instructed/`."""
     trained = {subject(task_id): task_id for task_id in config.tasks.ids}
     for task_id in expand(config.tasks.unseen):
         if known := trained.get(subject(task_id)):
@@ -62,6 +63,29 @@ def check_unseen(config: Config) -> None:
                 f"'tasks.unseen': {task_id!r} has the examples of {known!r} in tasks.ids; what the corpus holds is not "
                 "unseen, remove one"
             )
+
+
+def check_start(config: Config, found: dict[str, BaseRecord]) -> None:
+    """ConfigError unless `corpus.start` is whole, fits every run, and was made without the tasks that nobody may see."""
+    if not config.corpus.start:
+        return
+    kinds = {(found[run.bases[0]].spec.digest, run.lora): run for run in plan_targets(config, found)}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"'corpus.start' is one adapter, and the corpus has {len(kinds)} kinds (architectures of bases.versions, "
+            "corpus.kinds); leave it out, or configure one kind"
+        )
+    objects = open_objects(config.store)
+    for run in kinds.values():
+        made = _start(AdapterStore(objects), config.corpus.start, _layout(found[run.bases[0]], run)).provenance
+        record = Records(objects).get("static", made.recipe) or {"run": {"tasks": [made.task], "further": []}}
+        saw = {subject(task_id): task_id for part in ("tasks", "further") for task_id in record["run"][part]}
+        for task_id in expand(config.tasks.unseen):
+            if known := saw.get(subject(task_id)):
+                raise ConfigError(
+                    f"'corpus.start': adapter {config.corpus.start[:12]} was trained on {known!r}, whose examples are "
+                    f"those of {task_id!r} in tasks.unseen; make it again with these tasks (jobs/multitask.py)"
+                )
 
 
 def seen_ids(config: Config) -> list[str]:
@@ -172,26 +196,39 @@ def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> Co
     """Worker: train one run, store its checkpoints, commit its record."""
     started = time.perf_counter()
     objects = open_objects(config.store)
-    layout = AdapterLayout.of(bases[0].spec, run.lora, token_dim=bases[0].spec.hidden_size)
+    layout = _layout(bases[0], run)
     device = device_of(config.cluster.gpus_per_task)
     loaded = [load_base(base, config.bases.dtype, device) for base in bases]
     keep = states_folder() if config.corpus.num_examples else None
     store = AdapterStore(objects)
-    start = _start(store, config.corpus.start, layout) if config.corpus.start else None
+    start = _start(store, config.corpus.start, layout).factors(layout) if config.corpus.start else None
     artifacts = train_adapter(
         loaded, training_task(config, run.task), layout, config.corpus, run.seed, run.recipe, keep, start
     )
     digests = [store.put(artifact) for artifact in artifacts]
     record = {"run": run.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started}
+    record |= {"start": config.corpus.start} if config.corpus.start else {}
     kept = Records(objects).commit("corpus", run.recipe, record)
     return CorpusEntry(run=run, digests=tuple(kept["digests"]))
 
 
-def _start(store: AdapterStore, digest: str, layout: AdapterLayout) -> Factors:
+def _layout(base: BaseRecord, run: CorpusRun) -> AdapterLayout:
+    return AdapterLayout.of(base.spec, run.lora, token_dim=base.spec.hidden_size)
+
+
+def _start(store: AdapterStore, digest: str, layout: AdapterLayout) -> AdapterArtifact:
+    """The adapter that runs start from; ConfigError unless it is there, whole, of this layout and as strong."""
     try:
-        return store.get(digest).factors(layout)
+        artifact = store.get(digest)
+        artifact.check(layout)
     except ArtifactError as error:
-        raise ConfigError(f"'corpus.start': {error}") from None
+        raise ConfigError(f"'corpus.start': {error}; jobs/multitask.py makes one and prints its digest") from None
+    if artifact.lora.lora_alpha != layout.lora.lora_alpha:
+        raise ConfigError(
+            f"'corpus.start': adapter {digest[:12]} has lora_alpha={artifact.lora.lora_alpha:g} and would be "
+            f"{layout.lora.lora_alpha:g} here; set lora.lora_alpha to its own, or make it again (jobs/multitask.py)"
+        )
+    return artifact
 
 
 def _entry(records: Records, run: CorpusRun) -> CorpusEntry | None:

@@ -8,6 +8,7 @@ The task gradients are those of the functional phase, or `evaluation.task_gradie
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from oral_ray import __version__
 from oral_ray.adapters.artifact import Provenance, build_artifact
@@ -69,9 +70,8 @@ def multitask(config: Config, seen: Sequence[str], further: Sequence[str], instr
 
 def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRecord]) -> list[str]:
     """Do what is not done of these runs, as Ray tasks; their digests in order."""
-    records = Records(open_objects(config.store))
     recipes = [_recipe(config, run, [found[base_id] for base_id in run.bases]) for run in runs]
-    kept = {recipe: records.get("static", recipe) for recipe in recipes}
+    kept = {recipe: _kept(config, recipe) for recipe in recipes}
     left = {recipe: run for recipe, run in zip(recipes, runs, strict=True) if kept[recipe] is None}
     calls: list[Call] = [
         (train_run, (config, run, [found[b] for b in run.bases], recipe)) for recipe, run in left.items()
@@ -86,8 +86,7 @@ def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRe
 def train_here(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
     """The digest of a run, trained in this process where it is not done."""
     recipe = _recipe(config, run, bases)
-    kept = Records(open_objects(config.store)).get("static", recipe)
-    return str((kept or train_run(config, run, bases, recipe))["digest"])
+    return str((_kept(config, recipe) or train_run(config, run, bases, recipe))["digest"])
 
 
 def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recipe: str) -> dict[str, str]:
@@ -121,13 +120,20 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
     return Records(objects).commit("static", recipe, {"run": run.model_dump(mode="json"), "digest": digest})
 
 
+def _kept(config: Config, recipe: str) -> dict[str, Any] | None:
+    """The record of a finished run whose adapter is still there."""
+    objects = open_objects(config.store)
+    record = Records(objects).get("static", recipe)
+    return record if record and AdapterStore(objects).has(str(record["digest"])) else None
+
+
 def _task_gradients(config: Config) -> int:
     phase = config.training.functional
     if not (number := config.evaluation.task_gradients or phase.steps * phase.tasks_per_step):
         raise EvaluationError(
             "static adapters on virtual versions get the task gradients of the functional phase, and there are none: set "
-            "evaluation.task_gradients or training.functional.steps, or leave joint_virtual and multitask out of "
-            "evaluation.arms"
+            "evaluation.task_gradients or training.functional.steps (an evaluation can also leave joint_virtual and "
+            "multitask out of evaluation.arms)"
         )
     return number
 
