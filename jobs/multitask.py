@@ -29,12 +29,13 @@ def main(config: Config) -> dict[str, str]:
         raise ConfigError("'bases.versions' has no seen version; add one to train on, or set `seen` of one")
     with session(config.cluster, config.determinism):
         found = bases.run(config)
-        together = dict.fromkeys(tuple(corpus.alike(config, found, base_id)) for base_id in corpus.seen_ids(config))
+        together = corpus.families(config, found)
         further, seed = further_tasks(config), config.corpus.seeds[0]
         runs = [static.multitask(config, seen, further, False, seed) for seen in together]
         digests = static.train_all(config, runs, found)
+        store = AdapterStore(open_objects(config.store))
         for digest in digests:
-            AdapterStore(open_objects(config.store)).get(digest)  # refused here rather than by who starts from it
+            store.get(digest)  # refused here rather than by who starts from it
     return {seen[-1]: digest for seen, digest in zip(together, digests, strict=True)}
 
 

@@ -71,8 +71,8 @@ def test_a_static_adapter_that_is_not_there_any_more_is_not_done(objects: FileOb
     digest = AdapterStore(objects).put(random_artifact(layout_of(tiny_bert)))
     for recipe, named in (("ab", digest), ("cd", "0" * 64)):
         Records(objects).commit("static", recipe, {"run": {}, "digest": named})
-    assert (static._kept(config(objects), "ab") or {})["digest"] == digest
-    assert static._kept(config(objects), "cd") is None and static._kept(config(objects), "ef") is None
+    assert (static._kept(objects, "ab") or {})["digest"] == digest
+    assert static._kept(objects, "cd") is None and static._kept(objects, "ef") is None
 
 
 def test_other_further_tasks_make_another_generator_and_none_leave_it_alone(objects: FileObjects):

@@ -164,7 +164,7 @@ class CorpusConfig(Section):
     learning_rate: PositiveFloat = 2e-3
     keep_last: PositiveInt = 10
     init_seed: int = 0
-    start: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(default="", exclude_if=lambda value: not value)
+    start: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", exclude_if=lambda value: not value)
     retries: NonNegativeInt = 2
 
 

@@ -56,13 +56,11 @@ def run(config: Config) -> dict[str, BaseRecord]:
 
 def check_unseen(config: Config) -> None:
     """ConfigError when a task that no training may see is in the corpus, be it as its opposite or `instructed/`."""
-    trained = {subject(task_id): task_id for task_id in config.tasks.ids}
-    for task_id in expand(config.tasks.unseen):
-        if known := trained.get(subject(task_id)):
-            raise ConfigError(
-                f"'tasks.unseen': {task_id!r} has the examples of {known!r} in tasks.ids; what the corpus holds is not "
-                "unseen, remove one"
-            )
+    if pair := _unseen_among(config, config.tasks.ids):
+        raise ConfigError(
+            f"'tasks.unseen': {pair[0]!r} has the examples of {pair[1]!r} in tasks.ids; what the corpus holds is not "
+            "unseen, remove one"
+        )
 
 
 def check_start(config: Config, found: dict[str, BaseRecord]) -> None:
@@ -79,13 +77,18 @@ def check_start(config: Config, found: dict[str, BaseRecord]) -> None:
     for run in kinds.values():
         made = _start(AdapterStore(objects), config.corpus.start, _layout(found[run.bases[0]], run)).provenance
         record = Records(objects).get("static", made.recipe) or {"run": {"tasks": [made.task], "further": []}}
-        saw = {subject(task_id): task_id for part in ("tasks", "further") for task_id in record["run"][part]}
-        for task_id in expand(config.tasks.unseen):
-            if known := saw.get(subject(task_id)):
-                raise ConfigError(
-                    f"'corpus.start': adapter {config.corpus.start[:12]} was trained on {known!r}, whose examples are "
-                    f"those of {task_id!r} in tasks.unseen; make it again with these tasks (jobs/multitask.py)"
-                )
+        if pair := _unseen_among(config, [*record["run"]["tasks"], *record["run"]["further"]]):
+            raise ConfigError(
+                f"'corpus.start': adapter {config.corpus.start[:12]} was trained on {pair[1]!r}, whose examples are those "
+                f"of {pair[0]!r} in tasks.unseen; make it again with these tasks (jobs/multitask.py)"
+            )
+
+
+def _unseen_among(config: Config, trained: Sequence[str]) -> tuple[str, str] | None:
+    """The first of `tasks.unseen` that has the examples of one of these tasks, and that one."""
+    known = {subject(task_id): task_id for task_id in trained}
+    pairs = ((task_id, known.get(subject(task_id))) for task_id in expand(config.tasks.unseen))
+    return next(((task_id, found) for task_id, found in pairs if found), None)
 
 
 def seen_ids(config: Config) -> list[str]:
@@ -114,6 +117,11 @@ def alike(config: Config, found: dict[str, BaseRecord], base_id: str) -> list[st
     return [seen for seen in seen_ids(config) if found[seen].spec.digest == found[base_id].spec.digest]
 
 
+def families(config: Config, found: dict[str, BaseRecord]) -> list[tuple[str, ...]]:
+    """The seen versions by architecture, each oldest first."""
+    return list(dict.fromkeys(tuple(alike(config, found, base_id)) for base_id in seen_ids(config)))
+
+
 def lines(config: Config, seen: Sequence[str]) -> list[list[int]]:
     """The lines of descent of these versions, as indices into them, oldest first: one a newest version."""
     parent = parents(config)
@@ -131,7 +139,7 @@ def plan_targets(config: Config, found: dict[str, BaseRecord]) -> list[CorpusRun
     seen = seen_ids(config)
     together = [(base_id,) for base_id in seen]
     if config.corpus.targets == "joint":
-        together = list(dict.fromkeys(tuple(alike(config, found, base_id)) for base_id in seen))
+        together = families(config, found)
     return [
         plan_run(config, task_id, [found[base_id] for base_id in base_ids], seed, lora)
         for lora in config.corpus.kinds or (config.lora,)

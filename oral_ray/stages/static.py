@@ -21,7 +21,7 @@ from oral_ray.cluster import Call, device_of, run_tasks
 from oral_ray.config import Arm, Config, Section, derive_seed, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.functional import FunctionalSource, train_static
-from oral_ray.objects import open_objects
+from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import corpus
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
@@ -71,7 +71,8 @@ def multitask(config: Config, seen: Sequence[str], further: Sequence[str], instr
 def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRecord]) -> list[str]:
     """Do what is not done of these runs, as Ray tasks; their digests in order."""
     recipes = [_recipe(config, run, [found[base_id] for base_id in run.bases]) for run in runs]
-    kept = {recipe: _kept(config, recipe) for recipe in recipes}
+    objects = open_objects(config.store)
+    kept = {recipe: _kept(objects, recipe) for recipe in recipes}
     left = {recipe: run for recipe, run in zip(recipes, runs, strict=True) if kept[recipe] is None}
     calls: list[Call] = [
         (train_run, (config, run, [found[b] for b in run.bases], recipe)) for recipe, run in left.items()
@@ -86,7 +87,7 @@ def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRe
 def train_here(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
     """The digest of a run, trained in this process where it is not done."""
     recipe = _recipe(config, run, bases)
-    return str((_kept(config, recipe) or train_run(config, run, bases, recipe))["digest"])
+    return str((_kept(open_objects(config.store), recipe) or train_run(config, run, bases, recipe))["digest"])
 
 
 def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recipe: str) -> dict[str, str]:
@@ -120,9 +121,8 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
     return Records(objects).commit("static", recipe, {"run": run.model_dump(mode="json"), "digest": digest})
 
 
-def _kept(config: Config, recipe: str) -> dict[str, Any] | None:
+def _kept(objects: Objects, recipe: str) -> dict[str, Any] | None:
     """The record of a finished run whose adapter is still there."""
-    objects = open_objects(config.store)
     record = Records(objects).get("static", recipe)
     return record if record and AdapterStore(objects).has(str(record["digest"])) else None
 
