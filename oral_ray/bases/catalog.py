@@ -17,21 +17,24 @@ import json
 import logging
 import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from oral_ray.bases.checkpoint import read_checkpoint
+from oral_ray.bases.expected import expected_model
 from oral_ray.bases.families import FAMILIES
 from oral_ray.bases.fingerprint import content_fingerprint
-from oral_ray.bases.headers import Files
-from oral_ray.bases.spec import BaseModelSpec, build_spec, read_config, read_tensors
+from oral_ray.bases.headers import Files, TensorEntry
+from oral_ray.bases.spec import BaseModelSpec, build_spec, kind_of
+from oral_ray.bases.storage import check_plain
 from oral_ray.config import IDENTIFIER, canonical_json, fingerprint
 from oral_ray.errors import BaseModelError, MissingObjectError, OralError, StoreError
 from oral_ray.objects import FileObjects, ObjectInfo, Objects, check_key
 
 logger = logging.getLogger(__name__)
 READY = "READY"
-RULES_VERSION = 1  # raise it when what is complete, or what is said about it, changes: answers are then made anew
+RULES_VERSION = 2  # raise it when what is complete, or what is said about it, changes: answers are then made anew
 
 
 class BaseRecord(BaseModel):
@@ -77,12 +80,16 @@ class Catalog(BaseModel):
 
 def describe_base(files: Files, prefix: str, base_id: str) -> BaseRecord:
     """The record of a complete checkpoint under a prefix (`""` or `some/folder/`); BaseModelError if it is not."""
-    config, tensors = read_config(files, prefix), read_tensors(files, prefix)
-    if not tensors:
-        raise BaseModelError(f"{files.uri}/{prefix} has no safetensors weights (pickle files are never read)")
     uri = f"{files.uri}/{prefix}".rstrip("/")
-    spec = build_spec(config, tensors, uri)
-    return BaseRecord(id=base_id, uri=uri, spec=spec, fingerprint=content_fingerprint(files, config, tensors))
+    checkpoint = read_checkpoint(files, prefix)
+    check_plain(checkpoint.config, checkpoint.tensors, uri)
+    tensors: Mapping[str, TensorEntry] = checkpoint.tensors
+    expected = expected_model(checkpoint.config, kind_of(checkpoint.config), tensors, uri)
+    if expected is not None:
+        expected.check(tensors, uri)
+        tensors = expected.loaded(tensors)
+    spec = build_spec(checkpoint.config, tensors, uri)
+    return BaseRecord(id=base_id, uri=uri, spec=spec, fingerprint=content_fingerprint(files, prefix, checkpoint))
 
 
 def discover(
@@ -194,7 +201,11 @@ class _Listed:
     def __init__(self, objects: Objects, infos: Iterable[ObjectInfo]) -> None:
         self.uri = objects.uri
         self.get, self.range = objects.get, objects.range
-        self._sizes = {info.key: info.num_bytes for info in infos}
+        self._infos = list(infos)
+        self._sizes = {info.key: info.num_bytes for info in self._infos}
+
+    def list(self, prefix: str = "") -> Iterable[ObjectInfo]:
+        return [info for info in self._infos if info.key.startswith(prefix)]
 
     def exists(self, key: str) -> bool:
         return key in self._sizes

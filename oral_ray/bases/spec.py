@@ -7,7 +7,6 @@ unknown one the linear modules are read off the headers.
     spec.modules[0]       # LinearModule(name="model.layers.0.self_attn.q_proj", role="q", layer=0, d_in=..., d_out=...)
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,14 +14,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from oral_ray.bases.checkpoint import read_config, read_tensors
 from oral_ray.bases.families import FAMILIES, ROLE_OF_LEAF, Kind, Tower
-from oral_ray.bases.headers import Files, TensorEntry, read_header
+from oral_ray.bases.headers import Files, TensorEntry
 from oral_ray.config import fingerprint
 from oral_ray.errors import BaseModelError
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-MAX_JSON_BYTES, MAX_LAYERS, MAX_WIDTH = 50_000_000, 1000, 10_000_000
+MAX_LAYERS, MAX_WIDTH = 1000, 10_000_000
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -75,42 +73,6 @@ def read_spec(files: Files, prefix: str = "") -> BaseModelSpec:
     return build_spec(config, read_tensors(files, prefix), f"{files.uri}/{prefix}".rstrip("/"))
 
 
-def read_config(files: Files, prefix: str = "") -> dict[str, Any]:
-    """config.json under a prefix, as a mapping."""
-    key = f"{prefix}config.json"
-    if not files.exists(key):
-        raise BaseModelError(f"no base model at {files.uri}/{prefix}: config.json is missing; check the path")
-    config = _read_json(files, key)
-    model_type = config.get("model_type") or config.get("_class_name")  # diffusers names the class instead
-    if not isinstance(model_type, str):
-        raise BaseModelError(f"{files.uri}/{key} names no model_type; it is no transformers config.json")
-    return config | {"model_type": model_type}
-
-
-def read_tensors(files: Files, prefix: str = "") -> dict[str, TensorEntry]:
-    """All tensors of the checkpoint under a prefix, sharded or not; empty when there are no safetensors files.
-
-    Raises BaseModelError for a damaged file, a missing shard, or a tensor that its index promises and no shard has.
-    """
-    if files.exists(prefix + INDEX):
-        weight_map = _read_json(files, prefix + INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise BaseModelError(f"{files.uri}/{prefix}{INDEX} has no weight_map; upload it again")
-        tensors: dict[str, TensorEntry] = {}
-        for shard in sorted(set(weight_map.values())):
-            if "/" in shard or not files.exists(prefix + shard):
-                raise BaseModelError(f"shard {shard!r} of {files.uri}/{prefix} is missing; wait for it or upload it")
-            header = read_header(files, prefix + shard)
-            tensors |= {name: entry for name, entry in header.items() if weight_map.get(name) == shard}
-        lost = sorted(set(weight_map) - set(tensors))
-        if lost:
-            raise BaseModelError(
-                f"{files.uri}/{prefix}: {len(lost)} tensors of the index are not in their shard: {lost[0]!r}"
-            )
-        return tensors
-    return read_header(files, prefix + SINGLE) if files.exists(prefix + SINGLE) else {}
-
-
 def build_spec(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], where: str) -> BaseModelSpec:
     """Build a spec from a config and (possibly no) tensors."""
     model_type = str(config["model_type"])
@@ -135,23 +97,33 @@ def build_spec(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], wh
             raise BaseModelError(
                 f"{where}: {module.name}.weight is {shape}, config.json says {wanted}; which is right?"
             )
-    causal = any("CausalLM" in name or "LMHead" in name for name in config.get("architectures") or ())
     return BaseModelSpec(
         model_type=model_type,
-        kind=family.kind if family else "causal" if causal else "encoder",
+        kind=kind_of(config),
         hidden_size=hidden,
         num_layers=1 + max(module.layer for module in modules),
         modules=modules,
     )
 
 
+def kind_of(config: Mapping[str, Any]) -> Kind:
+    """What kind of model a config describes, by its model type or, where that is not known, by its class's name."""
+    family = FAMILIES.get(str(config["model_type"]))
+    names = config.get("architectures")
+    causal = isinstance(names, list) and any("CausalLM" in str(name) or "LMHead" in str(name) for name in names)
+    return family.kind if family else "causal" if causal else "encoder"
+
+
 def weight_entry(module: LinearModule, tensors: Mapping[str, TensorEntry], where: str) -> TensorEntry:
     """The tensor of a module's weight; checkpoints may carry or lack the prefix of the head class."""
     full = f"{module.name}.weight"
-    bare = full.partition(".")[2]
-    for name in (full, f"bert.{full}", f"roberta.{full}", f"model.{full}", bare):
+    inner = full.partition(".")[2]
+    for name in (full, inner, full.replace("model.language_model.", "model.", 1)):
         if name in tensors:
             return tensors[name]
+    prefixed = [name for name in tensors if name.endswith(f".{full}") and name.count(".") == full.count(".") + 1]
+    if len(prefixed) == 1:  # `bert.`, `electra.`, ...: the base_model_prefix of a class with a head
+        return tensors[prefixed[0]]
     raise BaseModelError(f"{where}: no tensor for {full!r} among {len(tensors)}; the checkpoint is of another model")
 
 
@@ -190,16 +162,3 @@ def _from_tensors(tensors: Mapping[str, TensorEntry]) -> tuple[LinearModule, ...
                 LinearModule(name=name.removesuffix(".weight"), role=role, layer=int(layer[1]), d_in=d_in, d_out=d_out)
             )
     return tuple(sorted(modules, key=lambda module: (module.layer, module.name)))
-
-
-def _read_json(files: Files, key: str) -> dict[str, Any]:
-    num_bytes = files.num_bytes(key)
-    if num_bytes > MAX_JSON_BYTES:
-        raise BaseModelError(f"{files.uri}/{key} has {num_bytes} bytes; a JSON file of a checkpoint has at most 50 MB")
-    try:
-        value = json.loads(files.get(key))
-    except (ValueError, RecursionError) as error:
-        raise BaseModelError(f"{files.uri}/{key} is not valid JSON: {error}; upload it again") from None
-    if not isinstance(value, dict):
-        raise BaseModelError(f"{files.uri}/{key} holds no JSON object; upload it again")
-    return value
