@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from oral_ray.bases import catalog
 from oral_ray.bases.catalog import describe_base, discover
+from oral_ray.bases.checkpoint import read_checkpoint
 from oral_ray.bases.fingerprint import content_fingerprint
-from oral_ray.bases.spec import read_config, read_spec, read_tensors
+from oral_ray.bases.spec import read_spec
 from oral_ray.bench import plan
 from oral_ray.bench.plan import CountedObjects
 from oral_ray.objects import FileObjects, Objects, S3Objects
@@ -35,7 +36,7 @@ def age(objects: FileObjects, base_id: str, seconds: float) -> None:
 
 
 def content(objects: Objects, prefix: str = "") -> str:
-    return content_fingerprint(objects, read_config(objects, prefix), read_tensors(objects, prefix))
+    return content_fingerprint(objects, prefix, read_checkpoint(objects, prefix))
 
 
 def found(objects: FileObjects | S3Objects, quiet_period_s: float = 0.0) -> tuple[list[str], dict[str, str]]:
@@ -188,7 +189,7 @@ def test_a_night_costs_calls_for_what_changed_and_not_for_what_lies_there(object
     records = discover(changed, "bases", 0.0)[0]  # type: ignore[arg-type]
     differing = [new.id for new, old in zip(records, everything[0], strict=True) if new != old]
     assert differing == [plan.base_id(5)], "the same path, another version"
-    assert changed.calls == {"list": 1, "get": 2, "range": 3, "put": 1}
+    assert changed.calls == {"list": 1, "get": 2, "range": 4, "put": 1}
     assert changed.calls["range"] < first.calls["range"]
     objects.delete("cache/bases/bases.json")
     assert discover(again, "bases", 0.0)[0] == records, "the cache is no truth"  # type: ignore[arg-type]

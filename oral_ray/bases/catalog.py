@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from oral_ray.bases.checkpoint import read_checkpoint
+from oral_ray.bases.checkpoint import check_tokenizer, read_checkpoint
 from oral_ray.bases.expected import expected_model
 from oral_ray.bases.families import FAMILIES
 from oral_ray.bases.fingerprint import content_fingerprint
@@ -88,6 +88,7 @@ def describe_base(files: Files, prefix: str, base_id: str) -> BaseRecord:
     if expected is not None:
         expected.check(tensors, uri)
         tensors = expected.loaded(tensors)
+        check_tokenizer(checkpoint.files, uri)
     spec = build_spec(checkpoint.config, tensors, uri)
     return BaseRecord(id=base_id, uri=uri, spec=spec, fingerprint=content_fingerprint(files, prefix, checkpoint))
 

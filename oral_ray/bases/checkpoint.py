@@ -27,7 +27,7 @@ BEHAVIOUR_FILES = (
     "*.jinja", "chat_template.json", "*processor_config.json",
 )  # fmt: skip
 """Patterns of the files beside config.json and the weights that change what a model answers."""
-MAX_JSON_BYTES = 50_000_000
+MAX_CONFIG_MB, MAX_INDEX_MB = 5, 50
 _SHARD = re.compile(r"model-\d+(-of-\d+)?\.safetensors")
 _VARIANT = re.compile(r"model\.[\w-]+\.safetensors|model\.[\w-]+-\d+-of-\d+\.safetensors|model\.safetensors\.index\..+\.json")
 _UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.download", "*.tmp")
@@ -68,7 +68,7 @@ def read_config(files: Files, prefix: str = "") -> dict[str, Any]:
     key = f"{prefix}{CONFIG}"
     if not files.exists(key):
         raise BaseModelError(f"no base model at {files.uri}/{prefix}: {_why_no_config(files, prefix)}")
-    config = _read_json(files, key)
+    config = _read_json(files, key, MAX_CONFIG_MB)
     model_type = config.get("model_type") or config.get("_class_name")  # diffusers names the class instead
     if not isinstance(model_type, str):
         raise BaseModelError(f"{files.uri}/{key} names no model_type; it is no transformers config.json")
@@ -98,9 +98,10 @@ def behaviour_files(names: Collection[str]) -> list[str]:
     return sorted(name for name in names if _matches(name, BEHAVIOUR_FILES))
 
 
-def has_tokenizer(names: Collection[str]) -> bool:
-    """Whether there is a vocabulary among the names; without one transformers makes up a tokenizer."""
-    return any(_matches(name, TOKENIZER_FILES) for name in names)
+def check_tokenizer(names: Collection[str], where: str) -> None:
+    """BaseModelError where there is no vocabulary among the names; transformers would make up a tokenizer."""
+    if not any(_matches(name, TOKENIZER_FILES) for name in names):
+        raise BaseModelError(f"base model at {where} has no tokenizer ({', '.join(TOKENIZER_FILES)}); add its files")
 
 
 def _names(files: Files, prefix: str) -> set[str]:
@@ -143,7 +144,7 @@ def _tensors(files: Files, prefix: str, names: Collection[str]) -> dict[str, Ten
 
 def _shards(files: Files, prefix: str) -> list[str]:
     """The files that the index names. Which tensor it promises in which counts for nothing: all of each are loaded."""
-    weight_map = _read_json(files, prefix + INDEX).get("weight_map")
+    weight_map = _read_json(files, prefix + INDEX, MAX_INDEX_MB).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise BaseModelError(f"{files.uri}/{prefix}{INDEX} has no weight_map; upload it again")
     shards = sorted(set(weight_map.values()))
@@ -225,11 +226,13 @@ def _where(files: Files, prefix: str) -> str:
     return f"{files.uri}/{prefix}".rstrip("/")
 
 
-def _read_json(files: Files, key: str) -> dict[str, Any]:
-    """A JSON object of a checkpoint. As transformers does it: UTF-8 without a mark, Infinity and NaN, the last of two equal keys."""
+def _read_json(files: Files, key: str, max_mb: int) -> dict[str, Any]:
+    """A JSON object, read as transformers does: UTF-8 without a mark, Infinity and NaN, the last of two equal keys."""
     num_bytes = files.num_bytes(key)
-    if num_bytes > MAX_JSON_BYTES:
-        raise BaseModelError(f"{files.uri}/{key} has {num_bytes} bytes; a JSON file of a checkpoint has at most 50 MB")
+    if num_bytes > max_mb * 1_000_000:
+        raise BaseModelError(
+            f"{files.uri}/{key} has {num_bytes} bytes, at most {max_mb} MB are read; remove what is no setting of the model"
+        )
     data = files.get(key)
     if data.startswith(b"version https://git-lfs"):
         raise BaseModelError(f"{files.uri}/{key} is a Git LFS pointer, not the file; run git lfs pull")

@@ -45,7 +45,8 @@ class ExpectedModel:
         return type(self.model).__name__
 
     @cached_property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the model by name, tied ones under each of their names."""
         return {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
 
     @cached_property
@@ -62,7 +63,7 @@ class ExpectedModel:
         found = {}
         for name, entry in tensors.items():
             target, pattern = self._target(name)
-            if target in self._shapes and pattern is None:
+            if target in self.shapes and pattern is None:
                 found[target] = entry
         return found
 
@@ -73,14 +74,14 @@ class ExpectedModel:
         left_over, made = [], set()
         for name in tensors:
             target, pattern = self._target(name)
-            if target not in self._shapes:
+            if target not in self.shapes:
                 left_over.append(name)
             elif pattern is None:
                 sources[target].append(name)
             else:
                 parts[target][pattern].append(name)
                 made |= self._siblings(target, pattern)
-        self.check_missing(self._shapes.keys() - sources.keys() - made, tensors, where)
+        self.check_missing(self.shapes.keys() - sources.keys() - made, tensors, where)
         self._check_places(sources, parts, where)
         self._check_stored(sources, parts, tensors, where)
         self.check_left_over(left_over, where)
@@ -96,9 +97,9 @@ class ExpectedModel:
                 lost -= group
         lost = {name for name in lost if not self._is_computed(name)}
         if lost:
-            first = next(name for name in self._shapes if name in lost)
+            first = next(name for name in self.shapes if name in lost)
             raise BaseModelError(
-                f"{where} lacks {len(lost)} of the {len(self._shapes)} tensors of a {self.class_name}, first {first!r}; "
+                f"{where} lacks {len(lost)} of the {len(self.shapes)} tensors of a {self.class_name}, first {first!r}; "
                 f"{self._remedy(lost, list(tensors))}"
             )
 
@@ -117,7 +118,7 @@ class ExpectedModel:
 
         prefix = self.model.base_model_prefix
         target, pattern = rename_source_key(name, *self._rules, prefix, self._meta)
-        if target not in self._shapes and name in self._shapes:
+        if target not in self.shapes and name in self.shapes:
             target, pattern = rename_source_key(name, [], [], prefix, self._meta)
         return target, pattern
 
@@ -193,9 +194,9 @@ class ExpectedModel:
                 )
         for target, names in sources.items():
             shape = tensors[names[0]].shape
-            if shape != self._shapes[target]:
+            if shape != self.shapes[target]:
                 raise BaseModelError(
-                    f"{where}: {names[0]!r} is {shape}, config.json says {self._shapes[target]}; upload the config.json "
+                    f"{where}: {names[0]!r} is {shape}, config.json says {self.shapes[target]}; upload the config.json "
                     "that belongs to the weights"
                 )
 
@@ -209,13 +210,13 @@ class ExpectedModel:
         start = _common_start(names)
         if start and self._fits_without(start, names):
             return f"all of its names start with {start!r}; save it without this prefix"
-        if len(lost) == len(self._shapes):
+        if len(lost) == len(self.shapes):
             return f"its tensors have other names, like {min(names)!r}; upload the checkpoint that belongs to config.json"
         return "upload the whole checkpoint, with the config.json that belongs to it"
 
     def _fits_without(self, start: str, names: list[str]) -> bool:
         found = {self._target(name.removeprefix(start))[0] for name in names}
-        return len(found & self._shapes.keys()) > len(found) // 2
+        return len(found & self.shapes.keys()) > len(found) // 2
 
 
 def expected_model(
@@ -265,6 +266,14 @@ def _check_known(config: Mapping[str, Any], where: str) -> None:
 
     model_type = config["model_type"]
     if model_type in CONFIG_MAPPING:
+        names = config.get("architectures")
+        for name in names if isinstance(names, list) else ():
+            named = getattr(getattr(getattr(transformers, str(name), None), "config_class", None), "model_type", model_type)
+            if named.replace("_", "-") != model_type.replace("_", "-"):
+                raise BaseModelError(
+                    f"{where}: config.json says model_type {model_type!r} and architectures {name!r}, which is a "
+                    f"{named!r}; correct whichever is wrong"
+                )
         return
     if config.get("auto_map"):
         raise BaseModelError(

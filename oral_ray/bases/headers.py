@@ -63,7 +63,11 @@ def read_header(files: Ranges, key: str) -> dict[str, TensorEntry]:
     """All tensors of one .safetensors object; BaseModelError says what is wrong with it."""
     num_bytes = files.num_bytes(key)
     prefix = files.range(key, 0, 8)
-    length = int.from_bytes(prefix, "little") if len(prefix) == 8 else -1
+    if len(prefix) < 8:
+        raise BaseModelError(
+            f"{files.uri}/{key}: there is no header in a file of {num_bytes} bytes; it is empty or truncated, upload it again"
+        )
+    length = int.from_bytes(prefix, "little")
     for start, reason in _OTHER_FORMATS.items() if length > MAX_HEADER_BYTES else ():
         if prefix.startswith(start):
             raise BaseModelError(f"{files.uri}/{key} {reason}")

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from oral_ray.bases.catalog import BaseRecord, describe_base
-from oral_ray.bases.checkpoint import CONFIG, TOKENIZER_FILES, Checkpoint, has_tokenizer, read_checkpoint
+from oral_ray.bases.checkpoint import CONFIG, Checkpoint, check_tokenizer, read_checkpoint
 from oral_ray.bases.expected import ExpectedModel, build_options, has_pooler
 from oral_ray.bases.fingerprint import samples
 from oral_ray.bases.foreign import transformers_reads
@@ -75,8 +75,7 @@ def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
         raise BaseModelError(f"{folder} is of kind {kind!r}; it has layouts, but nothing here trains or scores on it")
     checkpoint = read_checkpoint(FileObjects(folder))
     check_plain(checkpoint.config, checkpoint.tensors, str(folder))
-    if not has_tokenizer(checkpoint.files):
-        raise BaseModelError(f"base model at {folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); add its files")
+    check_tokenizer(checkpoint.files, str(folder))
     with _only(folder, checkpoint) as view:
         model = _load_model(view, checkpoint, kind, str(folder))
         tokenizer = _load_tokenizer(view, model, str(folder))
