@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from oral_ray.bases.catalog import BaseRecord, describe_base
-from oral_ray.bases.sources import local_path, put_folder
-from oral_ray.bases.spec import read_spec
+from oral_ray.bases.sources import SourceFolder, local_path, put_folder
 from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import FileObjects, Objects
@@ -40,7 +39,7 @@ class LoadedBase:
 def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     """Load a base model from any source; its id is the source."""
     with model_folder(source) as folder:
-        record = describe_base(FileObjects(folder), "", source)
+        record = describe_base(SourceFolder(folder), "", source)
         model, tokenizer = load_folder(folder, record.spec.kind)
     return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
 
@@ -100,9 +99,9 @@ def model_folder(source: str) -> Iterator[Path]:
 
 
 def import_base(source: str, objects: Objects, prefix: str) -> None:
-    """Copy the files of a source under a prefix of the store, config.json last."""
+    """Copy the files of a source under a prefix of the store, config.json last; BaseModelError if it is not complete."""
     with model_folder(source) as folder:
-        read_spec(FileObjects(folder))
+        describe_base(SourceFolder(folder), "", source)
         put_folder(folder, objects, prefix)
 
 
