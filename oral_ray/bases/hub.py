@@ -38,10 +38,10 @@ def _check(name: str, folder: Path) -> None:
     """BaseModelError where the repository is no checkpoint; what it holds beside what was fetched says why."""
     if not (reason := why_no_checkpoint([path.name for path in folder.iterdir()])):
         return
-    from huggingface_hub import list_repo_files
+    from huggingface_hub import HfApi
 
     try:
-        names = list_repo_files(name, revision=folder.name)
+        names = HfApi().list_repo_files(name, revision=folder.name)
     except ConnectionError:  # offline: the hub's client takes a folder of its cache as it finds it
         raise BaseModelError(
             f"hub repository {name!r} is in the hub's cache in part only: {folder} {reason}; fetch it once with the "
