@@ -14,12 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from oral_ray.bases.contents import INDEX, SINGLE, why_no_checkpoint
 from oral_ray.bases.headers import Files, TensorEntry, read_header
 from oral_ray.errors import BaseModelError
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "vocab-*", "*.model", "*.spm", "*.tiktoken")
 BEHAVIOUR_FILES = (
@@ -29,9 +28,7 @@ BEHAVIOUR_FILES = (
 """Patterns of the files beside config.json and the weights that change what a model answers."""
 MAX_CONFIG_MB, MAX_INDEX_MB = 5, 50
 _SHARD = re.compile(r"model-\d+(-of-\d+)?\.safetensors")
-_VARIANT = re.compile(r"model\.[\w-]+\.safetensors|model\.[\w-]+-\d+-of-\d+\.safetensors|model\.safetensors\.index\..+\.json")
 _UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.download", "*.tmp")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +46,17 @@ def read_checkpoint(files: Files, prefix: str = "") -> Checkpoint:
     Raises BaseModelError where there is none, where it is damaged or incomplete, and where something lies in it that
     transformers would attach or prefer.
     """
+    keys = [info.key.removeprefix(prefix) for info in files.list(prefix)]
+    if reason := why_no_checkpoint(keys):
+        raise BaseModelError(f"{_where(files, prefix)} {reason}")
     config = read_config(files, prefix)
-    names = _names(files, prefix)
+    names = {key for key in keys if "/" not in key}
     if ADAPTER_CONFIG in names:
         raise BaseModelError(
             f"{_where(files, prefix)} holds an adapter ({ADAPTER_CONFIG}) beside the weights, which transformers would "
             "attach to them unasked; move the adapter out of the folder, or merge it"
         )
     tensors = _tensors(files, prefix, names)
-    if not tensors:
-        raise BaseModelError(f"{_where(files, prefix)} {_why_no_weights(names)}")
     keep = {CONFIG, *({INDEX} if SINGLE not in names else ()), *weight_files(tensors, prefix), *behaviour_files(names)}
     return Checkpoint(config, tensors, tuple(sorted(keep)))
 
@@ -67,7 +65,7 @@ def read_config(files: Files, prefix: str = "") -> dict[str, Any]:
     """config.json under a prefix, as transformers reads it."""
     key = f"{prefix}{CONFIG}"
     if not files.exists(key):
-        raise BaseModelError(f"no base model at {files.uri}/{prefix}: {_why_no_config(files, prefix)}")
+        raise BaseModelError(f"no base model at {files.uri}/{prefix}: config.json is missing; check the path")
     config = _read_json(files, key, MAX_CONFIG_MB)
     model_type = config.get("model_type") or config.get("_class_name")  # diffusers names the class instead
     if not isinstance(model_type, str):
@@ -167,50 +165,6 @@ def _check_alone(files: Files, prefix: str, names: Collection[str]) -> None:
             f"{_where(files, prefix)} holds weights twice, {SINGLE} and shards ({others[0]!r}); transformers would load "
             f"the single file only; remove whichever is not meant, with {INDEX}"
         )
-
-
-def _why_no_weights(names: Collection[str]) -> str:
-    """What a folder without weights that transformers reads holds instead, and what would help."""
-    if found := sorted(name for name in names if _SHARD.fullmatch(name)):
-        return (
-            f"has shards ({found[0]!r}) and no {INDEX}, so nothing says which there must be; upload the index, or save "
-            "the model again with save_pretrained"
-        )
-    for name in sorted(names):
-        if name.lower() in (SINGLE, INDEX):
-            return f"has its weights in {name!r}; transformers reads {name.lower()!r} only: rename it"
-        if _VARIANT.fullmatch(name):
-            return f"has a variant of the weights only, {name!r}; rename it to {SINGLE} if it is what is meant"
-    for patterns, reason in (
-        (_UNFINISHED, "has a download that did not end, {!r}; wait for it or start it again"),
-        (("consolidated*.safetensors",), "has weights in Mistral's own format only ({!r}); take its model*.safetensors"),
-        (("diffusion_*.safetensors",), "has weights of diffusers ({!r}); such a model can be inspected, not loaded"),
-        (("adapter_model.*",), "has the weights of an adapter ({!r}) and none of a base; name the base"),
-        (("*.gguf",), "has a GGUF file ({!r}); name that file itself as the source, or import it"),
-        (_PICKLES, "has no safetensors weights, only {!r} (pickle files are never read); convert it with save_pretrained"),
-        (("*.safetensors",), "has {!r}, a name that transformers does not read; rename it to model.safetensors if meant"),
-    ):
-        if found := sorted(name for name in names if _matches(name, patterns)):
-            return reason.format(found[0])
-    return f"has no safetensors weights ({SINGLE} or {INDEX} with its shards); upload them (pickle files are never read)"
-
-
-def _why_no_config(files: Files, prefix: str) -> str:
-    keys = [info.key.removeprefix(prefix) for info in files.list(prefix)]
-    if ADAPTER_CONFIG in keys:
-        return f"config.json is missing, {ADAPTER_CONFIG} is there: it is an adapter; name the base that it is for"
-    other = next((key for key in keys if key.lower() == CONFIG), None)
-    if other:
-        return f"config.json is missing, there is {other!r}; rename it"
-    inner = next((key for key in keys if key.endswith(f"/{CONFIG}")), None)
-    if inner:
-        return f"config.json is missing, there is one in {inner.rpartition('/')[0]!r}; name that folder"
-    gguf = next((key for key in keys if key.endswith(".gguf")), None)
-    if gguf:
-        return f"config.json is missing, there is a GGUF file; name {gguf!r} itself as the source, or import it"
-    if any(_matches(key, _UNFINISHED) for key in keys):
-        return f"config.json is missing{_unfinished(keys)}; wait for it"
-    return "config.json is missing; check the path"
 
 
 def _unfinished(names: Collection[str]) -> str:

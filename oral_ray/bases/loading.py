@@ -22,7 +22,7 @@ from oral_ray.bases.checkpoint import CONFIG, Checkpoint, check_tokenizer, read_
 from oral_ray.bases.expected import ExpectedModel, build_options, has_pooler
 from oral_ray.bases.fingerprint import samples
 from oral_ray.bases.foreign import transformers_reads
-from oral_ray.bases.sources import local_path, put_folder
+from oral_ray.bases.sources import SourceFolder, local_path, put_folder
 from oral_ray.bases.storage import check_plain, without_quantization
 from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
@@ -47,7 +47,7 @@ class LoadedBase:
 def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     """Load a base model from any source; its id is the source."""
     with model_folder(source) as folder, _unchanged(folder):
-        record = describe_base(FileObjects(folder), "", source)
+        record = describe_base(SourceFolder(folder), "", source)
         model, tokenizer = load_folder(folder, record.spec.kind)
     return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
 
@@ -73,7 +73,7 @@ def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
     """
     if kind not in ("encoder", "causal"):
         raise BaseModelError(f"{folder} is of kind {kind!r}; it has layouts, but nothing here trains or scores on it")
-    checkpoint = read_checkpoint(FileObjects(folder))
+    checkpoint = read_checkpoint(SourceFolder(folder))
     check_plain(checkpoint.config, checkpoint.tensors, str(folder))
     check_tokenizer(checkpoint.files, str(folder))
     with _only(folder, checkpoint) as view:
@@ -95,7 +95,7 @@ def model_folder(source: str) -> Iterator[Path]:
 def import_base(source: str, objects: Objects, prefix: str) -> None:
     """Copy the files of a source under a prefix of the store, config.json last; what would not load is refused here."""
     with model_folder(source) as folder, _unchanged(folder):
-        describe_base(FileObjects(folder), "", source)
+        describe_base(SourceFolder(folder), "", source)
         put_folder(folder, objects, prefix)
 
 

@@ -92,10 +92,10 @@ def _quantised_tensor(tensors: Mapping[str, TensorEntry]) -> tuple[str, str] | N
 
 
 def _described(method: str, settings: Mapping[str, Any]) -> str:
-    name = _METHODS.get(method, method)
     bits = settings.get("bits") or (8 if settings.get("load_in_8bit") else 4 if settings.get("load_in_4bit") else None)
-    details = [f"{bits}-bit" if bits else "", settings.get("bnb_4bit_quant_type") if bits == 4 else "", settings.get("format")]
-    return " ".join([name, *(str(detail) for detail in details if detail)])
+    details = (settings.get("bnb_4bit_quant_type") if bits == 4 else None, settings.get("format"))
+    words = (_METHODS.get(method, method), f"{bits}-bit" if bits else None, *details)
+    return " ".join(str(word) for word in words if word)
 
 
 def _lacks_scales(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> bool:
