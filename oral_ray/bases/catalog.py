@@ -21,9 +21,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from oral_ray.bases.families import FAMILIES
 from oral_ray.bases.fingerprint import content_fingerprint
 from oral_ray.bases.headers import Files
+from oral_ray.bases.skeleton import knows
 from oral_ray.bases.spec import BaseModelSpec, build_spec, read_config, read_tensors
 from oral_ray.config import IDENTIFIER, canonical_json, fingerprint
 from oral_ray.errors import BaseModelError, MissingObjectError, OralError, StoreError
@@ -177,7 +177,7 @@ def _wait(infos: Sequence[ObjectInfo], prefix: str, quiet_period_s: float) -> No
 
 def _read(objects: Objects, key: str) -> Catalog:
     """The catalog as it was kept; an empty one where there is none, or one by other rules or damaged."""
-    empty = Catalog(rules=fingerprint(RULES_VERSION, sorted(FAMILIES)))
+    empty = Catalog(rules=fingerprint(RULES_VERSION, knows()))
     try:
         kept = Catalog.model_validate(json.loads(objects.get(key)))
     except MissingObjectError:
