@@ -24,11 +24,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from oral_ray.bases.checkpoint import check_tokenizer, read_checkpoint
 from oral_ray.bases.contents import POINTER, why_no_checkpoint
 from oral_ray.bases.expected import expected_model
-from oral_ray.bases.families import FAMILIES
 from oral_ray.bases.fingerprint import content_fingerprint
 from oral_ray.bases.headers import Files, TensorEntry
 from oral_ray.bases.landed import check_files, check_pointer, list_landed, unquiet
-from oral_ray.bases.spec import BaseModelSpec, build_spec, kind_of
+from oral_ray.bases.skeleton import build_skeleton, knows
+from oral_ray.bases.spec import BaseModelSpec, build_spec
 from oral_ray.bases.storage import check_plain
 from oral_ray.config import canonical_json, fingerprint
 from oral_ray.errors import BaseModelError, ConfigError, MissingObjectError, OralError, StoreError, printable
@@ -98,7 +98,7 @@ def _record(files: Files, prefix: str, base_id: str, uri: str) -> BaseRecord:
     tensors: Mapping[str, TensorEntry] = checkpoint.tensors
     _check_text(uri, json.dumps(checkpoint.config, ensure_ascii=False), *tensors)
     check_plain(checkpoint.config, tensors, uri)
-    expected = expected_model(checkpoint.config, kind_of(checkpoint.config), tensors, uri)
+    expected = expected_model(checkpoint.config, build_skeleton(checkpoint.config, uri).kind, tensors, uri)
     if expected is not None:
         expected.check(tensors, uri)
         tensors = expected.loaded(tensors)
@@ -212,7 +212,7 @@ def _is_known(entry: CatalogEntry | None, listing: str, architectures: Collectio
 
 def _read(objects: Objects, key: str) -> Catalog:
     """The catalog as it was kept; an empty one where there is none, or one by other rules or damaged."""
-    empty = Catalog(rules=fingerprint(RULES_VERSION, sorted(FAMILIES)))
+    empty = Catalog(rules=fingerprint(RULES_VERSION, knows()))
     try:
         kept = Catalog.model_validate(json.loads(objects.get(key)))
     except MissingObjectError:

@@ -19,16 +19,16 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from oral_ray.bases.families import Kind
 from oral_ray.bases.foreign import transformers_reads
 from oral_ray.bases.headers import FLOAT_DTYPES, TensorEntry
+from oral_ray.bases.skeleton import Kind
 from oral_ray.bases.storage import without_quantization
 from oral_ray.errors import BaseModelError
 
 _AUTO_CLASSES = {
     "encoder": "AutoModel", "causal": "AutoModelForCausalLM", "image-text": "AutoModelForImageTextToText",
 }  # fmt: skip
-_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "language_model.", "model.", "transformer.", "_fsdp_wrapped_module.")
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.", "language_model.", "model.")
 _COMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")  # older versions saved them, every model computes them
 
 
@@ -211,7 +211,9 @@ class ExpectedModel:
         if start and self._fits_without(start, names):
             return f"all of its names start with {start!r}; save it without this prefix"
         if len(lost) == len(self.shapes):
-            return f"its tensors have other names, like {min(names)!r}; upload the checkpoint that belongs to config.json"
+            return (
+                f"its tensors have other names, like {min(names)!r}; upload the checkpoint that belongs to config.json"
+            )
         return "upload the whole checkpoint, with the config.json that belongs to it"
 
     def _fits_without(self, start: str, names: list[str]) -> bool:
@@ -219,18 +221,16 @@ class ExpectedModel:
         return len(found & self.shapes.keys()) > len(found) // 2
 
 
-def expected_model(
-    config: Mapping[str, Any], kind: Kind, tensors: Iterable[str], where: str
-) -> ExpectedModel | None:
-    """The class that is loaded for a config; None for a kind that transformers has no class for.
+def expected_model(config: Mapping[str, Any], kind: Kind, tensors: Iterable[str], where: str) -> ExpectedModel | None:
+    """The class that is loaded for a config; None where nothing here loads models of this kind.
 
-    Raises BaseModelError where transformers does not know the model or refuses the config.
+    Raises BaseModelError where config.json contradicts itself or transformers refuses it.
     """
     if kind not in _AUTO_CLASSES:
         return None
     text = json.dumps(without_quantization(config), sort_keys=True)
     with transformers_reads(f"{where}/config.json"):
-        _check_known(config, where)
+        _check_named(config, where)
         return _expected_model(text, kind, has_pooler(tensors))
 
 
@@ -240,7 +240,7 @@ def has_pooler(names: Iterable[str]) -> bool:
 
 
 def build_options(kind: Kind, config: Any, with_pooler: bool) -> dict[str, Any]:
-    """What the class of a transformers config has to be told, so that it has no pooler where there are no weights for it."""
+    """What the class of a transformers config is told, so that it has no pooler where there are no weights for one."""
     import inspect
 
     from transformers import AutoModel
@@ -260,36 +260,23 @@ def _common_start(names: list[str]) -> str:
     return start
 
 
-def _check_known(config: Mapping[str, Any], where: str) -> None:
+def _check_named(config: Mapping[str, Any], where: str) -> None:
+    """BaseModelError where a config names a class of another model type; its numbers may be of either."""
     import transformers
-    from transformers import CONFIG_MAPPING
 
-    model_type = config["model_type"]
-    if model_type in CONFIG_MAPPING:
-        names = config.get("architectures")
-        for name in names if isinstance(names, list) else ():
-            named = getattr(getattr(getattr(transformers, str(name), None), "config_class", None), "model_type", model_type)
-            if named.replace("_", "-") != model_type.replace("_", "-"):
-                raise BaseModelError(
-                    f"{where}: config.json says model_type {model_type!r} and architectures {name!r}, which is a "
-                    f"{named!r}; correct whichever is wrong"
-                )
-        return
-    if config.get("auto_map"):
-        raise BaseModelError(
-            f"{where}: model type {model_type!r} needs code that comes with it (auto_map), and such code is never run; take "
-            f"a model that transformers {transformers.__version__} knows itself"
-        )
-    near = model_type.lower().replace("-", "_")
-    meant = next((known for known in CONFIG_MAPPING if known.lower().replace("-", "_") == near), None)
-    remedy = f"write {meant!r} in config.json" if meant else "install a newer one, or take another base"
-    raise BaseModelError(
-        f"{where}: transformers {transformers.__version__} does not know model type {model_type!r}; {remedy}"
-    )
+    model_type, names = config["model_type"], config.get("architectures")
+    for name in names if isinstance(names, list) else ():
+        config_class = getattr(getattr(transformers, str(name), None), "config_class", None)
+        named = getattr(config_class, "model_type", None) or model_type
+        if named.replace("_", "-") != model_type.replace("_", "-"):
+            raise BaseModelError(
+                f"{where}: config.json says model_type {model_type!r} and architectures {name!r}, which is a {named!r}; "
+                "correct whichever is wrong"
+            )
 
 
 @lru_cache(maxsize=32)
-def _expected_model(config_text: str, kind: Kind, with_pooler: bool) -> ExpectedModel:
+def _expected_model(config_text: str, kind: Kind, with_pooler: bool) -> ExpectedModel | None:
     import torch
     import transformers
     from transformers import AutoConfig
@@ -298,10 +285,8 @@ def _expected_model(config_text: str, kind: Kind, with_pooler: bool) -> Expected
     with tempfile.TemporaryDirectory(prefix="oral-config-") as folder:
         (Path(folder) / "config.json").write_text(config_text)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if type(config) not in auto._model_mapping:
-            raise BaseModelError(
-                f"transformers has no {_AUTO_CLASSES[kind]} for model type {config.model_type!r}; take another base"
-            )
-        with torch.device("meta"):
-            model = auto.from_config(config, trust_remote_code=False, **build_options(kind, config, with_pooler))
+    if type(config) not in auto._model_mapping:
+        return None
+    with torch.device("meta"):
+        model = auto.from_config(config, trust_remote_code=False, **build_options(kind, config, with_pooler))
     return ExpectedModel(model, kind)

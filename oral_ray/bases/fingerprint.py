@@ -26,7 +26,9 @@ def content_fingerprint(files: Files, prefix: str, checkpoint: Checkpoint) -> st
         digest.update(f"{name} {content.hexdigest()}\n".encode("utf-8", "surrogateescape"))
     ends: dict[str, int] = {}
     for name, entry in sorted(checkpoint.tensors.items()):
-        digest.update(f"{name} {entry.dtype} {entry.shape} {entry.start} {entry.end}\n".encode("utf-8", "backslashreplace"))
+        digest.update(
+            f"{name} {entry.dtype} {entry.shape} {entry.start} {entry.end}\n".encode("utf-8", "backslashreplace")
+        )
         ends[entry.key] = max(ends.get(entry.key, 0), entry.end)
     for key, end in sorted(ends.items()):
         for sample in samples(files, key, end):

@@ -65,7 +65,7 @@ def read_header(files: Ranges, key: str) -> dict[str, TensorEntry]:
     prefix = files.range(key, 0, 8)
     if len(prefix) < 8:
         raise BaseModelError(
-            f"{files.uri}/{key}: there is no header in a file of {num_bytes} bytes; it is empty or truncated, upload it again"
+            f"{files.uri}/{key}: there is no header in a file of {num_bytes} bytes; it was cut off, upload it again"
         )
     length = int.from_bytes(prefix, "little")
     for start, reason in _OTHER_FORMATS.items() if length > MAX_HEADER_BYTES else ():

@@ -113,8 +113,12 @@ def _load_model(view: Path, checkpoint: Checkpoint, kind: str, where: str) -> An
         )  # fmt: skip
     _check_report(model, kind, report, checkpoint, where)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
-        value.data = value.data.clone()  # float32 weights are the mapped file itself: who writes to it would change them
-        if value.is_floating_point() and not torch.isfinite(value).all():  # the catalog reads samples of the weights only
+        value.data = (
+            value.data.clone()
+        )  # float32 weights are the mapped file itself: who writes to it would change them
+        if (
+            value.is_floating_point() and not torch.isfinite(value).all()
+        ):  # the catalog reads samples of the weights only
             raise BaseModelError(f"{where}: {name} holds values that are not finite; do not use this base")
     return model
 
