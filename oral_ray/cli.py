@@ -6,6 +6,7 @@ failed and the others are done, 75 out of the time it was given, run the same co
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -88,6 +89,9 @@ def _reader_has_gone() -> bool:
 
 def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace, verbose: bool) -> int:
     """Run a command; an OralError becomes one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no emoji, say, must not end a night
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "filelock", "httpx", "ray", "matplotlib"):

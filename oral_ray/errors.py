@@ -5,6 +5,14 @@ prints it as one line and exits with 2; the service answers it as problem+json.
 """
 
 
+def printable(text: str) -> str:
+    """Text of others as one line that every terminal, log, JSON and UTF-8 file takes.
+
+    Control characters, new lines and lone surrogates (of a file name that is no UTF-8, say) become `\\n`, `\\ud800`.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class OralError(Exception):
     """Base class: whatever derives from it is meant for a user to read."""
 

@@ -258,7 +258,7 @@ def test_a_base_on_the_shelf_has_a_record_and_any_other_is_named(objects: FileOb
     shelf = BaseShelf(objects, "bases")
     with pytest.raises(BaseModelError, match=r"base 'v1' is not in file://.*/bases; import it"):
         shelf.record("v1")
-    for name in ("model.safetensors", "config.json"):
+    for name in ("tokenizer.json", "model.safetensors", "config.json"):
         assert not shelf.has("v1")
         objects.upload(tiny_bert / name, f"bases/v1/{name}")
     assert shelf.record("v1") == describe_base(objects, "bases/v1/", "v1")
@@ -269,7 +269,7 @@ def test_a_base_on_the_shelf_has_a_record_and_any_other_is_named(objects: FileOb
 
 
 def test_probes_are_computed_once_a_base_and_settings(objects: FileObjects, tiny_bert: Path):
-    for name in ("model.safetensors", "config.json"):
+    for name in ("tokenizer.json", "model.safetensors", "config.json"):
         objects.upload(tiny_bert / name, f"bases/v1/{name}")
     record = BaseShelf(objects, "bases").record("v1")
     first = stored_probes(objects, record, ConditionConfig(num_probes=3))
@@ -283,7 +283,7 @@ def test_probes_are_computed_once_a_base_and_settings(objects: FileObjects, tiny
 
 @pytest.mark.parametrize("data", [b"", b"{}", bytes(100)])
 def test_damaged_probes_are_computed_again(objects: FileObjects, tiny_bert: Path, data: bytes):
-    for name in ("model.safetensors", "config.json"):
+    for name in ("tokenizer.json", "model.safetensors", "config.json"):
         objects.upload(tiny_bert / name, f"bases/v1/{name}")
     record = BaseShelf(objects, "bases").record("v1")
     first = stored_probes(objects, record, ConditionConfig(num_probes=3))

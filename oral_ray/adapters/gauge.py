@@ -2,13 +2,14 @@
 
 First the balanced form: thin QR of B and A^T, SVD of the r x r core, sqrt(S) on each side, so A A^T = B^T B = S. What is
 left is a rotation: the orthogonal Procrustes solution (Schonemann 1966) turns it to a reference adapter; without a
-reference the sign of every row is fixed. B A is preserved to float precision (computed in float64).
+reference the sign of every row is fixed. B A is preserved to float precision (computed in float64). Where r is larger
+than I or O, the rank of B A is not, and the rows of A and columns of B that are left over are zero.
 
 Letters: r rank, I d_in, O d_out.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Module name -> (A [r, I], B [O, r])."""
@@ -31,9 +32,11 @@ def balance(a_rI: Tensor, b_Or: Tensor) -> tuple[Tensor, Tensor]:
     """(A, B) with the same product and A A^T = B^T B = diag of its singular values, largest first."""
     q_Or, r_b = torch.linalg.qr(b_Or)
     q_Ir, r_a = torch.linalg.qr(a_rI.T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     root = s.sqrt()
-    return root[:, None] * (vh @ q_Ir.T), (q_Or @ u) * root
+    spare = len(a_rI) - len(s)
+    a, b = root[:, None] * (vh @ q_Ir.T), (q_Or @ u) * root
+    return nn.functional.pad(a, (0, 0, 0, spare)), nn.functional.pad(b, (0, spare))
 
 
 def fix_signs(a_rI: Tensor, b_Or: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,14 @@ width are independent; RPG (arXiv 2501.11587) ties them and pays with 0.95-2.8 b
     layout.num_tokens, layout.num_parameters
 """
 
+import re
 from functools import cached_property, lru_cache
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from oral_ray.bases.families import ROLE_OF_LEAF
-from oral_ray.bases.spec import BaseModelSpec, LinearModule
+from oral_ray.bases.roles import ROLE_OF, role_of
+from oral_ray.bases.spec import BaseModelSpec, LinearModule, shortest_ending
 from oral_ray.config import LoraSettings, fingerprint
 from oral_ray.errors import LayoutError
 
@@ -68,14 +69,13 @@ class AdapterLayout(BaseModel):
     def of(cls, spec: BaseModelSpec, lora: LoraSettings, token_dim: int) -> "AdapterLayout":
         """Derive the layout of LoRA settings on a base; LayoutError names what does not fit and what would.
 
+        A rank larger than a module is wide is taken, as peft takes it: keys and values are narrow in many models.
         Remembered: at 96 tokens an adapter this took a tenth of the time of a sample.
         """
         targets = _targets(spec, lora)
-        limit = min(min(module.d_in, module.d_out) for module in targets)
-        if lora.r > limit:
-            raise LayoutError(
-                f"rank r={lora.r} is larger than the smallest target module allows ({limit}); lower lora.r"
-            )
+        if len({module.transposed for module in targets}) > 1:
+            names = ", ".join(next(m.name for m in targets if m.transposed == kind) for kind in (True, False))
+            raise LayoutError(f"target_modules {list(lora.target_modules)} mix Conv1D and Linear ({names}); choose one")
         slots: list[AdapterSlot] = []
         first = 0
         for module in targets:
@@ -114,6 +114,11 @@ class AdapterLayout(BaseModel):
         return hash(self.digest)
 
     @property
+    def max_rank(self) -> int:
+        """The largest rank that a change of any of the modules can have; more rows of factors add nothing."""
+        return max(min(slot.d_in, slot.d_out) for slot in self.slots)
+
+    @property
     def num_tokens(self) -> int:
         last = self.slots[-1]
         return last.first_token + self.lora.r * last.chunks
@@ -146,10 +151,9 @@ def _targets(spec: BaseModelSpec, lora: LoraSettings) -> list[LinearModule]:
     unknown = [n for n in names if not any(_is_target(module, n) for module in spec.modules)]
     if unknown or not names:
         roles = ", ".join(dict.fromkeys(module.role for module in spec.modules))
-        leaves = ", ".join(dict.fromkeys(module.name.rpartition(".")[2] for module in spec.modules))
+        endings = ", ".join(dict.fromkeys(shortest_ending(module.name) for module in spec.modules))
         raise LayoutError(
-            f"target_modules {list(names)}: {unknown or 'nothing'} matches no module of {spec.model_type}; "
-            f"roles are {roles}, names are {leaves}"
+            f"target_modules {list(names)}: {_why_unknown(spec, unknown)}; roles are {roles}, names are {endings}"
         )
     first = spec.num_layers - last_layers
     chosen = [m for m in spec.modules if m.layer >= first and any(_is_target(m, n) for n in names)]
@@ -159,19 +163,33 @@ def _targets(spec: BaseModelSpec, lora: LoraSettings) -> list[LinearModule]:
 
 
 def _is_target(module: LinearModule, name: str) -> bool:
-    return name == module.role or module.name == name or module.name.endswith(f".{name}")
+    return name == module.role or _names(name, module.name)
+
+
+def _names(target: str, module: str) -> bool:
+    """Whether peft takes a name of `target_modules` for a module: by its full name or a dotted ending of it."""
+    return module == target or module.endswith(f".{target}")
+
+
+def _why_unknown(spec: BaseModelSpec, unknown: list[str]) -> str:
+    for target in unknown:
+        alike = re.sub(r"\d+", "0", target)  # one example stands for all layers
+        for name, why in spec.no_targets.items():
+            if _names(target, name) or _names(alike, re.sub(r"\d+", "0", name)) or target == role_of(name):
+                return f"{name} {why}"
+    return f"{unknown or 'nothing'} matches no module of {spec.model_type}"
 
 
 def _peft_names(spec: BaseModelSpec, targets: list[LinearModule]) -> tuple[str, ...]:
     """The shortest dotted endings that name the targets and nothing else, for adapter_config.json."""
     chosen = {module.name for module in targets}
     named: dict[str, set[str]] = {}
-    for module in spec.modules:
-        for ending in _endings(module.name):
-            named.setdefault(ending, set()).add(module.name)
+    for name in (*(module.name for module in spec.modules), *spec.no_targets):
+        for ending in _endings(name):
+            named.setdefault(ending, set()).add(name)
     names = set()
     for module in targets:
-        shortest = 0 if module.name.rpartition(".")[2] in ROLE_OF_LEAF else 1  # BERT's "dense" is its pooler's name too
+        shortest = 0 if module.name.rpartition(".")[2] in ROLE_OF else 1  # `dense` or a number alone says too little
         names.add(next(ending for ending in _endings(module.name)[shortest:] if named[ending] <= chosen))
     return tuple(sorted(names))
 

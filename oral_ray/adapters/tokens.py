@@ -18,7 +18,7 @@ from torch import Tensor
 
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout, AdapterSlot
-from oral_ray.bases.families import ROLES
+from oral_ray.bases.roles import ROLES
 from oral_ray.errors import LayoutError
 
 NUM_FREQUENCIES = 6

@@ -2,8 +2,9 @@
 
 A checkpoint `<prefix>/<id>/` is complete when config.json is there, every weight file is exactly as long as its header
 says, every tensor of the index is in a shard, and nothing has changed for a quiet period; `READY`, put beside it last,
-waives the quiet period. What is not complete is reported with a reason and never half-used. Headers and 16 sampled
-ranges of a weight file are read, never all weights.
+waives the quiet period. What is not complete is reported with a reason and never half-used; whatever happens while one
+checkpoint is looked at is said of that one, and the others are looked at. Headers and 16 sampled ranges of a weight file
+are read, never all weights.
 
 What a listing said the last time (keys, sizes, tags) needs no second reading: the catalog keeps its answers in
 `cache/bases/<prefix>.json`, so that a run reads what has changed since. That object is a cache: without it, or when two
@@ -15,23 +16,27 @@ runs write it at once, checkpoints are read again.
 
 import json
 import logging
-import re
-import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from oral_ray.bases.families import FAMILIES
+from oral_ray.bases.checkpoint import check_tokenizer, read_checkpoint
+from oral_ray.bases.contents import POINTER, why_no_checkpoint
+from oral_ray.bases.expected import expected_model
 from oral_ray.bases.fingerprint import content_fingerprint
-from oral_ray.bases.headers import Files
-from oral_ray.bases.spec import BaseModelSpec, build_spec, read_config, read_tensors
-from oral_ray.config import IDENTIFIER, canonical_json, fingerprint
-from oral_ray.errors import BaseModelError, MissingObjectError, OralError, StoreError
-from oral_ray.objects import FileObjects, ObjectInfo, Objects, check_key
+from oral_ray.bases.headers import Files, TensorEntry
+from oral_ray.bases.landed import check_files, check_pointer, list_landed, unquiet
+from oral_ray.bases.skeleton import build_skeleton, knows
+from oral_ray.bases.spec import BaseModelSpec, build_spec
+from oral_ray.bases.storage import check_plain
+from oral_ray.config import canonical_json, fingerprint
+from oral_ray.errors import BaseModelError, ConfigError, MissingObjectError, OralError, StoreError, printable
+from oral_ray.objects import ObjectInfo, Objects
 
 logger = logging.getLogger(__name__)
-READY = "READY"
-RULES_VERSION = 1  # raise it when what is complete, or what is said about it, changes: answers are then made anew
+SMALL_BYTES = 1024  # what git leaves in place of a large file is smaller
+RULES_VERSION = 2  # raise it when what is complete, or what is said about it, changes: answers are then made anew
 
 
 class BaseRecord(BaseModel):
@@ -46,12 +51,12 @@ class BaseRecord(BaseModel):
 
 
 class SkippedBase(BaseModel):
-    """A checkpoint that is not used, and why."""
+    """A checkpoint that is not used, and why; both are printable, whatever the folder is called or holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str
-    reason: str
+    id: Annotated[str, BeforeValidator(printable)]
+    reason: Annotated[str, BeforeValidator(printable)]
 
 
 class CatalogEntry(BaseModel):
@@ -77,12 +82,59 @@ class Catalog(BaseModel):
 
 def describe_base(files: Files, prefix: str, base_id: str) -> BaseRecord:
     """The record of a complete checkpoint under a prefix (`""` or `some/folder/`); BaseModelError if it is not."""
-    config, tensors = read_config(files, prefix), read_tensors(files, prefix)
-    if not tensors:
-        raise BaseModelError(f"{files.uri}/{prefix} has no safetensors weights (pickle files are never read)")
     uri = f"{files.uri}/{prefix}".rstrip("/")
-    spec = build_spec(config, tensors, uri)
-    return BaseRecord(id=base_id, uri=uri, spec=spec, fingerprint=content_fingerprint(files, config, tensors))
+    try:
+        return _record(files, prefix, base_id, uri)
+    except BaseModelError as error:
+        raise BaseModelError(_what_is_there(files, prefix) or str(error)) from error.__cause__
+    except ConfigError as error:
+        raise BaseModelError(f"{uri}/config.json: {error}; write it without") from None
+    except RecursionError:
+        raise BaseModelError(f"{uri}/config.json is nested too deeply to be read; is it a model's?") from None
+
+
+def _record(files: Files, prefix: str, base_id: str, uri: str) -> BaseRecord:
+    checkpoint = read_checkpoint(files, prefix)
+    tensors: Mapping[str, TensorEntry] = checkpoint.tensors
+    _check_text(uri, json.dumps(checkpoint.config, ensure_ascii=False), *tensors)
+    check_plain(checkpoint.config, tensors, uri)
+    expected = expected_model(checkpoint.config, build_skeleton(checkpoint.config, uri).kind, tensors, uri)
+    if expected is not None:
+        expected.check(tensors, uri)
+        tensors = expected.loaded(tensors)
+        check_tokenizer(checkpoint.files, uri)
+    spec = build_spec(checkpoint.config, tensors, uri)
+    return BaseRecord(id=base_id, uri=uri, spec=spec, fingerprint=content_fingerprint(files, prefix, checkpoint))
+
+
+def _check_text(uri: str, *texts: str) -> None:
+    """BaseModelError for text that no UTF-8 holds; JSON can spell it, and nothing could ever be written about it."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = ascii(text[error.start : error.end])
+            raise BaseModelError(
+                f"{uri} has {found} in config.json or in the name of a tensor: half a character, a lone surrogate; write "
+                "the whole one"
+            ) from None
+
+
+def _what_is_there(files: Files, prefix: str) -> str:
+    """What stands in place of a checkpoint, where that is plain from the names, or from how small files begin."""
+    where = f"{files.uri}/{prefix}".rstrip("/")
+    try:
+        names = {info.key.removeprefix(prefix): info for info in files.list(prefix)}
+        if reason := why_no_checkpoint(names):
+            return f"{where} {reason}"
+        for name, info in names.items():
+            if "/" not in name and info.num_bytes < SMALL_BYTES:
+                check_pointer(f"{where}/{name}", files.range(info.key, 0, len(POINTER)))
+    except BaseModelError as error:
+        return str(error)
+    except StoreError:
+        logger.debug("%s cannot be listed", where)
+    return ""
 
 
 def discover(
@@ -95,23 +147,30 @@ def discover(
     key = f"cache/bases/{prefix}.json"
     known = _read(objects, key)
     architectures, entries = dict(known.architectures), dict(known.entries)
-    listed = _listed(objects, prefix, only)
-    for base_id in [base_id for base_id in entries if base_id not in listed and (only is None or base_id in only)]:
+    landed = list_landed(objects, prefix, only)
+    for base_id in [base_id for base_id in entries if base_id not in landed and (only is None or base_id in only)]:
         del entries[base_id]
     skipped: dict[str, str] = {}
-    for base_id, infos in sorted(listed.items()):
-        listing = fingerprint([[info.key, info.num_bytes, info.tag] for info in infos])
+    for base_id, found in sorted(landed.items()):
+        if reason := found.reason or unquiet(found.infos, f"{prefix}/{base_id}/", quiet_period_s):
+            skipped[base_id] = reason
+            continue
+        listing = fingerprint([[ascii(info.key), info.num_bytes, info.tag] for info in found.infos])
+        if _is_known(entries.get(base_id), listing, architectures):
+            continue
+        entries.pop(base_id, None)
         try:
-            _wait(infos, f"{prefix}/{base_id}/", quiet_period_s)
-            if base_id in entries and entries[base_id].listing == listing:
-                continue
-            entries.pop(base_id, None)
-            _check_names(objects, base_id, prefix, infos)
-            record = describe_base(_Listed(objects, infos), f"{prefix}/{base_id}/", base_id)
+            check_files(objects, f"{prefix}/{base_id}/", found.infos)
+            record = describe_base(_Listed(objects, found.infos), f"{prefix}/{base_id}/", base_id)
         except BaseModelError as error:
-            entries[base_id] = CatalogEntry(listing=listing, reason=str(error))
+            entries[base_id] = CatalogEntry(listing=listing, reason=printable(str(error)))
         except OralError as error:  # it may be otherwise the next time, though the listing is the same
             skipped[base_id] = str(error)
+        except Exception as error:  # whatever there is in this one, the others must be looked at
+            logger.exception("looking at base %s failed", base_id)
+            skipped[base_id] = (
+                f"looking at it failed: {type(error).__name__}: {error}; the log has more, please report it"
+            )
         else:
             architectures[record.spec.digest] = record.spec
             entries[base_id] = CatalogEntry(
@@ -128,8 +187,11 @@ def discover(
             objects.put(key, canonical_json(catalog).encode())
         except StoreError as error:  # who may only read does without
             logger.warning("the catalog cannot be kept: %s", error)
-    kept = {base_id: entries[base_id].reason for base_id in listed if base_id in entries and entries[base_id].reason}
-    skipped = kept | skipped
+    skipped |= {
+        base_id: entries[base_id].reason
+        for base_id in landed
+        if base_id not in skipped and base_id in entries and entries[base_id].reason
+    }
     records = [
         BaseRecord(
             id=base_id,
@@ -137,53 +199,26 @@ def discover(
             spec=catalog.architectures[entries[base_id].architecture],
             fingerprint=entries[base_id].fingerprint,
         )
-        for base_id in sorted(listed)
+        for base_id in sorted(landed)
         if base_id not in skipped
     ]
     return records, [SkippedBase(id=base_id, reason=reason) for base_id, reason in sorted(skipped.items())]
 
 
-def _listed(objects: Objects, prefix: str, only: Collection[str] | None) -> dict[str, list[ObjectInfo]]:
-    """What lies under the prefix, by base id."""
-    prefixes: Iterable[str] = [f"{prefix}/"] if only is None else [f"{prefix}/{base_id}/" for base_id in sorted(only)]
-    listed: dict[str, list[ObjectInfo]] = {}
-    for wanted in prefixes:
-        for info in objects.list(wanted):
-            listed.setdefault(info.key.removeprefix(f"{prefix}/").partition("/")[0], []).append(info)
-    return listed
-
-
-def _check_names(objects: Objects, base_id: str, prefix: str, infos: Sequence[ObjectInfo]) -> None:
-    if not re.fullmatch(IDENTIFIER, base_id):
-        raise BaseModelError(f"{base_id!r} is no valid id; use letters, digits, '.', '_' and '-'")
-    if infos[0].key == f"{prefix}/{base_id}":
-        raise BaseModelError(f"{base_id!r} is a file or a link, no folder; put a checkpoint's files below {prefix}/ID/")
-    check = objects.path if isinstance(objects, FileObjects) else check_key  # of a folder: no link leaves it either
-    for info in infos:
-        try:
-            check(info.key)
-        except StoreError as error:
-            raise BaseModelError(f"{error}; a checkpoint with such a name is not used") from None
-
-
-def _wait(infos: Sequence[ObjectInfo], prefix: str, quiet_period_s: float) -> None:
-    """StoreError until nothing has changed for the quiet period; a READY as young as the youngest object waives it."""
-    newest = max(info.modified_s for info in infos)
-    ready = any(info.key == prefix + READY and info.modified_s >= newest for info in infos)
-    age_s = time.time() - newest
-    if not ready and age_s < quiet_period_s:
-        raise StoreError(f"changed {age_s:.0f} s ago, quiet period is {quiet_period_s:.0f} s; wait")
+def _is_known(entry: CatalogEntry | None, listing: str, architectures: Collection[str]) -> bool:
+    """Whether an entry still says what is there; one whose architecture is lost says nothing."""
+    return entry is not None and entry.listing == listing and bool(entry.reason or entry.architecture in architectures)
 
 
 def _read(objects: Objects, key: str) -> Catalog:
     """The catalog as it was kept; an empty one where there is none, or one by other rules or damaged."""
-    empty = Catalog(rules=fingerprint(RULES_VERSION, sorted(FAMILIES)))
+    empty = Catalog(rules=fingerprint(RULES_VERSION, knows()))
     try:
         kept = Catalog.model_validate(json.loads(objects.get(key)))
     except MissingObjectError:
         return empty
-    except (ValueError, ValidationError) as error:
-        logger.warning("%s/%s is damaged and made anew: %s", objects.uri, key, str(error).partition("\n")[0])
+    except (StoreError, ValueError, RecursionError) as error:
+        logger.warning("%s/%s cannot be read and made anew: %s", objects.uri, key, str(error).partition("\n")[0])
         return empty
     return kept if kept.rules == empty.rules else empty
 
@@ -191,10 +226,13 @@ def _read(objects: Objects, key: str) -> Catalog:
 class _Listed:
     """A checkpoint's files as a listing saw them: whether there is one, and how long it is, costs no call."""
 
-    def __init__(self, objects: Objects, infos: Iterable[ObjectInfo]) -> None:
+    def __init__(self, objects: Objects, infos: Sequence[ObjectInfo]) -> None:
         self.uri = objects.uri
         self.get, self.range = objects.get, objects.range
-        self._sizes = {info.key: info.num_bytes for info in infos}
+        self._infos, self._sizes = [*infos], {info.key: info.num_bytes for info in infos}
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return (info for info in self._infos if info.key.startswith(prefix))
 
     def exists(self, key: str) -> bool:
         return key in self._sizes

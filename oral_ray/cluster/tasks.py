@@ -111,7 +111,7 @@ def _one_by_one(
                 return
             try:
                 result = call(*one)
-            except OralError as error:
+            except Exception as error:  # as on Ray, where a task is a process: the other calls do not end with it
                 result = error
             if not isinstance(result, retry_on) or attempt == retries:
                 break

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.loading import load_folder, model_folder
+from oral_ray.bases.sources import SourceFolder
 from oral_ray.config import ConditionConfig, LoraSettings, derive_seed
 from oral_ray.errors import ConditionError
-from oral_ray.objects import FileObjects
 from oral_ray.tasks.scoring import embed, encode
 
 MAX_PROMPT_CHARS = 1000
@@ -97,7 +97,7 @@ class ConditionEncoder:
     def __init__(self, config: ConditionConfig) -> None:
         self.config = config
         with model_folder(config.text_encoder) as folder:
-            record = describe_base(FileObjects(folder), "", "text-encoder")
+            record = describe_base(SourceFolder(folder), "", "text-encoder")
             if record.spec.kind != "encoder":
                 raise ConditionError(f"condition.text_encoder {config.text_encoder!r} is no sentence encoder")
             self._model, self._tokenizer = load_folder(folder, "encoder")

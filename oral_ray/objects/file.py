@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +33,11 @@ class FileObjects:
         path = self.root / check_key(key)
         steps = itertools.accumulate(key.split("/"), os.path.join, initial=str(self.root))
         has_link = any(map(os.path.islink, itertools.islice(steps, 1, None)))  # to resolve every path takes far longer
-        if has_link and not path.resolve().is_relative_to(self.root.resolve()):
-            raise StoreError(f"object {key!r} of {self.uri} is a link that leaves the store; replace it by a file")
+        if has_link and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+            raise StoreError(
+                f"object {key!r} of {self.uri} is a link that leaves the store, or lies behind one; replace the link by "
+                "what it leads to (cp -rL copies that)"
+            )
         return path
 
     def get(self, key: str) -> bytes:
@@ -53,7 +57,11 @@ class FileObjects:
             return path.stat().st_size
 
     def exists(self, key: str) -> bool:
-        return self.path(key).is_file()
+        with self._reading(key):
+            try:
+                return stat.S_ISREG(self.path(key).stat().st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def put(self, key: str, data: bytes) -> None:
         with self._writing(key) as (temporary, target):
@@ -88,14 +96,25 @@ class FileObjects:
             raise StoreError(f"prefix {prefix!r} leaves the store {self.uri}")
         keys = [
             Path(where, name).relative_to(self.root).as_posix()
-            for where, folders, names in os.walk(self.root / prefix.rpartition("/")[0])
+            for where, folders, names in os.walk(self.root / prefix.rpartition("/")[0], onerror=self._not_listed)
             for name in (*names, *(n for n in folders if Path(where, n).is_symlink()))  # not followed, but not hidden
             if not name.startswith(TEMPORARY)
         ]
         for key in sorted(key for key in keys if key.startswith(prefix)):
-            with contextlib.suppress(FileNotFoundError):
-                stat = (self.root / key).stat()
-                yield ObjectInfo(key, stat.st_size, stat.st_mtime, f"{stat.st_ino}-{stat.st_mtime_ns}")
+            with contextlib.suppress(MissingObjectError), self._reading(key):
+                yield self._info(key)
+
+    def children(self, prefix: str) -> dict[str, bool]:
+        """The names directly below a folder, empty ones too, and whether each is a folder; a link is none."""
+        found: dict[str, bool] = {}
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                for entry in entries:
+                    if not entry.name.startswith(TEMPORARY):
+                        found[entry.name] = entry.is_dir(follow_symlinks=False)
+        except OSError as error:
+            self._not_listed(error)
+        return found
 
     def delete(self, key: str) -> None:
         with self._reading(key):
@@ -107,12 +126,24 @@ class FileObjects:
     def leftovers(self) -> Iterator[ObjectInfo]:
         for path in sorted(self.root.rglob(f"{TEMPORARY}*")):
             with contextlib.suppress(FileNotFoundError):
-                stat = path.stat()
-                key = path.relative_to(self.root).as_posix()
-                yield ObjectInfo(key, stat.st_size, stat.st_mtime, f"{stat.st_ino}-{stat.st_mtime_ns}")
+                yield self._info(path.relative_to(self.root).as_posix())
 
     def discard(self, leftover: ObjectInfo) -> None:
         self.delete(leftover.key)
+
+    def _info(self, key: str) -> ObjectInfo:
+        path = self.root / key
+        try:
+            about = path.stat()
+        except OSError:
+            about = path.lstat()  # a link that leads nowhere, or in a circle, is there all the same
+        return ObjectInfo(key, about.st_size, about.st_mtime, f"{about.st_ino}-{about.st_mtime_ns}")
+
+    def _not_listed(self, error: OSError) -> None:
+        """A folder that cannot be read is no empty one; one that is not there, or no more, is."""
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            reason = error.strerror or str(error)
+            raise StoreError(f"cannot list {error.filename!r} in {self.uri}: {reason}; make it readable") from None
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ import functools
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from oral_ray.objects import Objects, open_objects
 from oral_ray.release import PlanItem, plan_releases
 from oral_ray.stages import corpus, train
 from oral_ray.stages.gate import Item, Outcome, decided, regenerate_item
-from oral_ray.stages.summary import FailedItem, RegenerationSummary
+from oral_ray.stages.summary import WHOLE_BASE, FailedItem, RegenerationSummary, once_a_base
 from oral_ray.store.bases import BaseShelf
 from oral_ray.store.generators import Lineage, current_generator, generator_lineage, get_generator
 from oral_ray.store.heads import Head, latest_releases
@@ -69,7 +70,7 @@ def run(config: Config, only: Collection[str] | None = None) -> RegenerationSumm
     recipe = train.run(needed)
     found = survey(config, recipe, only)
     items = _items(config, needed, recipe, found)
-    known = [decided(config, item) for item in items]
+    known = [_decided(config, item) for item in items]
     outcomes = [outcome for outcome in known if outcome is not None and outcome.decision.arm is None]
     todo = [item for item, outcome in zip(items, known, strict=True) if outcome is None or outcome.decision.arm]
     made, failed = _work(config, objects, recipe, todo)
@@ -178,18 +179,32 @@ def _items(config: Config, needed: Config, recipe: str, found: Survey) -> list[I
     ]
 
 
+def _decided(config: Config, item: Item) -> Outcome | None:
+    """What was decided before; None also where that cannot be read: its worker then says so, of this item alone."""
+    try:
+        return decided(config, item)
+    except Exception:
+        logger.exception("what was decided of %s on %s cannot be read", item.task, item.base.id)
+        return None
+
+
 def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> tuple[list[Outcome], list[FailedItem]]:
-    """Decide and publish every item on the cluster; a base is released as soon as its last item has ended."""
-    left = {base_id: [item.base.id for item in items].count(base_id) for base_id in {item.base.id for item in items}}
+    """Decide and publish every item on the cluster; a base is released as soon as its last item has ended.
+
+    Whatever an item or a release raises is said of it by name, and the others are done.
+    """
+    due = Counter(item.base.id for item in items)
+    left = due.copy()
     won: dict[str, list[ReleasedAdapter]] = {base_id: [] for base_id in left}
-    outcomes, failed = {}, []
+    outcomes: dict[int, Outcome] = {}
+    failed: list[FailedItem] = []
     for i, result in each_task(
         [(regenerate_item, (config, item)) for item in items], config.cluster, determinism=config.determinism,
         retries=config.regenerate.retries, label="regenerate", retry_on=(StoreError,),
     ):  # fmt: skip
         base = items[i].base
         if isinstance(result, Exception):
-            failed.append(FailedItem(base=base.id, task=items[i].task, reason=_one_line(result)))
+            failed.append(_failure(base.id, items[i].task, result))
         else:
             outcomes[i], adapter = result
             won[base.id] += [adapter] if adapter else []
@@ -197,9 +212,20 @@ def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> t
         if not left[base.id] and won[base.id]:
             try:
                 _release(config, objects, generator_lineage(objects, recipe), base, won[base.id])
-            except OralError as error:
-                failed.append(FailedItem(base=base.id, task="*", reason=_one_line(error)))
-    return [outcomes[i] for i in sorted(outcomes)], sorted(failed, key=lambda item: (item.base, item.task))
+            except Exception as error:
+                failed.append(_failure(base.id, WHOLE_BASE, error))
+    return [outcomes[i] for i in sorted(outcomes)], once_a_base(failed, due)
+
+
+def _failure(base_id: str, task: str, error: Exception) -> FailedItem:
+    """What failed and why, in one line; what is no error meant for a user goes to the log whole."""
+    if isinstance(error, OralError):
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    else:
+        logger.error("%s on %s failed", task, base_id, exc_info=error)
+        cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raises
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}; the log has more, please report it"
+    return FailedItem(base=base_id, task=task, reason=reason)
 
 
 def _release(
@@ -246,9 +272,3 @@ def _published(head: Head | None, base_id: str) -> list[dict[str, str]]:
         }
         for adapter in (head.release.adapters if head else ())
     ]
-
-
-def _one_line(error: Exception) -> str:
-    """The reason of a failure; of a traceback its last line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if isinstance(error, OralError) else lines[-1]

@@ -1,13 +1,16 @@
 """What a regeneration run found, planned, decided and failed at; as text, JSON and HTML."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from oral_ray.bases.catalog import SkippedBase
 from oral_ray.config import Section
-from oral_ray.errors import ConfigError, StoreError
+from oral_ray.errors import ConfigError, StoreError, printable
 from oral_ray.release import PlanItem
 from oral_ray.report.aligned import aligned
 from oral_ray.stages.gate import Outcome
@@ -19,12 +22,18 @@ _STYLE = (
 )
 
 
+WHOLE_BASE = "*"
+
+
 class FailedItem(Section):
-    """A (base, task) that could not be finished (`*`: the base's release), and why; the next run tries again."""
+    """A (base, task) that could not be finished, and why; the next run tries again.
+
+    The task `*` stands for all that was due on the base, or for its release.
+    """
 
     base: str
     task: str
-    reason: str
+    reason: Annotated[str, BeforeValidator(printable)]
 
 
 class RegenerationSummary(Section):
@@ -46,9 +55,33 @@ class RegenerationSummary(Section):
         due = sum(item.action == "generate" for item in self.plan)
         return (
             f"{len(self.plan)} (base, task) pairs, {due} due: {won} published, {len(self.outcomes) - won} with nothing "
-            f"better than the base, {len(self.failed)} failed; {len(self.skipped_bases)} checkpoints skipped; "
+            f"better than the base, {self._num_failed} failed; {len(self.skipped_bases)} checkpoints skipped; "
             f"{self.wall_s:.0f} s"
         )
+
+    @property
+    def _num_failed(self) -> int:
+        """Pairs that failed, and releases."""
+        known = {(item.base, item.task) for item in (*self.outcomes, *self.failed)}
+        undecided = Counter(
+            item.base for item in self.plan if item.action == "generate" and (item.base, item.task) not in known
+        )
+        return sum(max(1, undecided[item.base]) if item.task == WHOLE_BASE else 1 for item in self.failed)
+
+
+def once_a_base(failed: Sequence[FailedItem], due: Mapping[str, int]) -> list[FailedItem]:
+    """The failures in order; where all that was due on a base failed for one reason, it stands there once.
+
+    So a base that does not load is one line, however many tasks there are. `due` counts what was due on each base.
+    """
+    alike = Counter((item.base, item.reason) for item in failed)
+    found = {
+        FailedItem(base=item.base, task=WHOLE_BASE, reason=item.reason)
+        if alike[item.base, item.reason] == due[item.base] > 1
+        else item
+        for item in failed
+    }
+    return sorted(found, key=lambda item: (item.base, item.task, item.reason))
 
 
 def tables(summary: RegenerationSummary) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
@@ -58,7 +91,9 @@ def tables(summary: RegenerationSummary) -> Iterator[tuple[str, tuple[str, ...],
     decided = {(outcome.base, outcome.task) for outcome in summary.outcomes}
     broken = {(item.base, item.task) for item in summary.failed}
     due = [item for item in summary.plan if item.action == "generate"]
-    undone = [item for item in due if (item.base, item.task) not in decided | broken]
+    undone = [
+        item for item in due if (item.base, item.task) not in decided | broken and (item.base, WHOLE_BASE) not in broken
+    ]
     yield "to do", ("base", "task", "reason"), [(item.base, item.task, item.reason) for item in undone]
     skips = Counter((item.base, item.reason) for item in summary.plan if item.action == "skip")
     yield "not due", ("base", "tasks", "reason"), [(base, str(n), reason) for (base, reason), n in skips.items()]

@@ -42,6 +42,13 @@ def stored_probes(objects: Objects, record: BaseRecord, config: ConditionConfig)
     try:
         return load(objects.get(key))
     except (MissingObjectError, SafetensorError):  # not there, or damaged
-        probes = weight_probes(open_objects(record.uri), "", record.spec, config.probe_modules, config.num_probes)
+        base = open_objects(record.uri)
+        probes = weight_probes(base, "", record.spec, config.probe_modules, config.num_probes)
+        found = describe_base(base, "", record.id).fingerprint  # after reading: what was read is what is kept for it
+        if found != record.fingerprint:
+            raise BaseModelError(
+                f"base {record.id!r} at {record.uri} has fingerprint {found}, expected {record.fingerprint}; it was "
+                "replaced, run the catalog again"
+            ) from None
         objects.put(key, save({name: probe.contiguous() for name, probe in probes.items()}))
         return probes
