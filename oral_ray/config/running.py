@@ -14,6 +14,7 @@ Arm = Literal[
 ]  # fmt: skip
 Arms = Annotated[tuple[Arm, ...], Distinct, Field(min_length=1)]
 ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
+HostName = Annotated[str, Field(pattern=r"^([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[?[0-9A-Fa-f:]+\]?)$")]
 _DEFAULT_ARMS: tuple[Arm, ...] = (
     "base", "majority", "trained", "trained_long", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression",
     "generated", "wrong_prompt",
@@ -81,15 +82,17 @@ class RegenerateConfig(Section):
 class ServeConfig(Section):
     """The generation service; `generator` is a recipe, empty for the current one of the configuration's name.
 
-    `tokens` names the bearer tokens, `file:PATH` or `env:NAME` (serve/security.py has the format); without them only
-    loopback is served. `rate_per_minute` requests a token may come, 0 is no limit. What the store may change (bases,
-    the current generator) is looked up every `refresh_s`. Requests of at most `wait_tokens` weight tokens are answered at
-    once, waiting at most `max_wait_s`; larger and slower ones become jobs. With `presign_s` files on S3 are answered by a
-    redirect to a link that is valid so long.
+    `tokens` names the bearer tokens, `file:PATH` or `env:NAME` (serve/security.py has the format). Without them only
+    loopback is served, and only under loopback names and those of `allowed_hosts` (names as in a Host header, without a
+    port; with tokens every name is answered unless some are given). `rate_per_minute` requests a token may come, 0 is no
+    limit. What the store may change (bases, the current generator) is looked up every `refresh_s`. Requests of at most
+    `wait_tokens` weight tokens are answered at once, waiting at most `max_wait_s`; larger and slower ones become jobs.
+    With `presign_s` files on S3 are answered by a redirect to a link that is valid so long.
     """
 
     generator: str = ""
     tokens: str = ""
+    allowed_hosts: tuple[HostName, ...] = ()
     rate_per_minute: NonNegativeInt = 0
     max_body_bytes: PositiveInt = 65536
     body_timeout_s: PositiveFloat = 10.0
