@@ -43,7 +43,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
     thread.join()
 
 
-def talk(port: int, *parts: bytes, pause_s: float = 0.0, silence_s: float = 5.0) -> tuple[bytes, float]:
+def talk(port: int, *parts: bytes, pause_s: float = 0.0, silence_s: float = 2.0) -> tuple[bytes, float]:
     """What comes back to parts sent with pauses, until the other side closes, and after how long (never: inf)."""
     started, answer = time.monotonic(), b""
     with socket.create_connection(("127.0.0.1", port)) as client:

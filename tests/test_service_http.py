@@ -76,8 +76,13 @@ def test_a_list_of_etags_has_a_tag_or_not(header: str, weak: bool, strong: bool)
     assert (etag_matches(header, '"a"'), etag_matches(header, '"a"', is_strong=True)) == (weak, strong)
 
 
-@pytest.mark.parametrize(("header", "part"), [("Bytes=0-3", (0, 4)), ("bytes=-4", (6, 10)), ("bytes=0-" + "9" * 25, (0, 10)),
-                                              ("bytes=1-2,4-5", None), ("lines=1-2", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        ("Bytes=0-3", (0, 4)), ("bytes=-4", (6, 10)), ("bytes=0-" + "9" * 25, (0, 10)), ("bytes=1-2,4-5", None),
+        ("lines=1-2", None),
+    ],
+)  # fmt: skip
 def test_a_range_unit_may_be_written_in_any_case(header: str, part: Any):
     assert parse_range(header, 10) == part
 

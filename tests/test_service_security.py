@@ -152,8 +152,9 @@ def test_an_open_service_answers_for_loopback_names_and_those_allowed(own_name: 
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost@evil.example", "localhost.evil", "0.0.0.0",
-             "192.168.1.4", "localhost/", "xadapters.test", "", "\xff"],
+    "host",
+    ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost@evil.example", "localhost.evil",
+     "0.0.0.0", "192.168.1.4", "localhost/", "xadapters.test", "", "\xff"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/bases", "/", "/openapi.json", "/healthz", "/v1/adapters/", "/nowhere"])
 def test_an_open_service_answers_for_no_other_host_and_redirects_to_none(own_name: Service, host: str, path: str):
