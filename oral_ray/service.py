@@ -89,6 +89,7 @@ class Stock:
         base, lora = self.base(base_id), lora or self.config.lora
         if refusal := self.refusal(base):
             raise LayoutError(f"base {base_id!r}: {refusal}")
+        lora = self._as_configured(base, lora)
         if lora != self.config.lora and not self._is_known(base, lora):
             kinds = "; ".join(_words(choice) for choice in self.choices(base))
             raise LayoutError(f"the generator's corpus has no adapters with {_words(lora)}; ask for {kinds}")
@@ -118,6 +119,7 @@ class Stock:
             for r in (1, 2, 4, 8, 16, 32, 64)
             for alpha in sorted({usual.lora_alpha, r, 2 * r})
         ]
+        others = dict.fromkeys((*self.config.corpus.kinds, *others))
         return (usual, *(lora for lora in others if lora != usual and self._is_known(base, lora)))
 
     def num_tokens(self, order: Order) -> int:
@@ -165,6 +167,29 @@ class Stock:
         if recipe is None:
             raise GeneratorError(f"no generator named {name!r} in {self.objects.uri}; run jobs/train.py first")
         return recipe
+
+    def _as_configured(self, base: BaseRecord, lora: LoraSettings) -> LoraSettings:
+        """The same kind of adapter with its target modules as the configuration writes them (roles, an order).
+
+        A kind is known by what the configuration says; a request may say it with the names of adapter_config.json.
+        """
+        if lora == self.config.lora:
+            return lora
+        for kind in (self.config.lora, *self.config.corpus.kinds):
+            spelled = kind.model_copy(update={"r": lora.r, "lora_alpha": lora.lora_alpha})
+            asked = self._adapted(base, spelled.model_copy(update={"target_modules": lora.target_modules}))
+            if asked and asked == self._adapted(base, spelled):
+                return spelled
+        return lora
+
+    def _adapted(self, base: BaseRecord, lora: LoraSettings) -> frozenset[str]:
+        """The modules that adapters of a kind change, none where the base has no such kind."""
+        try:
+            return frozenset(
+                slot.module for slot in AdapterLayout.of(base.spec, lora, self.card().spec.token_dim).slots
+            )
+        except LayoutError:
+            return frozenset()
 
     def _is_known(self, base: BaseRecord, lora: LoraSettings) -> bool:
         card = self.card()

@@ -3,7 +3,6 @@
 Every route needs a scope (serve/security.py); /healthz and /readyz need none. Every error is a Problem.
 """
 
-import re
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -15,8 +14,9 @@ from starlette.concurrency import run_in_threadpool
 from oral_ray import __version__
 from oral_ray.config import IDENTIFIER, Config
 from serve.broker import Answer, Broker
-from serve.catalog import Catalog, parse_range
+from serve.catalog import Catalog
 from serve.edge import Edge
+from serve.headers import etag_matches, parse_prefer, parse_range, range_applies
 from serve.metrics import IngressMetrics
 from serve.problems import RefusedError, add_handlers, as_problems
 from serve.schema import (
@@ -50,6 +50,7 @@ def build_api(
     """The FastAPI application of an ingress."""
     api = FastAPI(
         title="oral_ray", version=__version__, docs_url=None, redoc_url=None,
+        redirect_slashes=False,  # a redirect would go to the Host that the client names
         description="LoRA adapters from prompts. A prompt and a base version give an adapter; equal requests the same one.",
     )  # fmt: skip
     api.add_middleware(Edge, config=config.serve, metrics=metrics)
@@ -68,18 +69,20 @@ def add_generation(api: FastAPI, broker: Broker, guard: Guard) -> None:
 
     @api.post(
         "/v1/adapters", response_model=AdapterInfo, tags=["generate"],
-        responses=_problems(400, 404, 408, 413, 422) | {202: {"model": JobInfo, "description": "Accepted as a job"}},
+        responses=_problems(400, 404, 408, 413, 415, 422) | {202: {"model": JobInfo, "description": "Accepted as a job"}},
     )  # fmt: skip
     async def create(
+        request: Request,
         asked: GenerateRequest,
         caller: Annotated[str, Depends(may_generate)],
         prefer: Annotated[str, Header(max_length=200, description="`wait=SECONDS` or `respond-async` (RFC 7240)")] = "",
         idempotency_key: Annotated[str, Header(max_length=200)] = "",
     ) -> Response:
         """Generate an adapter and store it; an equal request finds the stored one."""
-        wait_s = _wait_s(prefer)
-        answer = await broker.create(asked, caller, wait_s, idempotency_key)
-        headers = {} if wait_s is None else {"Preference-Applied": "wait" if wait_s else "respond-async"}
+        # `prefer` stands in the document; what counts are all lines of that header
+        preferences = parse_prefer(request.headers.getlist("prefer"))
+        answer = await broker.create(asked, caller, preferences.limit_s, idempotency_key)
+        headers = preferences.applied
         if not isinstance(answer, Answer):
             info = await run_in_threadpool(broker.jobs.info, answer.id)
             headers |= {"Location": f"/v1/jobs/{answer.id}", "Retry-After": "1"}
@@ -131,25 +134,26 @@ def add_reading(api: FastAPI, broker: Broker, catalog: Catalog, guard: Guard) ->
     )  # fmt: skip
     async def file(request: Request, adapter_id: Digest, name: FileName) -> Response:
         """A file of an adapter, or one range of it."""
-        tag = f'"{adapter_id}-{name}"'
+        tag, asked = f'"{adapter_id}-{name}"', request.headers
         num_bytes = await run_in_threadpool(catalog.num_bytes, adapter_id, name)
-        if link := await run_in_threadpool(catalog.link, adapter_id, name):
-            return RedirectResponse(link, 307)
         headers = _IMMUTABLE | {
             "ETag": tag, "Accept-Ranges": "bytes", "Content-Disposition": f'attachment; filename="{name}"',
         }  # fmt: skip
-        if request.headers.get("if-none-match") == tag:
+        if etag_matches(", ".join(asked.getlist("if-none-match")), tag):
             return Response(status_code=304, headers=headers)
+        if link := await run_in_threadpool(catalog.link, adapter_id, name):
+            return RedirectResponse(link, 307)
         try:
-            part = parse_range(request.headers.get("range", ""), num_bytes)
+            counts = range_applies(asked.get("if-range", ""), tag)
+            part = parse_range(asked.get("range", "") if counts else "", num_bytes)
         except IndexError:
-            detail = f"the file has {num_bytes} bytes, the range begins after its end"
+            detail = f"the file has {num_bytes} bytes, the range begins after its end; ask for bytes=0-{num_bytes - 1}"
             raise RefusedError(416, "RangeError", detail, {"Content-Range": f"bytes */{num_bytes}"}) from None
         start, stop = part or (0, num_bytes)
         if part:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{num_bytes}"
         headers["Content-Length"] = str(stop - start)
-        pieces = catalog.read(adapter_id, name, start, stop)
+        pieces = () if request.scope.get("is_head") else catalog.read(adapter_id, name, start, stop)
         return StreamingResponse(pieces, 206 if part else 200, headers, "application/octet-stream")
 
     @api.get("/v1/bases", tags=["read"], dependencies=reader, responses=_problems())
@@ -217,13 +221,6 @@ def _needs(guard: Guard, scope: Scope) -> Callable[..., str]:
     return admit  # type: ignore[return-value]
 
 
-def _wait_s(prefer: str) -> float | None:
-    """How long a client would wait: 0 for `respond-async`, None where it says nothing."""
-    if found := re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?:$|[,;\s])", prefer):
-        return float(found[1])
-    return 0.0 if "respond-async" in prefer else None
-
-
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI of the problems of a route, with those that any route may have."""
-    return {code: {"model": Problem} for code in (*codes, 401, 403, 429, 500, 503)}
+    return {code: {"model": Problem} for code in (*codes, 400, 401, 403, 421, 429, 500, 503)}

@@ -189,23 +189,3 @@ class Catalog:
             )
             for distance, other in ranked[:NUM_NEAREST]
         )  # fmt: skip
-
-
-def parse_range(header: str, num_bytes: int) -> tuple[int, int] | None:
-    """The [start, stop) that a Range header (RFC 9110) asks for, None for the whole file; IndexError past its end.
-
-    A header of another form, or with several ranges, asks for the whole file.
-    """
-    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
-    if not found or not any(found.groups()):
-        return None
-    first, last = found.groups()
-    if not first:  # the last n bytes
-        start, stop = max(0, num_bytes - int(last)), num_bytes
-    else:
-        start, stop = int(first), min(num_bytes, int(last) + 1 if last else num_bytes)
-        if last and int(last) < int(first):
-            return None
-    if start >= stop:
-        raise IndexError(header)
-    return start, stop

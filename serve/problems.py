@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from oral_ray.errors import (
     ArtifactError,
@@ -25,6 +26,7 @@ from serve.schema import Problem
 logger = logging.getLogger("ray.serve.oral")
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+DOCUMENT = "/openapi.json"
 STATUS: dict[type[OralError], int] = {
     ConditionError: 422, LayoutError: 422, BaseModelError: 404, ArtifactError: 404, ReleaseError: 404,
     MissingObjectError: 404, StoreError: 503, GeneratorError: 503,
@@ -85,12 +87,48 @@ async def on_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    faults = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:20])
-    return problem(422, "RequestError", ascii("; ".join(faults))[1:-1][:2000], _id_of(request))
+    faults = [f"{'.'.join(map(str, item['loc']))}: {_words(item)}" for item in error.errors()[:20]]
+    detail = ascii("; ".join(faults))[1:-1][:2000]
+    return problem(422, "RequestError", f"{detail}; {DOCUMENT} says what is valid", _id_of(request))
+
+
+def _words(fault: dict[str, Any]) -> str:
+    """One fault with the value that was found; a JSON that ends or breaks off says where and why."""
+    if fault["type"] == "json_invalid":
+        return f"no valid JSON ({fault.get('ctx', {}).get('error', fault['msg'])}); send one JSON object"
+    if fault["type"] == "missing":
+        return "is missing"
+    found = fault.get("input")
+    value = f" (found {ascii(found)[:60]})" if isinstance(found, str | int | float | bool | None) else ""
+    return f"{fault['msg']}{value}"
 
 
 async def _on_refused(request: Request, error: HTTPException) -> JSONResponse:
-    return problem(error.status_code, "RequestError", str(error.detail), _id_of(request), dict(error.headers or {}))
+    """What the framework refuses by itself: no route, a method that the route has not, a body that it cannot read."""
+    where, headers = ascii(request.url.path)[:120], dict(error.headers or {})
+    if error.status_code == 404:
+        detail = f"there is no route {where}; {DOCUMENT} lists all routes, without a slash at the end"
+        return problem(404, "RouteError", detail, _id_of(request), headers)
+    if error.status_code == 405:
+        allowed = ", ".join(_methods(request))
+        detail = (
+            f"{ascii(request.method)[:20]} is not allowed at {where}; allowed: {allowed}; {DOCUMENT} lists all routes"
+        )
+        return problem(405, "MethodError", detail, _id_of(request), headers | {"Allow": allowed})
+    if error.status_code == 400:
+        detail = f"the body cannot be read ({error.detail}); send one JSON object in UTF-8, see {DOCUMENT}"
+        return problem(400, "BodyError", detail, _id_of(request), headers)
+    return problem(error.status_code, "RequestError", f"{error.detail}; see {DOCUMENT}", _id_of(request), headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method that some route has at the request's path. HEAD goes wherever GET does (serve/edge.py)."""
+    found = set()
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        if match != Match.NONE:
+            found |= route.methods or set()
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 def _id_of(request: Request) -> str:

@@ -13,7 +13,7 @@ from oral_ray.generator.condition import MAX_PROMPT_CHARS
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,64}$")]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,256}$")]
 FileName = Literal["adapter_model.safetensors", "adapter_config.json", "provenance.json"]
 
 
@@ -25,19 +25,21 @@ class GenerateRequest(_Message):
     """One adapter to generate: the task in words, a base version of the store, the seed of the sample.
 
     `r`, `lora_alpha` and `target_modules` default to those of the service; others must be ones that the generator's
-    corpus has (`/v1/bases` lists them). `strength` multiplies the adapter's change of the weights.
+    corpus has (`/v1/bases` lists them). `target_modules` are roles (`q`, `v`) or names as in adapter_config.json, in any
+    order; those of an adapter that the service made ask for its kind again. `strength` multiplies the adapter's change of
+    the weights.
     """
 
     # refused by check_prompt, in its own words; the document says what it refuses
     prompt: Annotated[str, Field(
-        description="The task in words.",
+        description="The task in words, with at least one visible character.",
         json_schema_extra={"minLength": 1, "maxLength": MAX_PROMPT_CHARS, "pattern": r"\S"},
     )]  # fmt: skip
     base: Annotated[Identifier, Field(description="Id of a base version in the store, never a path or uri.")]
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Same prompt, base, generator and seed: same adapter.")] = 0
     r: Annotated[int, Field(ge=1, le=1024)] | None = None
     lora_alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
-    target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32)] | None = None
+    target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=1024)] | None = None
     strength: Annotated[float, Field(gt=0, le=4)] = 1.0
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 
+from serve.headers import etag_matches
+
 FOLDER = Path(__file__).parent / "page"
 INDEX = "index.html"
 TYPES = {
@@ -23,7 +25,7 @@ def add_page(api: FastAPI) -> None:
     for path in sorted(FOLDER.iterdir()):
         if path.suffix in TYPES:
             route = "/" if path.name == INDEX else f"/page/{path.name}"
-            api.add_api_route(route, _answer(path), methods=["GET", "HEAD"], include_in_schema=False)
+            api.add_api_route(route, _answer(path), methods=["GET"], include_in_schema=False)
 
 
 def _answer(path: Path) -> Callable[[Request], Awaitable[Response]]:
@@ -31,7 +33,7 @@ def _answer(path: Path) -> Callable[[Request], Awaitable[Response]]:
     headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
 
     async def answer(request: Request) -> Response:
-        if request.headers.get("if-none-match") == headers["ETag"]:
+        if etag_matches(", ".join(request.headers.getlist("if-none-match")), headers["ETag"]):
             return Response(status_code=304, headers=headers)
         return Response(data, 200, headers, media_type)
 

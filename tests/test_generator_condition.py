@@ -72,6 +72,27 @@ def test_an_empty_prompt_is_refused_with_an_example(prompt: str) -> None:
         check_prompt(prompt)
 
 
+INVISIBLE = {
+    "\u200b": "U+200B zero width space", "\ufeff": "U+FEFF zero width no-break space", "\u202e": "U+202E right-to-left",
+    "\u2800": "U+2800 braille pattern blank", "\u3164 ": "U+3164 hangul filler", "\uffa0": "U+FFA0",
+    "\u115f\u1160": "U+1160", "\u0378": "U+0378 without a name", "\ue000": "U+E000", "\x00\x1b": "U+001B",
+    "\u034f": "U+034F", "\ufe0f": "U+FE0F", "\U000e0041": "U+E0041 tag latin", "\u0301": "U+0301 combining acute",
+    "\u180e\u2060\u200d\u00ad\u061c": "and 1 more",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", INVISIBLE)
+def test_a_prompt_that_shows_nothing_is_refused_with_its_code_points(prompt: str) -> None:
+    with pytest.raises(ConditionError, match=r"characters that show nothing.*describe the task") as caught:
+        check_prompt(prompt)
+    assert INVISIBLE[prompt] in str(caught.value) and str(caught.value).isascii()
+
+
+@pytest.mark.parametrize("prompt", ["\u200bx", "\u05e9\u200f", "\U0001f600", "?", "e\u0301", "\u2801", "\uac00", "7"])
+def test_a_prompt_with_one_visible_character_is_taken(prompt: str) -> None:
+    assert check_prompt(prompt) == prompt
+
+
 def test_a_prompt_of_a_megabyte_is_refused_with_its_length(tiny_bert: Path) -> None:
     with pytest.raises(ConditionError, match=rf"1000000 characters, at most {MAX_PROMPT_CHARS}") as caught:
         condition("a" * 1_000_000, base_of(tiny_bert).record)

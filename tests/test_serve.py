@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def url(whole_path: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFac
     )
     process = subprocess.Popen(
         [sys.executable, "-c", starter, f"config={ROOT / 'tests' / 'tiny.toml'}", f"store.uri={whole_path[0]}"],
-        cwd=ROOT, env=os.environ | SERVE_ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT, env=os.environ | SERVE_ENVIRONMENT | {"PYTHONPATH": str(ROOT), "ORAL_HEADER_TIMEOUT_S": "3"},
         stdin=subprocess.PIPE, stdout=log, stderr=log,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -184,6 +185,7 @@ def test_bytes_that_no_client_library_sends_are_refused_and_the_service_goes_on(
     answer = send_raw(url, RAW[name])
     status = int(answer.split()[1]) if answer else 400  # the connection was closed without a word
     assert 400 <= status < 500, answer[:500]
+    assert not answer or b"application/problem+json" in answer.partition(b"\r\n\r\n")[0], answer[:500]
     assert b"set-cookie" not in answer.lower().partition(b"\r\n\r\n")[0] and b"x-evil" not in answer.lower()
     assert ask(f"{url}/healthz")[0] == 200
 
@@ -198,6 +200,23 @@ def test_clients_that_never_finish_hold_nobody_else(url: str) -> None:
     assert b"408" in held[0].recv(65536).split(b"\r\n")[0]
     for connection in held:
         connection.close()
+
+
+def test_slow_headers_are_cut_off_with_a_problem(url: str) -> None:
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as connection:
+        connection.sendall(HEAD)
+        for _ in range(20):
+            if select.select([connection], [], [], 0.5)[0]:
+                break
+            connection.sendall(b"X")
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"application/problem+json" in answer and b"within 3 s" in answer
+
+
+def test_another_host_is_answered_by_neither_proxy_nor_service(url: str) -> None:
+    for path in (b"/", b"/v1/bases", b"/v1/adapters/"):
+        answer = send_raw(url, b"GET " + path + b" HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 421 ") and b"serve.allowed_hosts" in answer and b"location:" not in answer
 
 
 def send_raw(url: str, data: bytes) -> bytes:

@@ -1,6 +1,8 @@
 """The service's HTTP contract, in this process: a real tiny generator, a folder store, every route and every refusal."""
 
 import asyncio
+import dataclasses
+import json
 import shutil
 import threading
 from collections import OrderedDict
@@ -14,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from service_fixtures import Service, open_test_service
 
 from oral_ray.adapters.artifact import read_folder
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.config import LoraSettings
 from oral_ray.objects import FileObjects
 from oral_ray.store.generators import get_generator, promote_generator, put_generator
 from serve import broker
@@ -132,6 +136,31 @@ def test_strength_multiplies_the_change_of_the_weights(service: Service):
         [row["norm"] for row in get(service, f"/v1/adapters/{a['id']}/report").json()["norms"]] for a in (plain, double)
     ]
     assert norms[0] and norms[1] == pytest.approx([2 * norm for norm in norms[0]], rel=1e-5)
+
+
+def test_the_target_modules_of_an_answer_can_be_sent_back(service: Service):
+    made = post(service, BODY | {"seed": 14}).json()
+    config = get(service, f"/v1/adapters/{made['id']}/files/adapter_config.json").json()
+    for targets in (made["target_modules"], config["target_modules"][::-1], ["v", "q"], ["self.query", "value"]):
+        again = post(service, BODY | {"seed": 14, "r": made["r"], "target_modules": targets})
+        assert (again.status_code, again.json().get("id")) == (200, made["id"]), again.text
+        assert again.headers["cache-status"] == "oral-store; hit"
+    for targets in (["query"], ["query", "value", "key"], ["query", "valu"]):
+        assert post(service, BODY | {"target_modules": targets}).status_code == 422
+
+
+def test_kinds_of_the_corpus_are_offered_and_may_be_named_by_their_modules(fresh: Path):
+    kind = {"r": 2, "lora_alpha": 4.0, "target_modules": ["q", "k", "v"], "last_layers": 1}
+    service = open_test_service(fresh, f"corpus.kinds={toml([kind])}")
+    base = service.stock.base("v1")
+    layout = AdapterLayout.of(base.spec, LoraSettings.model_validate(kind), service.stock.card().spec.token_dim)
+    card = dataclasses.replace(service.stock.card(), layouts=frozenset({layout.digest}))
+    service.stock._cards = lambda recipe: card
+    offered = get(service, "/v1/bases").json()["items"][0]["lora"]
+    assert [choice["target_modules"] for choice in offered] == [["q", "v"], ["q", "k", "v"]]
+    for targets in (["q", "k", "v"], list(layout.target_modules)):
+        order = service.stock.order("a task", "v1", 0, LoraSettings(r=2, lora_alpha=4.0, target_modules=tuple(targets)))
+        assert order.lora == LoraSettings.model_validate(kind)
 
 
 def test_a_job_is_accepted_answered_and_found_by_its_id(service: Service):
@@ -310,6 +339,12 @@ def tensors(service: Service, digest: str) -> Any:
     return AdapterStore(service.stock.objects).get(digest).tensors
 
 
+def toml(kinds: list[dict[str, Any]]) -> str:
+    """A list of tables as an override writes it."""
+    tables = (", ".join(f"{name} = {json.dumps(value)}" for name, value in kind.items()) for kind in kinds)
+    return f"[{', '.join(f'{{{table}}}' for table in tables)}]"
+
+
 async def ended(client: httpx.AsyncClient, where: str) -> Any:
     for _ in range(200):
         job = (await client.get(where)).json()
@@ -321,7 +356,6 @@ async def ended(client: httpx.AsyncClient, where: str) -> Any:
 
 def swap(service: Service, recipe: str = "r2") -> None:
     """Make another generator the current one."""
-    import dataclasses
     import tempfile
 
     from oral_ray.generator.model import save_generator

@@ -41,6 +41,8 @@ def test_no_request_breaks_the_contract(service: Service, kind: str):
         def ask(case) -> None:
             if kind == "positive" and isinstance(case.body, dict):
                 case.body["base"] = "v1"  # or hardly any request would get as far as a generator
+                # a pattern cannot say which of Unicode's characters are visible; the description does
+                case.body["prompt"] = f"x{case.body['prompt'][1:]}"
                 for name in ("r", "lora_alpha", "target_modules"):  # what is valid depends on the corpus
                     case.body.pop(name, None)
             if (

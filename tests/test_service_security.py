@@ -15,7 +15,7 @@ from cli_fixtures import build_place
 from service_fixtures import Service, open_test_service
 from starlette.responses import Response
 
-from oral_ray.config import ServeConfig
+from oral_ray.config import ServeConfig, build_config
 from oral_ray.errors import ConfigError, MissingObjectError, StoreError
 from serve.proxy import ProxyProblems
 from serve.security import Guard, refuse_open_bind
@@ -36,6 +36,11 @@ def place(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(place: Path) -> Service:
     return open_test_service(place)
+
+
+@pytest.fixture(scope="module")
+def own_name(place: Path) -> Service:
+    return open_test_service(place, 'serve.allowed_hosts=["adapters.test"]')
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,88 @@ def test_tokens_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     assert Guard(ServeConfig(tokens="env:TOKENS")).admit("y", "generate", "10.0.0.1") == "b"
 
 
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost:8000", "LOCALHOST.", "app.localhost", "[::1]:8000", "127.9.9.9", "adapters.test:1"]
+)
+def test_an_open_service_answers_for_loopback_names_and_those_allowed(own_name: Service, host: str):
+    assert ask(own_name, "GET", "/healthz", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost@evil.example", "localhost.evil",
+     "0.0.0.0", "192.168.1.4", "localhost/", "xadapters.test", "", "\xff"],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/bases", "/", "/openapi.json", "/healthz", "/v1/adapters/", "/nowhere"])
+def test_an_open_service_answers_for_no_other_host_and_redirects_to_none(own_name: Service, host: str, path: str):
+    answer = ask(own_name, "GET", path, headers={b"host": host.encode("latin-1")})
+    assert answer.status_code == 421 and is_problem(answer) and "location" not in answer.headers
+    detail = answer.json()["detail"]
+    assert ascii(host) in detail and "adapters.test" in detail and "serve.allowed_hosts" in detail
+
+
+def test_a_request_names_one_host(service: Service):
+    for hosts in ([], ["127.0.0.1", "127.0.0.1"]):
+        answer = asyncio.run(send_asgi(service, [(b"host", host.encode()) for host in hosts]))
+        assert answer[0]["status"] == 400 and b"%d Host headers" % len(hosts) in answer[1]["body"]
+
+
+async def send_asgi(service: Service, headers: list[tuple[bytes, bytes]]) -> list[Any]:
+    """The messages that answer a GET of /healthz with just these headers, which no client library sends."""
+    scope = {
+        "type": "http", "method": "GET", "path": "/healthz", "raw_path": b"/healthz", "query_string": b"",
+        "headers": headers, "http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 80), "client": None,
+    }  # fmt: skip
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await service.api(scope, receive, send)
+    return sent
+
+
+def test_with_tokens_every_host_is_answered_unless_some_are_named(place: Path, guarded: Service):
+    assert ask(guarded, "GET", "/healthz", headers={"host": "10.0.0.7:8000"}).status_code == 200
+    named = open_test_service(place, f"serve.tokens=file:{place / 'tokens'}", 'serve.allowed_hosts=["[fd00::7]"]')
+    statuses = {host: ask(named, "GET", "/healthz", headers={"host": host}).status_code for host in
+                ("[fd00::7]:8000", "127.0.0.1", "10.0.0.7:8000")}  # fmt: skip
+    assert statuses == {"[fd00::7]:8000": 200, "127.0.0.1": 200, "10.0.0.7:8000": 421}
+
+
+@pytest.mark.parametrize("name", ["a.test:80", "http://a.test", "", "a b", "*"])
+def test_an_allowed_host_is_a_bare_name(name: str):
+    with pytest.raises(ConfigError, match="allowed_hosts"):
+        build_config({"serve": {"allowed_hosts": [name]}})
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"]
+)
+def test_what_a_foreign_page_can_send_without_asking_changes_nothing(service: Service, kind: str | None):
+    headers = {"content-type": kind} if kind else {}
+    answer = ask(service, "POST", "/v1/adapters", content=json.dumps(BODY).encode(), headers=headers)
+    assert answer.status_code == 415 and is_problem(answer) and "'application/json'" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "file://", ""])
+def test_a_foreign_page_may_change_nothing(service: Service, origin: str):
+    for method, path in (("POST", "/v1/adapters"), ("DELETE", f"/v1/jobs/{'0' * 32}")):
+        answer = ask(service, method, path, json=BODY if method == "POST" else None, headers={"origin": origin})
+        assert answer.status_code == 403 and is_problem(answer) and ascii(origin) in answer.json()["detail"]
+    assert ask(service, "GET", "/v1/bases", headers={"origin": origin}).status_code == 200  # it cannot read the answer
+    preflight = ask(service, "OPTIONS", "/v1/adapters", headers={"origin": origin})
+    assert preflight.status_code == 405 and "access-control-allow-origin" not in preflight.headers
+
+
+def test_the_services_own_page_may(own_name: Service):
+    for origin in ("http://127.0.0.1:8000", "http://localhost:8000", "https://adapters.test"):
+        assert ask(own_name, "POST", "/v1/adapters", json=BODY, headers={"origin": origin}).status_code == 200
+
+
 HOSTILE: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "traversal in an id": ("GET", "/v1/adapters/..%2f..%2fetc%2fpasswd", {}, 404),
     "traversal in an id, plain": ("GET", "/v1/adapters/../../etc/passwd", {}, 404),
@@ -224,6 +311,30 @@ def test_headers_that_the_proxy_would_stumble_over_are_refused_before_it(value: 
     assert answer.status_code == status and (status == 200 or is_problem(answer))
 
 
+@pytest.mark.parametrize(
+    ("status", "wanted", "named"),
+    [
+        (404, 404, "no service is deployed"),
+        (408, 408, "Prefer: respond-async"),
+        (500, 503, "send it again"),
+        (503, 503, ""),
+    ],
+)
+def test_what_the_proxy_says_by_itself_is_a_problem_too(status: int, wanted: int, named: str):
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        await Response("Path not found", status, media_type="text/plain")(scope, receive, send)
+
+    async def talk(path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(app=ProxyProblems(proxy))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get(path)
+
+    answer = asyncio.run(talk("/v1/bases"))
+    assert answer.status_code == wanted and is_problem(answer) and named in answer.json()["detail"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert asyncio.run(talk("/-/healthz")).text == "Path not found"  # Serve's own routes are left alone
+
+
 def test_a_slow_body_is_cut_off(place: Path):
     service = open_test_service(place, "serve.body_timeout_s=0.2")
 
@@ -232,7 +343,7 @@ def test_a_slow_body_is_cut_off(place: Path):
         await asyncio.sleep(5)
         yield b'"x"}'
 
-    answer = ask(service, "POST", "/v1/adapters", content=drip())
+    answer = ask(service, "POST", "/v1/adapters", content=drip(), headers={"content-type": "application/json"})
     assert answer.status_code == 408 and is_problem(answer)
 
 

@@ -1,8 +1,12 @@
 """Section `serve`: the generation service."""
 
+from typing import Annotated
+
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from oral_ray.config.section import Section
+
+HostName = Annotated[str, Field(pattern=r"^([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[?[0-9A-Fa-f:]+\]?)$")]
 
 
 class ServeConfig(Section):
@@ -14,6 +18,11 @@ class ServeConfig(Section):
     tokens: str = Field(
         default="",
         description="Where the bearer tokens stand, `file:PATH` or `env:NAME`; empty: loopback alone is served.",
+    )
+    allowed_hosts: tuple[HostName, ...] = Field(
+        default=(),
+        description="Names under which the service is asked, as in a Host header, without a port. Without tokens only "
+        "loopback names and these are answered; with tokens every name is, unless some are given.",
     )
     rate_per_minute: NonNegativeInt = Field(default=0, description="Requests per token and minute; 0: no limit.")
     max_body_bytes: PositiveInt = Field(default=65536, description="Bytes of a request's body at most.")

@@ -7,6 +7,7 @@ same for all versions of one architecture, so alone it cannot see what changed.
 Letters: B conditions, E embedding size, F probe numbers of a base, C components, S seen versions.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from oral_ray.tasks.scoring import embed, encode
 
 MAX_PROMPT_CHARS = 1000
 PROMPT_TOKENS = 256
+_BLANKS = frozenset(
+    "\u115f\u1160\u3164\uffa0\u2800\U0001d159"
+)  # Hangul fillers, the empty Braille cell, a null notehead
 MAX_KNOWN = 16384  # embeddings that an encoder remembers, 25 MB at 384 numbers
 
 
@@ -39,7 +43,7 @@ class Condition:
 
 
 def check_prompt(prompt: str) -> str:
-    """The prompt itself; ConditionError when it is no text, empty or too long."""
+    """The prompt itself; ConditionError when it is no text, empty, invisible or too long."""
     if not isinstance(prompt, str) or any("\ud800" <= char <= "\udfff" for char in prompt[: MAX_PROMPT_CHARS + 1]):
         raise ConditionError(f"prompt {ascii(prompt)[:80]} is no Unicode text; describe the task in a sentence")
     if not prompt.strip():
@@ -48,7 +52,24 @@ def check_prompt(prompt: str) -> str:
         )
     if len(prompt) > MAX_PROMPT_CHARS:
         raise ConditionError(f"prompt has {len(prompt)} characters, at most {MAX_PROMPT_CHARS} are read; shorten it")
+    if not any(map(_is_visible, prompt)):
+        raise ConditionError(
+            f"prompt has only characters that show nothing by themselves: {_code_points(prompt)}; "
+            "describe the task in a sentence, such as 'classify mails as spam or not'"
+        )
     return prompt
+
+
+def _is_visible(char: str) -> bool:
+    """Whether a character alone tells a reader something: a letter, digit, sign or symbol that is no blank."""
+    return unicodedata.category(char)[0] in "LNPS" and char not in _BLANKS
+
+
+def _code_points(text: str) -> str:
+    """The first few different characters of a text that are no space, by code point and name."""
+    shown = [char for char in dict.fromkeys(text) if not char.isspace()]
+    names = [f"U+{ord(char):04X} {unicodedata.name(char, 'without a name').lower()}" for char in shown[:4]]
+    return ", ".join(names) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
 
 
 @dataclass(frozen=True, slots=True)
