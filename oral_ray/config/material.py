@@ -112,17 +112,23 @@ class BasesConfig(Section):
 
 
 class TasksConfig(Section):
-    """Tasks by id: `wordnet/<name>`, or the path of a task folder (`task.toml`, `train.jsonl`, ...).
+    """Tasks by id: `wordnet/<name>`, or the path of a task folder (`task.toml`, `train.jsonl`, ...), a relative one from
+    the folder in which the command is typed.
 
     `ids` get adapters in the corpus. `further` ones are only trained on in the functional phase, `unseen` ones nowhere
     (they may stand among the further ones, as exceptions; not among `ids`, whatever their instruction or its place); in
-    both, `kind/*` is every concept of a family.
+    both, `kind/*` is every concept of a family. A generator is trained on the first `num_prompts` wordings of a task.
+
+    `folders` is filled in where a run starts: task folders are read and put into the store, and called `folder/<name>`
+    from there on; it has their fingerprints by these ids. A run's summary has it, so that the run can be repeated without
+    the folders.
     """
 
     ids: Annotated[tuple[str, ...], Distinct] = ()
     further: Annotated[tuple[str, ...], Distinct] = ()
     unseen: Annotated[tuple[str, ...], Distinct] = ()
     num_prompts: PositiveInt = 32
+    folders: dict[str, str] = Field(default={}, exclude_if=lambda value: not value)
 
 
 class LoraSettings(Section):
