@@ -12,7 +12,7 @@ from pathlib import Path
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.tokenizer import load_tokenizer
 from oral_ray.cluster import in_submitted_job
-from oral_ray.config import Config, StoreConfig
+from oral_ray.config import Config, StoreConfig, canonical_json
 from oral_ray.errors import ConditionError, TaskError
 from oral_ray.generator.condition import check_prompt
 from oral_ray.objects import open_objects
@@ -127,9 +127,9 @@ def _entered(store: StoreConfig, folders: dict[str, str], task_id: str) -> Task:
             f"unknown task {task_id!r}: the run has no such folder in its store (tasks.folders has "
             f"{', '.join(folders) or 'none'}); name folders in tasks.ids, further or unseen, and begin with enter_tasks"
         )
-    return _stored(store, task_id, folders[task_id])
+    return _stored(canonical_json(store), task_id, folders[task_id])
 
 
 @lru_cache(maxsize=64)
-def _stored(store: StoreConfig, task_id: str, fingerprint: str) -> Task:
-    return get_task(open_objects(store), task_id, fingerprint)
+def _stored(store: str, task_id: str, fingerprint: str) -> Task:
+    return get_task(open_objects(StoreConfig.model_validate_json(store)), task_id, fingerprint)
