@@ -1,7 +1,6 @@
-"""A task of one's own: one folder is one task under one id, read once where a job starts and from the store anywhere else."""
+"""A task of one's own: a folder is one task under one id, read once where a job starts and from the store elsewhere."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,8 +70,8 @@ def refusal(call: Callable[[], object], error: type[Exception] = TaskError) -> s
     ("folder", "name"),
     [
         ("spam", "spam"), ("Spam Mails", "spam-mails"), ("spam_mails.v2", "spam-mails-v2"), (".spam", "spam"),
-        ("Café", "cafe"), ("İstanbul", "istanbul"), ("2024", "2024"), ("a--b", "a-b"), ("x" * 40, "x" * 40), ("spam/.", "spam"),
-        ("spam/../ham", "ham"), ("spam/", "spam"),
+        ("Café", "cafe"), ("İstanbul", "istanbul"), ("2024", "2024"), ("a--b", "a-b"), ("x" * 40, "x" * 40),
+        ("spam/.", "spam"), ("spam/../ham", "ham"), ("spam/", "spam"),
     ],
 )  # fmt: skip
 def test_the_name_of_a_folder_becomes_one_that_every_engine_takes(folder: str, name: str):
@@ -88,7 +87,6 @@ def test_a_task_may_name_itself_and_a_name_that_does_not_fit_is_refused(tmp_path
     header = 'labels = ["animal", "plant"]\nname = {}'
     assert load_task_folder(write(tmp_path / "邮件", header.format('"mails-2"'))).id == "folder/mails-2"
     for name in ("", "Mails", "a/b", "-a", "a-", "a b", "x" * 41, "a\\n"):
-        assert "name 'x" in refusal(lambda n=name: task_name(tmp_path, "x" + n + "!"))
         with pytest.raises(TaskError, match=r"name .* in task\.toml must be small letters"):
             load_task_folder(write(tmp_path / "mine", header.format(f'"{name}"')))
 
@@ -121,7 +119,7 @@ def test_a_line_that_is_no_example_is_named_by_its_number_and_what_is_wrong(tmp_
 
 def test_all_faults_of_a_folder_are_named_at_once_and_many_are_counted(tmp_path: Path):
     leaked = json.dumps(toy_task().train[0].model_dump()).encode()
-    folder = write(tmp_path / "mine", validation=b"", test=leaked + b"\n{}\n" * 20)
+    folder = write(tmp_path / "mine", validation=b"", test=leaked + b"\n{}" * 40)
     (folder / "train.jsonl").write_bytes(leaked)
     message = refusal(lambda: load_task_folder(folder))
     assert f"{folder / 'validation.jsonl'}: has no examples" in message
@@ -226,7 +224,7 @@ def test_two_folders_of_one_name_are_refused_by_both_and_so_is_one_folder_under_
     assert str(one) in message and str(two) in message and "both called 'folder/spam'" in message
     write(two, 'labels = ["animal", "plant"]\nname = "other"')
     assert enter_tasks(config(ids=["a/spam", "b/Spam"])).tasks.ids == ("folder/spam", "folder/other")
-    os.symlink(one, shell / "mails")
+    (shell / "mails").symlink_to(one)
     assert "named twice, as 'folder/spam' and as 'folder/mails'" in refusal(
         lambda: enter_tasks(config(ids=["a/spam", "mails"]))
     )
