@@ -13,10 +13,12 @@ from oral_ray.cli import run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
 from oral_ray.stages import corpus
+from oral_ray.stages.own_tasks import enter_tasks
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train what is missing and return a summary row."""
+    config = enter_tasks(config)
     with session(config.cluster, config.determinism):
         found = corpus.run(config)
         entries = corpus.train_runs(config, corpus.plan_targets(config, found), found)

@@ -24,12 +24,14 @@ from oral_ray.objects import open_objects
 from oral_ray.report.page import write_report
 from oral_ray.report.tables import arm_table, arms_text
 from oral_ray.stages import evaluate, train
+from oral_ray.stages.own_tasks import enter_tasks
 from oral_ray.store.generators import read_metrics
 
 
 def main(config: Config) -> str:
     """Evaluate, write the report, and return the table of arms as text, for unseen tasks another one."""
     started = time.perf_counter()
+    config = enter_tasks(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with session(config.cluster, config.determinism):

@@ -17,11 +17,13 @@ from oral_ray.errors import ConfigError
 from oral_ray.objects import open_objects
 from oral_ray.stages import bases, corpus, static
 from oral_ray.stages.material import further_tasks
+from oral_ray.stages.own_tasks import enter_tasks
 from oral_ray.store.adapters import AdapterStore
 
 
 def main(config: Config) -> dict[str, str]:
     """Train what is missing; the digest by the newest seen version of an architecture."""
+    config = enter_tasks(config)
     corpus.check_unseen(config)
     if not config.tasks.ids:
         raise ConfigError("'tasks.ids' is empty; name the tasks to train on")

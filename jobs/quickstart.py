@@ -26,6 +26,7 @@ from oral_ray.objects import open_objects, probe
 from oral_ray.report.page import write_report
 from oral_ray.report.tables import arm_table, arms_text
 from oral_ray.stages import bases, corpus, evaluate, regenerate, shards, train
+from oral_ray.stages.own_tasks import enter_tasks
 from oral_ray.store.generators import read_metrics
 
 
@@ -43,6 +44,7 @@ def main(config: Config) -> str:
     evaluate.chosen_bases(config)
     Path(config.out).mkdir(parents=True, exist_ok=True)
     probe(open_objects(config.store))
+    config = enter_tasks(config)
     started = time.perf_counter()
     with session(config.cluster, config.determinism):
         wall_s["start ray"] = time.perf_counter() - started

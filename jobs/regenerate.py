@@ -19,6 +19,7 @@ from oral_ray.cluster import session
 from oral_ray.config import Config
 from oral_ray.objects import open_objects, probe
 from oral_ray.stages import regenerate
+from oral_ray.stages.own_tasks import enter_tasks
 from oral_ray.stages.summary import RegenerationSummary, summary_text, write_summary
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(config: Config, args: argparse.Namespace) -> Closing:
     """Regenerate what is due; the closing text is the summary."""
     if args.dry_run:
-        return _closing(regenerate.dry_run(config), args)
+        return _closing(regenerate.dry_run(enter_tasks(config, keep=False)), args)
     probe(open_objects(config.store))
+    config = enter_tasks(config)
     with session(config.cluster, config.determinism):
         for summary in regenerate.watch(config) if args.watch else ():
             logger.info("%s", _closing(summary, args).text)

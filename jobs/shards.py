@@ -13,10 +13,12 @@ from oral_ray.cli import run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
 from oral_ray.stages import shards
+from oral_ray.stages.own_tasks import enter_tasks
 
 
 def main(config: Config) -> dict[str, Any]:
     """Tokenise what is missing and return a summary row."""
+    config = enter_tasks(config)
     with session(config.cluster, config.determinism):
         manifest = shards.run(config)
     tokens = {layout.num_tokens for layout in manifest.layouts.values()}

@@ -15,11 +15,13 @@ from oral_ray.cluster import session
 from oral_ray.config import Config
 from oral_ray.objects import open_objects
 from oral_ray.stages import train
+from oral_ray.stages.own_tasks import enter_tasks
 from oral_ray.store.generators import read_metrics
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train unless it is done, and return a summary row."""
+    config = enter_tasks(config)
     with session(config.cluster, config.determinism):
         recipe = train.run(config)
     last = read_metrics(open_objects(config.store), recipe)[-1]

@@ -39,7 +39,7 @@ def add_adapter_commands(commands: Any, show: Callable[[str], None]) -> None:
     command = add("score", _score, "Score an adapter folder on a task and a base: recomputes one cell of a table.")
     command.add_argument("adapter", type=Path, help="adapter folder")
     command.add_argument("--base", required=True, help="base model: folder, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
-    command.add_argument("--task", required=True, help="task id")
+    command.add_argument("--task", required=True, help="task id, or the path of a task folder")
     command.add_argument(
         "--split", choices=("validation", "test"), default="test", help="which examples (default test)"
     )
@@ -95,9 +95,11 @@ def _verify(args: argparse.Namespace, show: Callable[[str], None]) -> None:
 
 
 def _score(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+    from oral_ray.tasks import load_task
     from oral_ray.verify import score_adapter
 
     if args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}, at least 1 example must be scored")
-    correct = score_adapter(args.adapter, args.base, args.task, args.split, args.limit, args.dtype)
-    show(json.dumps({"task": args.task, "split": args.split, "value": sum(correct) / len(correct), "n": len(correct)}))
+    task = load_task(args.task)
+    correct = score_adapter(args.adapter, args.base, task, args.split, args.limit, args.dtype)
+    show(json.dumps({"task": task.id, "split": args.split, "value": sum(correct) / len(correct), "n": len(correct)}))

@@ -8,7 +8,7 @@ from oral_ray.bases.loading import open_base
 from oral_ray.config import Dtype
 from oral_ray.errors import ArtifactError
 from oral_ray.evaluation import correct_answers
-from oral_ray.tasks import Split, load_task
+from oral_ray.tasks import Split, Task
 
 
 def verify_adapter(folder: Path, base_source: str, digest: str | None = None) -> AdapterArtifact:
@@ -20,7 +20,7 @@ def verify_adapter(folder: Path, base_source: str, digest: str | None = None) ->
 
 
 def score_adapter(
-    folder: Path, base_source: str, task_id: str, split: Split, limit: int, dtype: Dtype = "float32"
+    folder: Path, base_source: str, task: Task, split: Split, limit: int, dtype: Dtype = "float32"
 ) -> list[bool]:
     """Which examples a base in a dtype answers rightly with the adapter of a folder."""
-    return correct_answers(open_base(base_source, dtype), load_task(task_id), [read_folder(folder)], split, limit)[0]
+    return correct_answers(open_base(base_source, dtype), task, [read_folder(folder)], split, limit)[0]

@@ -17,11 +17,11 @@ from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError, MissingObjectError, OralError
 from oral_ray.service import Stock
+from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 from oral_ray.store.refreshed import Refreshed
 from oral_ray.store.releases import ReleaseStore
-from oral_ray.tasks import load_task
 from serve.schema import (
     AdapterInfo,
     AdapterPage,
@@ -128,7 +128,7 @@ class Catalog:
         items = []
         for task_id in self._config.tasks.ids:
             try:
-                task = load_task(task_id)
+                task = task_of(self._config, task_id)
             except OralError:
                 continue  # a source that is not installed here: no example can be shown
             items.append(TaskInfo(id=task.id, labels=task.labels, prompts=task.prompts[:NUM_PROMPTS]))

@@ -110,7 +110,7 @@ def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch
         }
         asked: list[cells.Cell] = []
 
-        def score_all(config, objects, wanted, found):
+        def score_all(config, wanted, found):
             asked.extend(wanted)
             table = {(2, 1.0): 0, (2, 0.5): 7} | right
             scores = {made[key]: [True] * num + [False] * (7 - num) for key, num in table.items()}

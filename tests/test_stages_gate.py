@@ -159,7 +159,7 @@ def test_no_test_data_is_read(due, monkeypatch: pytest.MonkeyPatch):
         return real(self, split)
 
     monkeypatch.setattr(Task, "examples", examples)
-    loaded = cells.load_task
+    loaded = cells.task_of
 
     class Sealed(Task):
         def __getattribute__(self, name: str):
@@ -167,11 +167,11 @@ def test_no_test_data_is_read(due, monkeypatch: pytest.MonkeyPatch):
                 raise AssertionError("the gate reads test data")
             return super().__getattribute__(name)
 
-    def sealed(task_id: str) -> Task:
-        return Sealed.model_construct(**{name: getattr(loaded(task_id), name) for name in Task.model_fields})
+    def sealed(config: Config, task_id: str) -> Task:
+        return Sealed.model_construct(**{name: getattr(loaded(config, task_id), name) for name in Task.model_fields})
 
-    monkeypatch.setattr(cells, "load_task", sealed)
-    monkeypatch.setattr(gate, "load_task", sealed)
+    monkeypatch.setattr(cells, "task_of", sealed)
+    monkeypatch.setattr(gate, "task_of", sealed)
     monkeypatch.setattr(Task, "fingerprint", "of the sealed task")
     outcome = gate._decide(config, item)
     assert set(outcome.scores) == {"base", "generated", "reuse_new", "reuse_old"}

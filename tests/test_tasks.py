@@ -164,7 +164,7 @@ def test_a_folder_of_ones_own_is_a_task(tmp_path: Path):
     header = 'labels = ["cat", "dog"]\ntext = "a mail"\nprompts = ["Cat or dog?"]'
     lines = '{"text": "a\u2028b", "label": "dog"}\r\n{"text": "é", "label": "cat"}'.encode()
     task = load_task(str(write_folder(tmp_path / "mine", header, train=lines)))
-    assert (task.id, task.labels, task.prompt) == ("mine", ("cat", "dog"), "Cat or dog?")
+    assert (task.id, task.labels, task.prompt) == ("folder/mine", ("cat", "dog"), "Cat or dog?")
     assert [(example.text, example.label) for example in task.train] == [("a\u2028b", "dog"), ("é", "cat")]
     assert "a mail" in task.prompts[1]
 

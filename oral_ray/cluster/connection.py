@@ -95,7 +95,7 @@ def store_uri(uri: str) -> str:
     if "://" in uri:
         return uri
     path = Path(uri).expanduser()
-    if not path.is_absolute() and "/runtime_resources/working_dir_files/" in str(Path.cwd()):
+    if not path.is_absolute() and in_submitted_job():
         path = Path(os.environ.get("ORAL_HOME", Path.home() / ".oral-ray")) / path
         logger.warning(
             "store %r is relative and this is a submitted job: using %s (set ORAL_HOME to move it)", uri, path
@@ -103,6 +103,11 @@ def store_uri(uri: str) -> str:
     if odd := {*"#?%"} & {*str(path.absolute())}:  # a uri would be cut or decoded there, and lead to another folder
         raise ConfigError(f"store folder {str(path.absolute())!r} holds {min(odd)!r}; choose one without '#', '?', '%'")
     return f"file://{path.absolute()}"
+
+
+def in_submitted_job() -> bool:
+    """Whether this process works in Ray's copy of a job's working directory (`ray job submit --working-dir`)."""
+    return "/runtime_resources/working_dir_files/" in str(Path.cwd())
 
 
 def limit_threads(num_threads: int, determinism: bool) -> None:

@@ -8,7 +8,10 @@ from oral_ray.config.section import Distinct, Section
 
 
 class TasksConfig(Section):
-    """Tasks by id: `wordnet/<name>`, `bigbench/<name>`, `kind/<concept>`, or the path of a task folder."""
+    """Tasks by id: `wordnet/<name>`, `bigbench/<name>`, `kind/<concept>`, or the path of a task folder.
+
+    A relative path is one from the folder in which the command is typed.
+    """
 
     ids: Annotated[tuple[str, ...], Distinct] = Field(default=(), description="Tasks that get adapters in the corpus.")
     further: Annotated[tuple[str, ...], Distinct] = Field(
@@ -22,5 +25,11 @@ class TasksConfig(Section):
         "among `ids`.",
     )
     num_prompts: PositiveInt = Field(
-        default=32, description="Wordings per task that the generator is trained with, at most."
+        default=32, description="Wordings per task that the generator is trained with: the first so many."
+    )
+    folders: dict[str, str] = Field(
+        default={},
+        exclude_if=lambda value: not value,
+        description="Filled in where a run starts: fingerprints of the task folders by their id `folder/<name>`, under "
+        "which the store has them from then on; with it a run can be repeated without the folders.",
     )

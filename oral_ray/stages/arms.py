@@ -17,9 +17,10 @@ from oral_ray.objects import open_objects
 from oral_ray.stages import cells, corpus, static
 from oral_ray.stages.cells import MAJORITY, ZERO_SHOT, Cell, Request
 from oral_ray.stages.material import further_tasks
+from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.shards import ShardManifest, read_stats
-from oral_ray.tasks import Task, load_task
+from oral_ray.tasks import Task
 
 SEEDS = 1000  # of one generator (`evaluation.seeds` are below it); seed numbers of the next one start there
 Digests = dict[tuple[str, str, Arm, int], str]  # (base, task, arm, seed) -> digest
@@ -107,7 +108,7 @@ def made_arms(
     """`generated`, `held_out`, `wrong_prompt`, `regression`, `mean`, `nearest`."""
     arms = set(config.evaluation.arms)
     ids = list(task_ids)
-    tasks = {task_id: load_task(task_id) for task_id in ids}
+    tasks = {task_id: task_of(config, task_id) for task_id in ids}
     requests: list[Request] = []
     keys: list[tuple[str, str, Arm, int]] = []
     samples = [(SEEDS * g + seed, recipe) for g, recipe in generators.items() for seed in config.evaluation.seeds]
@@ -162,10 +163,10 @@ def _nearest_arm(config: Config, task_ids: Sequence[str], found: dict[str, BaseR
     """The newest seen version's adapter of the training task whose prompt is nearest to a wording never trained on."""
     encoder = ConditionEncoder(config.condition)
     known = [*config.tasks.ids, *further_tasks(config)]
-    prompts = encoder.encode_prompts([load_task(task_id).prompt for task_id in known])
+    prompts = encoder.encode_prompts([task_of(config, task_id).prompt for task_id in known])
     plan: dict[tuple[str, str, int], corpus.CorpusRun] = {}
     for task_id in task_ids:
-        [asked] = encoder.encode_prompts([wording(load_task(task_id), held_out=True)])
+        [asked] = encoder.encode_prompts([wording(task_of(config, task_id), held_out=True)])
         nearest = known[int((prompts @ asked).argmax())]
         for seed in config.corpus.seeds:
             for base_id in base_ids:
@@ -212,8 +213,7 @@ def _best_arms(config: Config, found: dict[str, BaseRecord], digests: Digests) -
         for arm in config.evaluation.arms
         if arm.startswith("best_")
     }
-    objects = open_objects(config.store)
-    store = AdapterStore(objects)
+    store = AdapterStore(open_objects(config.store))
     candidates: dict[tuple[str, str], dict[Arm, list[str]]] = {}
     for (base_id, task_id, of, _), digest in sorted(digests.items()):
         if of in best:
@@ -231,7 +231,7 @@ def _best_arms(config: Config, found: dict[str, BaseRecord], digests: Digests) -
         )
         for (base_id, task_id), of_cell in candidates.items()
     ]
-    answers = cells.score_all(config, objects, wanted, found)
+    answers = cells.score_all(config, wanted, found)
     return {
         (b, t, arm, 0): max(of_arm, key=lambda digest: sum(answers[b, t][digest]))
         for (b, t), of_cell in candidates.items()

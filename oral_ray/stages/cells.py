@@ -15,12 +15,13 @@ from oral_ray.config import Config, Dtype, Section, fingerprint
 from oral_ray.evaluation import correct_answers, majority_answers
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder
-from oral_ray.objects import Objects, open_objects
+from oral_ray.objects import open_objects
+from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.bases import stored_probes
 from oral_ray.store.generators import get_generator
 from oral_ray.store.records import Records
-from oral_ray.tasks import Split, load_task
+from oral_ray.tasks import Split
 
 RECIPE_VERSION = 1
 ZERO_SHOT, MAJORITY = "zero-shot", "majority"  # scored beside digests, without an adapter
@@ -86,13 +87,13 @@ def _made(
 
 
 def score_all(
-    config: Config, objects: Objects, wanted: Sequence[Cell], found: dict[str, BaseRecord]
+    config: Config, wanted: Sequence[Cell], found: dict[str, BaseRecord]
 ) -> dict[tuple[str, str], dict[str, list[bool]]]:
     """Score on the cluster what is not scored yet; answers by (base, task), then by digest."""
-    left = [cell for cell in (missing(objects, cell, found[cell.base]) for cell in wanted) if cell.digests]
+    left = [cell for cell in (missing(config, cell, found[cell.base]) for cell in wanted) if cell.digests]
     calls = [(score_cell, (config, cell, found[cell.base], config.evaluation.keep_states)) for cell in left]
     run_tasks(calls, config.cluster, determinism=config.determinism, retries=2, label="scores")
-    return {(cell.base, cell.task): read_cell(objects, cell, found[cell.base]) for cell in wanted}
+    return {(cell.base, cell.task): read_cell(config, cell, found[cell.base]) for cell in wanted}
 
 
 def generate(config: Config, requests: Sequence[Request], bases: dict[str, BaseRecord]) -> list[str]:
@@ -123,9 +124,9 @@ def _generated(
         yield from zip(part, factory.generate(conditions, [requests[i].seed for i in part], arm, task), strict=True)
 
 
-def missing(objects: Objects, cell: Cell, base: BaseRecord) -> Cell:
+def missing(config: Config, cell: Cell, base: BaseRecord) -> Cell:
     """The cell without what has been scored before."""
-    records, recipes = Records(objects), _recipes(cell, base)
+    records, recipes = Records(open_objects(config.store)), _recipes(config, cell, base)
     left = tuple(digest for digest in cell.digests if records.get("scores", recipes[digest]) is None)
     return cell.model_copy(update={"digests": left})
 
@@ -135,28 +136,28 @@ def score_cell(config: Config, cell: Cell, base: BaseRecord, keep_states: bool =
     keep = states_folder() if keep_states else None
     objects = open_objects(config.store)
     adapters, records = AdapterStore(objects), Records(objects)
-    task = load_task(cell.task)
+    task = task_of(config, cell.task)
     loaded = load_base(base, cell.dtype, device_of(config.cluster.gpus_per_task))
     asked = [digest for digest in cell.digests if digest != MAJORITY]
     artifacts = [None if digest == ZERO_SHOT else adapters.get(digest) for digest in asked]
     found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit, keep), strict=True))
     if MAJORITY in cell.digests:
         found[MAJORITY] = majority_answers(task, cell.split, cell.limit)
-    recipes = _recipes(cell, base)
+    recipes = _recipes(config, cell, base)
     for digest, correct in found.items():
         answers = "".join("1" if right else "0" for right in correct)
         about = cell.model_dump(mode="json", exclude={"digests"}) | {"digest": digest}
         records.commit("scores", recipes[digest], about | {"correct": answers})
 
 
-def read_cell(objects: Objects, cell: Cell, base: BaseRecord) -> dict[str, list[bool]]:
+def read_cell(config: Config, cell: Cell, base: BaseRecord) -> dict[str, list[bool]]:
     """The scored answers of a cell by digest."""
-    records, recipes = Records(objects), _recipes(cell, base)
+    records, recipes = Records(open_objects(config.store)), _recipes(config, cell, base)
     found = {digest: records.get("scores", recipe) for digest, recipe in recipes.items()}
     return {digest: [bit == "1" for bit in record["correct"]] for digest, record in found.items() if record}
 
 
-def _recipes(cell: Cell, base: BaseRecord) -> dict[str, str]:
+def _recipes(config: Config, cell: Cell, base: BaseRecord) -> dict[str, str]:
     """What names the record of every score of a cell, by digest."""
-    about = (base.fingerprint, cell.dtype, load_task(cell.task).fingerprint, cell.split, cell.limit)
+    about = (base.fingerprint, cell.dtype, task_of(config, cell.task).fingerprint, cell.split, cell.limit)
     return {digest: fingerprint("score", RECIPE_VERSION, *about, digest) for digest in cell.digests}

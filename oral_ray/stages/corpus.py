@@ -19,9 +19,10 @@ from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, 
 from oral_ray.errors import ArtifactError, ConfigError
 from oral_ray.objects import open_objects
 from oral_ray.stages import bases as bases_stage
+from oral_ray.stages.own_tasks import check_answers, task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
-from oral_ray.tasks import Task, expand, load_task, subject
+from oral_ray.tasks import Task, expand, subject
 
 RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
 # Of CorpusConfig; the rest says how a run is made.
@@ -166,7 +167,7 @@ def plan_run(
     training = config.corpus.model_dump(exclude=WHICH_RUNS)
     run_seed = derive_seed(config.seed, "corpus", seed)
     recipe = fingerprint(
-        "corpus", RECIPE_VERSION, load_task(task_id).fingerprint, [r.fingerprint for r in records],
+        "corpus", RECIPE_VERSION, task_of(config, task_id).fingerprint, [r.fingerprint for r in records],
         [r.id for r in records], config.bases.dtype, lora, training, run_seed,
     )  # fmt: skip
     return CorpusRun(task=task_id, bases=tuple(r.id for r in records), lora=lora, seed=run_seed, recipe=recipe)
@@ -174,7 +175,7 @@ def plan_run(
 
 def training_task(config: Config, task_id: str) -> Task:
     """The task with no more training examples than `corpus.num_examples`."""
-    task = load_task(task_id)
+    task = task_of(config, task_id)
     return task.model_copy(update={"train": task.train[: config.corpus.num_examples]})
 
 
@@ -189,6 +190,7 @@ def train_runs(
     wanted = {run.recipe: run for run in runs}
     entries = {recipe: _entry(records, run) for recipe, run in wanted.items()}
     missing = [run for recipe, run in wanted.items() if entries[recipe] is None]
+    check_answers(config, [(run.task, [found[base_id] for base_id in run.bases]) for run in missing])
     calls: list[Call] = [
         (train_run, (config, run, [found[b] for b in run.bases]))
         for run in sorted(missing, key=lambda run: -len(run.bases))

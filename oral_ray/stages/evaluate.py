@@ -22,9 +22,10 @@ from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import cells, corpus, shards, train
 from oral_ray.stages.arms import OF_THE_BASE, Digests, derived_arms, made_arms, read_as, trained_arms
 from oral_ray.stages.cells import Cell, Request
+from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.shards import ShardManifest
-from oral_ray.tasks import expand, load_task
+from oral_ray.tasks import expand
 
 logger = logging.getLogger(__name__)
 DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest_base", "unexplained"]
@@ -151,7 +152,7 @@ def _answers(
         )
         for base_id, task_id in sorted({(b, t) for b, t, _ in asked})
     ]
-    return cells.score_all(config, open_objects(config.store), wanted, found)
+    return cells.score_all(config, wanted, found)
 
 
 def _write(
@@ -214,7 +215,7 @@ def generation_request(config: Config, base_id: str, task_id: str, recipe: str) 
         arm="generated",
         base=base_id,
         task=task_id,
-        prompt=load_task(task_id).prompt,
+        prompt=task_of(config, task_id).prompt,
         seed=config.evaluation.seeds[0],
         recipe=recipe,
         num_steps=config.sampling.num_steps,

@@ -20,11 +20,11 @@ from oral_ray.objects import open_objects
 from oral_ray.release import GateDecision, decide
 from oral_ray.stages import cells, static
 from oral_ray.stages.cells import ZERO_SHOT, Cell, Request
+from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 from oral_ray.store.releases import ReleasedAdapter
 from oral_ray.store.signing import signer_name
-from oral_ray.tasks import load_task
 from oral_ray.version import code_version
 
 RECIPE_VERSION = 1
@@ -136,7 +136,7 @@ def _requests(config: Config, item: Item) -> list[Request]:
             arm="generated",
             base=item.base.id,
             task=item.task,
-            prompt=load_task(item.task).prompt,
+            prompt=task_of(config, item.task).prompt,
             seed=seed,
             recipe=item.recipe,
             num_steps=config.sampling.num_steps,
@@ -148,7 +148,6 @@ def _requests(config: Config, item: Item) -> list[Request]:
 
 def _score(config: Config, item: Item, digests: Mapping[str, str]) -> dict[str, float]:
     """Validation accuracy by candidate name, and that of the bare `base`."""
-    objects = open_objects(config.store)
     cell = Cell(
         base=item.base.id,
         dtype=config.bases.dtype,
@@ -157,9 +156,9 @@ def _score(config: Config, item: Item, digests: Mapping[str, str]) -> dict[str, 
         split="validation",
         limit=config.evaluation.max_validation,
     )
-    if (left := cells.missing(objects, cell, item.base)).digests:
+    if (left := cells.missing(config, cell, item.base)).digests:
         cells.score_cell(config, left, item.base)
-    answers = cells.read_cell(objects, cell, item.base)
+    answers = cells.read_cell(config, cell, item.base)
     return {name: float(np.mean(answers[digest])) for name, digest in {"base": ZERO_SHOT, **digests}.items()}
 
 

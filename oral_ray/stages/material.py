@@ -20,9 +20,10 @@ from oral_ray.generator.spec import FunctionalItem
 from oral_ray.generator.training import FunctionalDraw
 from oral_ray.objects import Objects
 from oral_ray.stages import corpus
+from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.bases import stored_probes
 from oral_ray.store.shards import ShardManifest, read_stats
-from oral_ray.tasks import expand, load_task, subject
+from oral_ray.tasks import expand, subject
 
 
 def further_tasks(config: Config) -> list[str]:
@@ -37,6 +38,11 @@ def further_tasks(config: Config) -> list[str]:
     return [task_id for task_id in further if subject(task_id) not in unseen]
 
 
+def training_prompts(config: Config, task_id: str) -> tuple[str, ...]:
+    """The wordings of a task that a generator is trained on."""
+    return task_of(config, task_id).prompts[: config.tasks.num_prompts]
+
+
 def tables_of(
     config: Config, objects: Objects, manifest: ShardManifest, bases: dict[str, BaseRecord], encoder: ConditionEncoder
 ) -> tuple[CorpusTables, ProbeStats]:
@@ -44,7 +50,7 @@ def tables_of(
     probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in bases.items()}
     seen = [(record.spec.digest, probes[base_id]) for base_id, record in bases.items()]
     probe_stats = fit_probe_stats(seen, config.condition.num_components)
-    further = {task_id: load_task(task_id).prompts[: config.tasks.num_prompts] for task_id in further_tasks(config)}
+    further = {task_id: training_prompts(config, task_id) for task_id in further_tasks(config)}
     tables = CorpusTables(
         layouts=manifest.layouts,
         prompts={task: encoder.encode_prompts(prompts) for task, prompts in (manifest.prompts | further).items()},

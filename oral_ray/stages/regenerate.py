@@ -27,12 +27,12 @@ from oral_ray.objects import Objects, open_objects
 from oral_ray.release import PlanItem, plan_releases
 from oral_ray.stages import corpus, train
 from oral_ray.stages.gate import Item, Outcome, decided, regenerate_item
+from oral_ray.stages.own_tasks import task_of
 from oral_ray.stages.summary import WHOLE_BASE, FailedItem, RegenerationSummary, once_a_base
 from oral_ray.store.bases import BaseShelf
 from oral_ray.store.generators import Lineage, current_generator, generator_lineage, get_generator
 from oral_ray.store.heads import Head, latest_releases
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
-from oral_ray.tasks import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _items(config: Config, needed: Config, recipe: str, found: Survey) -> list[I
     due = [(planned, reusable(planned)) for planned in found.plan if planned.action == "generate"]
     runs = [run_ for _, reuse in due for run_ in reuse.values()]
     digests = {entry.run.recipe: entry.digests[-1] for entry in corpus.train_runs(needed, runs, known)}
-    fingerprints = {task_id: load_task(task_id).fingerprint for task_id in config.tasks.ids}
+    fingerprints = {task_id: task_of(config, task_id).fingerprint for task_id in config.tasks.ids}
     return [
         Item(
             base=found.bases[planned.base],

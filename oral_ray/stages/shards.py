@@ -21,11 +21,11 @@ from oral_ray.config import Config, StoreConfig, fingerprint
 from oral_ray.errors import ArtifactError, StoreError
 from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import corpus
+from oral_ray.stages.material import training_prompts
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.shards import ShardManifest, commit_shards, corpus_rows, read_manifest, shard_prefix
-from oral_ray.tasks import load_task
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 def run(config: Config) -> ShardManifest:
@@ -34,7 +34,8 @@ def run(config: Config) -> ShardManifest:
     objects = open_objects(config.store)
     seen = corpus.seen_ids(config)
     entries = corpus.train_runs(config, corpus.plan_learned(config, found), found)
-    recipe = fingerprint("shards", RECIPE_VERSION, [entry.run.recipe for entry in entries], config.tokens)
+    prompts = {task_id: training_prompts(config, task_id) for task_id in config.tasks.ids}
+    recipe = fingerprint("shards", RECIPE_VERSION, [entry.run.recipe for entry in entries], config.tokens, prompts)
     if (done := read_manifest(objects, recipe)) is not None:
         return done
     layouts = [
@@ -65,7 +66,7 @@ def run(config: Config) -> ShardManifest:
             num_rows=len(items),
             layouts=by_digest,
             bases=tuple(seen),
-            prompts={task_id: load_task(task_id).prompts[: config.tasks.num_prompts] for task_id in config.tasks.ids},
+            prompts=prompts,
             scales=tuple((role, factor, rows) for (role, factor), rows in stats.scales.items()),
         )
         if commit_shards(objects, manifest, stats):

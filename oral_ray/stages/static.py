@@ -23,9 +23,9 @@ from oral_ray.errors import EvaluationError
 from oral_ray.functional import FunctionalSource, train_static
 from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import corpus
+from oral_ray.stages.own_tasks import check_answers, task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
-from oral_ray.tasks import load_task
 
 RECIPE_VERSION = 1
 
@@ -74,6 +74,8 @@ def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRe
     objects = open_objects(config.store)
     kept = {recipe: _kept(objects, recipe) for recipe in recipes}
     left = {recipe: run for recipe, run in zip(recipes, runs, strict=True) if kept[recipe] is None}
+    asked = [((*run.tasks, *run.further), [found[b] for b in run.bases]) for run in left.values()]
+    check_answers(config, [(task_id, bases) for task_ids, bases in asked for task_id in task_ids])
     calls: list[Call] = [
         (train_run, (config, run, [found[b] for b in run.bases], recipe)) for recipe, run in left.items()
     ]
@@ -139,7 +141,7 @@ def _task_gradients(config: Config) -> int:
 
 
 def _recipe(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
-    tasks = [load_task(task_id).fingerprint for task_id in (*run.tasks, *run.further)]
+    tasks = [task_of(config, task_id).fingerprint for task_id in (*run.tasks, *run.further)]
     return fingerprint(
         "static", RECIPE_VERSION, run, tasks, [base.fingerprint for base in bases], corpus.lines(config, run.bases),
         config.bases.dtype, config.lora, config.corpus.learning_rate, config.corpus.init_seed,

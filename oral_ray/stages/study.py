@@ -28,8 +28,8 @@ from oral_ray.evidence import task_table, variant_table
 from oral_ray.objects import open_objects, probe
 from oral_ray.stages import bases, cells, corpus, evaluate, shards, study_report, train
 from oral_ray.stages.cells import MAJORITY, ZERO_SHOT, Cell
+from oral_ray.stages.own_tasks import enter_tasks, task_of
 from oral_ray.store.records import Records
-from oral_ray.tasks import load_task
 
 logger = logging.getLogger(__name__)
 CORPORA = ("news", "code")
@@ -45,6 +45,7 @@ def run_stage(config: Config, stage: str) -> str:
         )
     Path(config.out).mkdir(parents=True, exist_ok=True)
     probe(open_objects(config.store))
+    config = enter_tasks(config)
     with session(config.cluster, config.determinism):
         tables = [STAGES[name](config) for name in several.get(stage, (stage,))]
     return "\n\n".join(tables)
@@ -52,7 +53,7 @@ def run_stage(config: Config, stage: str) -> str:
 
 def tasks(config: Config) -> str:
     """The candidate tasks and how many examples each has."""
-    found = [load_task(task_id) for task_id in config.tasks.ids]
+    found = [task_of(config, task_id) for task_id in config.tasks.ids]
     table = pd.DataFrame(
         {
             "task": task.id, "answers": ", ".join(task.labels) or "free text", "train": len(task.train),
@@ -102,7 +103,7 @@ def screen(config: Config) -> str:
     arms = {
         task_id: {
             "trained": last[task_id], "majority": MAJORITY, "base": ZERO_SHOT,
-            "wrong_task": last[_other(ids, task_id)], "shuffled": last[f"shuffled/{task_id}"],
+            "wrong_task": last[_other(config, task_id)], "shuffled": last[f"shuffled/{task_id}"],
         }
         for task_id in ids
     }  # fmt: skip
@@ -118,7 +119,7 @@ def screen(config: Config) -> str:
         )
         for task_id in ids
     ]
-    answers = cells.score_all(config, open_objects(config.store), wanted, found)
+    answers = cells.score_all(config, wanted, found)
     rows = []
     for task_id in ids:
         correct = {arm: answers[first.id, task_id][digest] for arm, digest in arms[task_id].items()}
@@ -154,7 +155,7 @@ def variant(config: Config, name: str) -> Config:
     variants = {"reference": (), **config.study.variants}
     if name not in variants:
         raise EvaluationError(f"unknown variant {name!r}; there are {', '.join(variants)}")
-    found = with_overrides(kept_tasks(config), (*config.study.common, *variants[name]))
+    found = enter_tasks(with_overrides(kept_tasks(config), (*config.study.common, *variants[name])))
     return found.model_copy(update={"name": f"{config.name}-{name}", "out": f"{config.out}/{name}"})
 
 
@@ -214,10 +215,10 @@ def _both(ids: list[str]) -> list[str]:
     return [*ids, *(f"shuffled/{task_id}" for task_id in ids)]
 
 
-def _other(ids: list[str], task_id: str) -> str:
+def _other(config: Config, task_id: str) -> str:
     """The next task of the same form: chosen labels or free text."""
-    free = not load_task(task_id).labels
-    same = [other for other in ids if (not load_task(other).labels) == free]
+    free = not task_of(config, task_id).labels
+    same = [other for other in config.tasks.ids if (not task_of(config, other).labels) == free]
     return same[(same.index(task_id) + 1) % len(same)]
 
 
@@ -237,7 +238,7 @@ def _kept(table: pd.DataFrame) -> list[str]:
 
 def _screen_recipe(config: Config) -> str:
     corpus_settings = config.corpus.model_dump(mode="json", exclude=corpus.WHICH_RUNS | {"start"})
-    tasks = [load_task(task_id).fingerprint for task_id in config.tasks.ids]
+    tasks = [task_of(config, task_id).fingerprint for task_id in config.tasks.ids]
     return fingerprint(
         "screen", 1, tasks, config.bases.versions[0], config.bases.dtype, config.lora, corpus_settings,
         config.corpus.seeds[0], config.seed, config.evaluation.max_validation, config.evaluation.num_bootstrap,

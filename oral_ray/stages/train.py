@@ -33,10 +33,10 @@ from oral_ray.generator.training import MetricsRow, train
 from oral_ray.objects import Objects, open_objects
 from oral_ray.stages import shards
 from oral_ray.stages.material import functional_draw, further_tasks, tables_of
+from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.bases import BaseShelf
 from oral_ray.store.generators import METRICS, generator_manifest, promote_generator, put_generator
 from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest
-from oral_ray.tasks import load_task
 
 logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
@@ -53,7 +53,7 @@ def recipe_of(config: Config, shards_fingerprint: str) -> str:
     later = {name for name in _LATER if getattr(config.training, name) == TrainingConfig.model_fields[name].default}
     training = config.training.model_dump(mode="json", exclude=_OPERATIONAL | later)
     generator = config.generator.model_dump(mode="json", exclude={"kernel"})
-    further = [load_task(task_id).fingerprint for task_id in further_tasks(config)]
+    further = [task_of(config, task_id).fingerprint for task_id in further_tasks(config)]
     return fingerprint(
         "generator", RECIPE_VERSION, shards_fingerprint, config.condition, generator, training, config.bases.dtype,
         config.seed, *([further, config.tasks.num_prompts] if further else []),

@@ -1,20 +1,25 @@
 """The one place that turns a task id into a task: `wordnet/<name>`, `bigbench/<name>`, `kind/<concept>`,
-`not-kind/<concept>`, or the path of a task folder.
+`not-kind/<concept>`, or the path of a task folder, whose task is called `folder/<name>`.
 
 Of any of them, `shuffled/<task id>` is the control with its training answers dealt out anew, `instructed/<task id>` has
 the instruction before every text, `few-shot/<task id>` four answered examples too.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from oral_ray.errors import TaskError
 from oral_ray.tasks import bigbench, kinds
-from oral_ray.tasks.folder import load_task_folder
+from oral_ray.tasks.folder import HEADER, SOURCE, load_task_folder
 from oral_ray.tasks.task import Task, few_shot, instructed, shuffled
 from oral_ray.tasks.wordnet import TASKS, load_wordnet_task
 
 _VARIANTS: dict[str, Callable[[Task], Task]] = {"shuffled": shuffled, "instructed": instructed, "few-shot": few_shot}
+_SHIPPED: dict[str, Callable[[], Collection[str]]] = {
+    "wordnet": lambda: TASKS,
+    "bigbench": lambda: bigbench.TASKS,
+    **dict.fromkeys(kinds.FAMILIES, kinds.concepts),
+}
 
 
 def list_tasks() -> tuple[str, ...]:
@@ -26,7 +31,7 @@ def expand(task_ids: Iterable[str]) -> list[str]:
     """The ids with `kind/*` and `not-kind/*` written out, `instructed/kind/*` too, each once, in order."""
     found = []
     for task_id in task_ids:
-        variant, bare = _split_variant(task_id)
+        variant, bare = split_variant(task_id)
         family, _, name = bare.partition("/")
         every = family in kinds.FAMILIES and name == "*"
         found += [f"{variant}{family}/{concept}" for concept in kinds.concepts()] if every else [task_id]
@@ -35,34 +40,62 @@ def expand(task_ids: Iterable[str]) -> list[str]:
 
 def subject(task_id: str) -> str:
     """What a task is about: the same for `kind/bird`, `not-kind/bird` and `instructed/kind/bird`, whose examples are."""
-    bare = _split_variant(task_id)[1]
+    bare = split_variant(task_id)[1]
     family, _, name = bare.partition("/")
     return f"{kinds.FAMILIES[0]}/{name}" if family in kinds.FAMILIES else bare
 
 
-def _split_variant(task_id: str) -> tuple[str, str]:
+def split_variant(task_id: str) -> tuple[str, str]:
     """`instructed/` and `kind/bird` of `instructed/kind/bird`."""
     source, slash, rest = task_id.partition("/")
-    if source not in _VARIANTS:
+    if source not in _VARIANTS or not rest:
         return "", task_id
-    variant, bare = _split_variant(rest)
+    variant, bare = split_variant(rest)
     return source + slash + variant, bare
 
 
-def load_task(task_id: str) -> Task:
-    """Load a task by id; TaskError lists what exists."""
-    source, _, name = task_id.partition("/")
-    if source == "wordnet" and name:
-        return load_wordnet_task(name)
-    if source in _VARIANTS and name:
-        return _VARIANTS[source](load_task(name))
-    if source == "bigbench" and name:
-        return bigbench.load_bigbench_task(name)
-    if source in kinds.FAMILIES and name:
-        return kinds.load_kind_task(source, name)
-    if (Path(task_id) / "task.toml").is_file():
-        return load_task_folder(Path(task_id))
+def is_shipped(task_id: str) -> bool:
+    """Whether an id, be it `instructed/` or another variant, is of a task that comes with oral_ray; TaskError names those
+    that there are where it is none of its family."""
+    source, _, name = split_variant(task_id)[1].partition("/")
+    if source not in _SHIPPED or not name:
+        return False
+    if name not in _SHIPPED[source]():
+        _load_shipped(source, name)
+    return True
+
+
+def read_folder(path: str) -> Task:
+    """The task of a folder; TaskError lists what else there is where the folder is none."""
+    folder = Path(path).expanduser()
+    if path and (folder / HEADER).exists():
+        return load_task_folder(folder)
+    if path.startswith(f"{SOURCE}/"):
+        why = f"that is what a run calls the task of a folder; give the folder's path, from here ./{path} if it is one"
+    elif path and folder.is_dir():
+        why = f"the folder has no {HEADER}"
+    else:
+        why = f"no such folder (looked in {Path.cwd()})"
     raise TaskError(
-        f"unknown task {task_id!r}; known: {', '.join(list_tasks())}, "
-        f"bigbench/{{{','.join(bigbench.TASKS)}}}, kind/CONCEPT, not-kind/CONCEPT, or a folder with a task.toml"
+        f"unknown task {path!r}: {why}; known: {', '.join(list_tasks())}, bigbench/{{{','.join(bigbench.TASKS)}}}, "
+        f"kind/CONCEPT, not-kind/CONCEPT, or a folder with a {HEADER}"
     )
+
+
+def load_task(task_id: str, own: Callable[[str], Task] = read_folder) -> Task:
+    """Load a task by id, one that does not ship by `own`: from its folder, or where a run keeps it (`stages/own_tasks`).
+
+    TaskError lists what exists.
+    """
+    variant, bare = split_variant(task_id)
+    source, _, name = bare.partition("/")
+    task = _load_shipped(source, name) if source in _SHIPPED and name else own(bare)
+    for outer in reversed(variant.split("/")[:-1]):
+        task = _VARIANTS[outer](task)
+    return task
+
+
+def _load_shipped(source: str, name: str) -> Task:
+    if source == "wordnet":
+        return load_wordnet_task(name)
+    return bigbench.load_bigbench_task(name) if source == "bigbench" else kinds.load_kind_task(source, name)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from oral_ray.errors import TaskError
+from oral_ray.tasks.labels import check_labels
 from oral_ray.tasks.task import ANSWER, Example
 
 TextBatch = dict[str, Tensor]
@@ -130,19 +131,18 @@ class TextHead:
 def build_head(kind: str, model: nn.Module, tokenizer: Any, labels: Sequence[str]) -> Head:
     """The head of a task on a bare base model of kind `encoder` or `causal`, for free text where there are no labels.
 
-    Raises TaskError where two labels start with one token, and for free text on an encoder.
+    Raises TaskError where the model cannot tell two labels apart (`labels.check_labels`), and for free text on an encoder.
     """
     if kind == "encoder":
         if not labels:
             raise TaskError("an encoder cannot write free text; give the task labels or take a causal language model")
+        check_labels(kind, tokenizer, labels)
         with torch.no_grad():
             return EncoderHead(tokenizer, tuple(labels), embed(model, encode(tokenizer, labels)))
     device = next(model.parameters()).device
     if not labels:
         return TextHead(tokenizer, device)
-    tokens = [tokenizer.encode(f" {label}", add_special_tokens=False)[0] for label in labels]
-    if len(set(tokens)) < len(tokens):
-        raise TaskError(f"labels {tuple(labels)} share a first token in this model's vocabulary; rename one of them")
+    tokens = check_labels(kind, tokenizer, labels)
     return CausalHead(tokenizer, tuple(labels), torch.tensor(tokens, device=device))
 
 

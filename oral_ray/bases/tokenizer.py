@@ -1,0 +1,36 @@
+"""The tokenizer of a base without its weights: for checks before anything is trained."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.errors import BaseModelError
+from oral_ray.objects import FileObjects, open_objects
+
+MAX_FILE_BYTES = 64 * 2**20  # the largest tokenizer.json are half of that
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".msgpack")
+
+
+def load_tokenizer(record: BaseRecord) -> Any:
+    """The tokenizer of a base, wherever it lies; BaseModelError where transformers cannot load it."""
+    objects = open_objects(record.uri)
+    if isinstance(objects, FileObjects):
+        return _load(objects.root, record)
+    with tempfile.TemporaryDirectory() as name:
+        for info in objects.list(""):
+            if "/" not in info.key and not info.key.endswith(_WEIGHTS) and info.num_bytes <= MAX_FILE_BYTES:
+                (Path(name) / info.key).write_bytes(objects.get(info.key))
+        return _load(Path(name), record)
+
+
+def _load(folder: Path, record: BaseRecord) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BaseModelError(
+            f"transformers cannot load the tokenizer of base {record.id!r} at {record.uri}: {reason}; check its files"
+        ) from error
