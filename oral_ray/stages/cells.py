@@ -114,13 +114,16 @@ def _generated(
     factory: AdapterFactory, requests: Sequence[Request], key: tuple[str, int], bases: dict[str, BaseRecord],
     probes: dict, config: Config,
 ) -> Iterable[tuple[int, AdapterArtifact]]:  # fmt: skip
-    chosen = [i for i, request in enumerate(requests) if (request.recipe, request.num_steps) == key]
-    for task, arm in sorted({(requests[i].task, requests[i].arm) for i in chosen}):
-        part = [i for i in chosen if (requests[i].task, requests[i].arm) == (task, arm)]
-        conditions = [
-            Condition(requests[i].prompt, bases[requests[i].base], probes[requests[i].base], config.lora) for i in part
-        ]
-        yield from zip(part, factory.generate(conditions, [requests[i].seed for i in part], arm, task), strict=True)
+    """The adapter of every request of one generator; requests that differ only in their use share one sample."""
+    asked: dict[str, dict[tuple[str, int], list[int]]] = {}  # by prompt: so many adapters are in memory at once
+    for i, request in enumerate(requests):
+        if (request.recipe, request.num_steps) == key:
+            asked.setdefault(request.prompt, {}).setdefault((request.base, request.seed), []).append(i)
+    for prompt, uses in asked.items():
+        conditions = [Condition(prompt, bases[base], probes[base], config.lora) for base, _ in uses]
+        made = factory.generate(conditions, [seed for _, seed in uses])
+        for artifact, places in zip(made, uses.values(), strict=True):
+            yield from ((i, artifact) for i in places)
 
 
 def missing(objects: Objects, cell: Cell, base: BaseRecord) -> Cell:

@@ -10,7 +10,6 @@ The task gradients are those of the functional phase, or `evaluation.task_gradie
 from collections.abc import Sequence
 from typing import Any
 
-from oral_ray import __version__
 from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import initial_factors
@@ -26,6 +25,7 @@ from oral_ray.stages import corpus
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 from oral_ray.tasks import load_task
+from oral_ray.version import code_version
 
 RECIPE_VERSION = 1
 
@@ -115,7 +115,7 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
         seed=run.seed,
         step=run.steps,
         recipe=recipe,
-        code_version=__version__,
+        code_version=code_version(),
     )
     digest = store.put(build_artifact(factors, layout, provenance))
     return Records(objects).commit("static", recipe, {"run": run.model_dump(mode="json"), "digest": digest})
