@@ -20,6 +20,9 @@ _DEFAULT_ARMS: tuple[Arm, ...] = (
 )  # fmt: skip
 
 
+ServedName = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]{0,498}[^\s\x00-\x1f\x7f])?$")]
+
+
 class EvaluationConfig(Section):
     """What is scored: arms x bases x tasks x seeds. Empty `bases` means every configured version.
 
@@ -62,6 +65,9 @@ class RegenerateConfig(Section):
     `num_candidates` samples are generated; `joint` is a candidate where the corpus has such adapters; `refined` is the best
     of the others after `refine_steps` steps on that base. A pair of base and task is tried `retries` times more where its
     worker or the store fails. `--watch` lists every `poll_s`, and sooner what the SQS queue `events` names.
+
+    What is published for a base names it as it is served, which engines compare: by `served_names`, the name by base id
+    (vLLM's `--served-model-name`, or the path that it is started with), else by the base's id.
     """
 
     bases: tuple[str, ...] = ("*",)
@@ -73,9 +79,14 @@ class RegenerateConfig(Section):
     min_gain_over_base: float = 0.0
     quiet_period_s: float = 0.0
     publish_prefix: str = "published"
+    served_names: dict[Identifier, ServedName] = Field(default={})
     retries: NonNegativeInt = 2
     poll_s: PositiveFloat = 300.0
     events: str = ""
+
+    def served_name(self, base_id: str) -> str:
+        """The name under which a base is served."""
+        return self.served_names.get(base_id, base_id)
 
 
 class ServeConfig(Section):

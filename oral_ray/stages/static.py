@@ -87,7 +87,11 @@ def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRe
 def train_here(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
     """The digest of a run, trained in this process where it is not done."""
     recipe = _recipe(config, run, bases)
-    return str((_kept(open_objects(config.store), recipe) or train_run(config, run, bases, recipe))["digest"])
+    objects = open_objects(config.store)
+    kept = _kept(objects, recipe)
+    if kept is None or not AdapterStore(objects).is_whole(kept["digest"]):
+        kept = train_run(config, run, bases, recipe)
+    return str(kept["digest"])
 
 
 def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recipe: str) -> dict[str, str]:
@@ -118,7 +122,8 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
         code_version=code_version(),
     )
     digest = store.put(build_artifact(factors, layout, provenance))
-    return Records(objects).commit("static", recipe, {"run": run.model_dump(mode="json"), "digest": digest})
+    record = {"run": run.model_dump(mode="json"), "digest": digest}
+    return Records(objects).commit("static", recipe, record, lambda kept: store.is_whole(kept["digest"]))
 
 
 def _kept(objects: Objects, recipe: str) -> dict[str, Any] | None:
