@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from oral_ray.errors import ConfigError
+from oral_ray.errors import ConfigError, ReleaseError
+
+logger = logging.getLogger(__name__)
 
 
 def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
@@ -45,33 +48,39 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
     text = "PEM file: a released adapter that was not signed by this key is a fault"
     command.add_argument("--public-key", type=Path, metavar="FILE", help=text)
 
-    command = add(release, "show", _show, "Show a release as JSON.")
-    command.add_argument("base", help="base id")
+    def add_release(name: str, call: Callable[[argparse.Namespace, Callable[[str], None]], None], text: str) -> Any:
+        command = add(release, name, call, text)
+        command.add_argument("base", help="base id")
+        command.add_argument(
+            "--name", help="whose releases: the name of a configuration (needed where several have one)"
+        )
+        return command
+
+    command = add_release("show", _show, "Show a release as JSON; without --name one of every name that has it.")
     command.add_argument("which", nargs="?", default="latest", help="number or alias (default latest)")
-    command = add(release, "alias", _alias, "Let an alias (prod, ...) mean a release.")
-    command.add_argument("base", help="base id")
-    command.add_argument("name", help="alias")
+    command = add_release("alias", _alias, "Let an alias (prod, ...) mean a release.")
+    command.add_argument("alias", help="alias")
     command.add_argument("which", help="number or alias")
     command.add_argument("--published", default="published", help="prefix of the serving view (default published)")
     text = "PEM file: only when every adapter of the release was signed by this key"
     command.add_argument("--public-key", type=Path, metavar="FILE", help=text)
-    command = add(release, "rollback", _roll_back, "Let an alias mean the release before its own again.")
-    command.add_argument("base", help="base id")
-    command.add_argument("name", help="alias")
-    command = add(release, "diff", _diff, "Show what changed between two releases of a base.")
-    command.add_argument("base", help="base id")
+    command = add_release("rollback", _roll_back, "Let an alias mean the release before its own again.")
+    command.add_argument("alias", help="alias")
+    command = add_release("diff", _diff, "Show what changed between two releases of a base.")
     command.add_argument("old", help="number or alias")
     command.add_argument("new", help="number or alias")
 
 
 def _pull(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.objects import open_objects
+    from oral_ray.objects import open_existing
     from oral_ray.store.adapters import AdapterStore
+    from oral_ray.store.releases import ReleaseStore
 
-    store, is_published = AdapterStore(open_objects(args.store)), "/" in args.adapter
+    objects, is_published = open_existing(args.store), "/" in args.adapter
+    store = AdapterStore(objects)
     if args.public_key and not is_published:
         raise ConfigError(f"only published adapters are signed; give BASE/ADAPTER_ID instead of {args.adapter!r}")
-    digest = _releases(args).digest_of(args.adapter) if is_published else args.adapter
+    digest = ReleaseStore(objects).digest_of(args.adapter) if is_published else args.adapter
     if args.public_key:
         show(str(store.pull_published(f"{args.published}/{args.adapter}", digest, args.folder, args.public_key)))
     else:
@@ -79,89 +88,137 @@ def _pull(args: argparse.Namespace, show: Callable[[str], None]) -> None:
 
 
 def _list(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    releases = _releases(args)
-    latest = {base: release for base in releases.bases() if (release := releases.latest(base)) is not None}
+    from oral_ray.objects import open_existing
+    from oral_ray.store.releases import ReleaseStore
+
+    objects = open_existing(args.store)
+    releases = ReleaseStore(objects)
+    latest = []
+    for base, name in [(of, name) for of in releases.bases() for name in releases.names(of)]:
+        seq = releases.sequence(base, name)[-1]
+        try:
+            latest.append((base, name, seq, releases.get(base, name, seq)))
+        except ReleaseError as error:  # the others are listed
+            logger.error("%s", error)
     if args.json:
-        show(json.dumps({base: release.model_dump(mode="json") for base, release in latest.items()}))
+        found: dict[str, dict[str, Any]] = {}
+        for base, name, seq, release in latest:
+            found.setdefault(base, {})[name] = release.shown(objects.uri) | {"sequence": seq}
+        show(json.dumps(found))
         return
-    for base, release in latest.items():
-        show(f"{base}  release {releases.sequence(base)[-1]}  generator {release.generator[:12]}")
+    for base, name, seq, release in latest:
+        show(f"{base}  {name}  release {seq}  generator {release.generator[:12]}")
         for adapter in release.adapters:
-            show(f"  {adapter.adapter_id:44} {adapter.arm:12} validation {adapter.score:.3f}  {adapter.uri}")
+            uri = adapter.uri_in(objects.uri)
+            show(f"  {adapter.adapter_id:44} {adapter.arm:12} validation {adapter.score:.3f}  {uri}")
     if not latest:
         show(f"no releases in {args.store}; run jobs/regenerate.py")
 
 
 def _collect(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.objects import open_objects
+    from oral_ray.objects import open_existing
     from oral_ray.store.garbage import collect, plan_collection
 
     if args.keep_releases is not None and args.keep_releases < 1:
         raise ConfigError(f"--keep-releases is {args.keep_releases}, at least the latest release must be kept")
-    objects = open_objects(args.store)
+    objects = open_existing(args.store)
     units = plan_collection(objects, args.grace_h * 3600, args.published, args.keep_releases)
     for unit in units:
         show(f"{unit.name}  {unit.num_bytes:,} bytes: {unit.reason}")
     total = f"{len(units)} things, {sum(unit.num_bytes for unit in units):,} bytes"
-    show(f"deleted {total} ({collect(objects, units)} objects)" if args.delete else f"{total}; --delete removes them")
+    show(
+        f"deleted {total} ({collect(objects, units, args.published)} objects)"
+        if args.delete
+        else f"{total}; --delete removes them"
+    )
 
 
 def _check(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.objects import open_objects
+    from oral_ray.objects import open_existing
     from oral_ray.store.fsck import find_faults
 
-    faults = list(find_faults(open_objects(args.store), args.published, args.public_key))
+    objects = open_existing(args.store)
+    faults = list(find_faults(objects, args.published, args.public_key))
     for fault in faults:
         show(fault)
-    show(f"{len(faults)} faults in {args.store}" if faults else f"{args.store} is whole")
     if faults:
+        show(f"{len(faults)} faults in {args.store}")
         raise SystemExit(1)
+    is_empty = next(iter(objects.list()), None) is None
+    show(f"{args.store} is {'empty: nothing is stored there' if is_empty else 'whole'}")
 
 
 def _show(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    releases = _releases(args)
-    show(releases.get(args.base, _number(releases, args.base, args.which)).model_dump_json(indent=1))
+    releases, store_uri = _releases(args)
+    found = []
+    for name in [args.name] if args.name else releases.names(args.base):
+        number = int(args.which) if args.which.isdigit() else releases.alias(args.base, name, args.which)
+        if number in releases.sequence(args.base, name):
+            found.append(releases.get(args.base, name, number))
+    if not found:
+        raise ReleaseError(_no_release(releases, args.base, args.which))
+    for release in found:
+        show(json.dumps(release.shown(store_uri), indent=1))
 
 
 def _alias(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.objects import open_objects
+    from oral_ray.objects import open_existing
     from oral_ray.store.adapters import AdapterStore
 
-    releases = _releases(args)
-    seq = _number(releases, args.base, args.which)
+    releases, _ = _releases(args)
+    name = _name(releases, args)
+    seq = _number(releases, args.base, name, args.which)
     if args.public_key:
-        store = AdapterStore(open_objects(args.store))
-        for adapter in releases.get(args.base, seq).adapters:
+        store = AdapterStore(open_existing(args.store))
+        for adapter in releases.get(args.base, name, seq).adapters:
             where = f"{args.published}/{args.base}/{adapter.adapter_id}"
             store.check_published(where, adapter.digest, args.public_key)
-    releases.set_alias(args.base, args.name, seq)
-    show(f"{args.name} of {args.base} is release {seq}")
+    releases.set_alias(args.base, name, args.alias, seq)
+    show(f"{args.alias} of {args.base} is release {seq} of {name}")
 
 
 def _roll_back(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    show(f"{args.name} of {args.base} is release {_releases(args).roll_back(args.base, args.name)}")
+    releases, _ = _releases(args)
+    name = _name(releases, args)
+    seq = releases.roll_back(args.base, name, args.alias)
+    show(f"{args.alias} of {args.base} is release {seq} of {name}")
 
 
 def _diff(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    releases = _releases(args)
-    numbers = [_number(releases, args.base, which) for which in (args.old, args.new)]
-    for line in releases.diff(args.base, *numbers) or ["no adapter changed"]:
+    releases, _ = _releases(args)
+    name = _name(releases, args)
+    numbers = [_number(releases, args.base, name, which) for which in (args.old, args.new)]
+    for line in releases.diff(args.base, name, *numbers) or ["no adapter changed"]:
         show(line)
 
 
-def _releases(args: argparse.Namespace) -> Any:
-    from oral_ray.objects import open_objects
+def _releases(args: argparse.Namespace) -> tuple[Any, str]:
+    """The releases of the store, and its uri."""
+    from oral_ray.objects import open_existing
     from oral_ray.store.releases import ReleaseStore
 
-    return ReleaseStore(open_objects(args.store))
+    objects = open_existing(args.store)
+    return ReleaseStore(objects), objects.uri
 
 
-def _number(releases: Any, base_id: str, which: str) -> int:
-    from oral_ray.errors import ReleaseError
+def _name(releases: Any, args: argparse.Namespace) -> str:
+    """The name that is meant: the given one, or the only one that the base has."""
+    names = releases.names(args.base)
+    if args.name in names or (args.name is None and len(names) == 1):
+        return args.name or names[0]
+    if args.name is None and names:
+        raise ReleaseError(f"base {args.base!r} has releases of {', '.join(names)}; say which with --name")
+    wanted = f" of {args.name!r}" if args.name else ""
+    raise ReleaseError(f"base {args.base!r} has no release{wanted}; there are {', '.join(names) or 'none'}")
 
-    number = int(which) if which.isdigit() else releases.alias(base_id, which)
-    if number not in releases.sequence(base_id):
-        raise ReleaseError(
-            f"base {base_id!r} has no release {which!r}; there are {releases.sequence(base_id) or 'none'}"
-        )
+
+def _number(releases: Any, base_id: str, name: str, which: str) -> int:
+    number = int(which) if which.isdigit() else releases.alias(base_id, name, which)
+    if number not in releases.sequence(base_id, name):
+        raise ReleaseError(_no_release(releases, base_id, which))
     return number
+
+
+def _no_release(releases: Any, base_id: str, which: str) -> str:
+    known = "; ".join(f"{name}: {releases.sequence(base_id, name)}" for name in releases.names(base_id))
+    return f"base {base_id!r} has no release {which!r}; there are {known or 'none'}"

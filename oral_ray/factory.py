@@ -14,19 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from oral_ray import __version__
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout, AdapterSlot
 from oral_ray.adapters.tokens import factors_of, positions, slot_mask, slot_positions, token_mask
 from oral_ray.adapters.writer import AdapterWriter
-from oral_ray.config import SamplingConfig, canonical_json, derive_seed
+from oral_ray.config import RegressionObjective, SamplingConfig, canonical_json, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.condition import Condition, ConditionEncoder
 from oral_ray.generator.model import Generator
 from oral_ray.generator.network import Network
 from oral_ray.generator.pieces import NoiseStream, Piece, sample_pieces
+from oral_ray.version import code_version
 
 PIECE_TOKENS = 2048  # 2-core EPYC: larger pieces leave the cache, smaller ones pay for calls (docs/scale.md)
+_TOGETHER = {"batch_size", "max_batch_tokens"}  # how many are sampled at once is nothing of one adapter
 
 
 def settled(sampling: SamplingConfig, determinism: bool) -> SamplingConfig:
@@ -54,12 +55,10 @@ class AdapterFactory:
         self._device = torch.device(device)
         generator.network.to(self._device).eval()
 
-    def generate(
-        self, conditions: Sequence[Condition], seeds: Sequence[int], origin: str = "generated", task: str = ""
-    ) -> list[AdapterArtifact]:
+    def generate(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[AdapterArtifact]:
         """One artifact a condition, each from its own seed, in the order asked for."""
         sampled = self.sample(conditions, seeds)[::-1]
-        return [self.artifact(sampled.pop(), *one, origin, task) for one in zip(conditions, seeds, strict=True)]
+        return [self.artifact(sampled.pop(), *one) for one in zip(conditions, seeds, strict=True)]
 
     def sample(self, conditions: Sequence[Condition], seeds: Sequence[int]) -> list[Tensor]:
         """Normalised weight tokens [L, D] of each condition, on the CPU: the device's part of `generate`."""
@@ -78,21 +77,19 @@ class AdapterFactory:
                 found |= zip(chosen, tokens, strict=True)
         return [found[i] for i in range(len(conditions))]
 
-    def artifact(
-        self, tokens_LD: Tensor, condition: Condition, seed: int, origin: str = "generated", task: str = ""
-    ) -> AdapterArtifact:
+    def artifact(self, tokens_LD: Tensor, condition: Condition, seed: int) -> AdapterArtifact:
         """The adapter that sampled tokens are: the rest of `generate`, which takes many small steps and no device."""
         layout = self.layout(condition)
         factors = factors_of(self._rows(layout.slots, tokens_LD, layout))
-        return build_artifact(factors, layout, self._provenance(condition, seed, origin, task))
+        return build_artifact(factors, layout, self._provenance(condition, seed))
 
-    def stream(self, condition: Condition, seed: int, folder: Path, origin: str = "generated", task: str = "") -> str:
+    def stream(self, condition: Condition, seed: int, folder: Path) -> str:
         """Write one adapter of any size into a folder as it is sampled, and return its digest.
 
         The same adapter as `generate` makes, up to rounding (and exactly, where `generate` samples in pieces too).
         """
         layout = self.layout(condition)
-        with AdapterWriter(folder, layout, self._provenance(condition, seed, origin, task)) as writer:
+        with AdapterWriter(folder, layout, self._provenance(condition, seed)) as writer:
             for slot, rows in self._slots(condition, layout, seed):
                 writer.write(slot, rows)
         return writer.digest
@@ -131,17 +128,17 @@ class AdapterFactory:
         for group, tokens_LD in zip(groups, sampled, strict=True):
             yield group, tokens_LD.cpu()
 
-    def _provenance(self, condition: Condition, seed: int, origin: str, task: str) -> Provenance:
+    def _provenance(self, condition: Condition, seed: int) -> Provenance:
+        is_regression = isinstance(self.generator.spec.generator.objective, RegressionObjective)
         return Provenance(
-            origin=origin,
+            origin="regression" if is_regression else "generated",
             base=condition.base.id,
             base_fingerprint=condition.base.fingerprint,
-            task=task,
             prompt=condition.prompt,
             seed=seed,
             generator=self.generator.spec.recipe,
-            sampling=canonical_json(self.sampling),
-            code_version=__version__,
+            sampling=canonical_json(self.sampling.model_dump(mode="json", exclude=_TOGETHER)),
+            code_version=code_version(),
         )
 
     def _encode(self, conditions: Sequence[Condition]) -> tuple[Tensor, Tensor]:

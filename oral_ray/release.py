@@ -15,6 +15,8 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import LoraSettings
 from oral_ray.errors import LayoutError
 
+_DUE = "not released yet: new base version, served name, generator or task"
+
 
 class PlanItem(BaseModel):
     """What is to be done for one task on one base version, and why not where nothing is."""
@@ -53,7 +55,14 @@ def plan_releases(
             elif refusal:
                 items.append(PlanItem(base=base.id, task=task, action="skip", reason=refusal))
             else:
-                items.append(PlanItem(base=base.id, task=task, action="generate", reason="new base version or task"))
+                items.append(
+                    PlanItem(
+                        base=base.id,
+                        task=task,
+                        action="generate",
+                        reason=_DUE,
+                    )
+                )
     return items
 
 

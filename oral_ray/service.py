@@ -238,8 +238,10 @@ class GenerationService:
     def keep(self, order: Order, artifact: AdapterArtifact) -> str:
         """Store an adapter and note it as the answer to an order; its digest."""
         self.stock.check()
-        digest = AdapterStore(self.stock.objects).put(artifact)
-        Records(self.stock.objects).commit("generated", self.stock.key(order, self.recipe), {"digest": digest})
+        store = AdapterStore(self.stock.objects)
+        digest = store.put(artifact)
+        key = self.stock.key(order, self.recipe)
+        Records(self.stock.objects).commit("generated", key, {"digest": digest}, lambda kept: store.has(kept["digest"]))
         return digest
 
     def pull(self, digest: str, folder: Path) -> Path:

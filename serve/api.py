@@ -119,7 +119,8 @@ def add_reading(api: FastAPI, broker: Broker, catalog: Catalog, guard: Guard) ->
     @api.get("/v1/adapters/{adapter_id}", tags=["read"], dependencies=reader, responses=_problems(404, 422))
     async def adapter(adapter_id: Digest) -> AdapterInfo:
         """A stored adapter."""
-        return await broker.info(adapter_id)
+        info = await broker.info(adapter_id)
+        return info.used(await run_in_threadpool(catalog.released_as, adapter_id))
 
     @api.get("/v1/adapters/{adapter_id}/report", tags=["read"], dependencies=reader, responses=_problems(404, 422))
     async def report(adapter_id: Digest) -> AdapterReport:

@@ -10,6 +10,7 @@ scale between `serve.min_replicas` (0 is possible) and `serve.max_replicas`. doc
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -130,10 +131,10 @@ class Ingress:
             if num_jobs:
                 logger.info("went on with %d jobs", num_jobs)
             self._broker.count_open_jobs()
-            for release in (await run_in_threadpool(self._catalog.releases, "")).items:
-                for arm in {adapter.arm for adapter in release.adapters}:
-                    num = sum(adapter.arm == arm for adapter in release.adapters)
-                    self._metrics.released.set(num, {"base": release.base, "arm": arm})
+            releases = (await run_in_threadpool(self._catalog.releases, "")).items
+            released = Counter((release.base, adapter.arm) for release in releases for adapter in release.adapters)
+            for (base, arm), num in released.items():
+                self._metrics.released.set(num, {"base": base, "arm": arm})
         except OralError as error:
             logger.warning("jobs and releases are not looked after at the moment: %s", error)
 

@@ -70,7 +70,7 @@ class Catalog:
         return self._models.get("")
 
     def releases(self, base_id: str) -> ReleaseList:
-        """The latest release of every base, or all of one base, newest first."""
+        """The latest release of every base and name, or all of one base, newest first of each name."""
         return self._latest.get(base_id)
 
     def adapters(self, after: str, limit: int) -> AdapterPage:
@@ -79,7 +79,8 @@ class Catalog:
         items = []
         for digest in digests[:limit]:
             try:
-                items.append(AdapterInfo.of(digest, self._stock.uri(digest), *self._stock.about(digest)))
+                info = AdapterInfo.of(digest, self._stock.uri(digest), *self._stock.about(digest))
+                items.append(info.used(self.released_as(digest)))
             except ArtifactError:
                 continue
         return AdapterPage(items=tuple(items), next=digests[limit - 1] if len(digests) > limit else None)
@@ -135,16 +136,24 @@ class Catalog:
         return TaskList(items=tuple(items))
 
     def _read_releases(self, base_id: str) -> ReleaseList:
-        known = self._releases.bases()
-        if base_id and base_id in known:
-            wanted = [(base_id, seq) for seq in reversed(self._releases.sequence(base_id))]
-        else:
-            wanted = [(base, max(self._releases.sequence(base))) for base in known if not base_id]
         items = []
-        for base, seq in wanted:
-            release = self._releases.get(base, seq).model_dump(include=_SHOWN)
-            items.append(ReleaseInfo.model_validate(release | {"sequence": seq}))
+        for base in [base_id] if base_id else self._releases.bases():
+            for name in self._releases.names(base):
+                numbers = sorted(self._releases.sequence(base, name), reverse=True)
+                items += [self._release_info(base, name, seq) for seq in (numbers if base_id else numbers[:1])]
         return ReleaseList(items=tuple(items))
+
+    def _release_info(self, base: str, name: str, seq: int) -> ReleaseInfo:
+        release = self._releases.get(base, name, seq)
+        shown = release.model_dump(include=_SHOWN) | {"sequence": seq}
+        for adapter, row in zip(release.adapters, shown["adapters"], strict=True):
+            row["uri"] = adapter.uri_in(self._stock.objects.uri)
+        return ReleaseInfo.model_validate(shown)
+
+    def released_as(self, digest: str) -> ReleasedInfo | None:
+        """How an adapter is released at present: its task, and the arm that won; None where it is not."""
+        released = (adapter for release in self.releases("").items for adapter in release.adapters)
+        return next((adapter for adapter in released if adapter.digest == digest), None)
 
     def _read_models(self, _: str) -> ModelList:
         data = [ModelInfo(id=base.id, created=0) for base in self.bases().items if not base.refusal]

@@ -54,7 +54,8 @@ class LoraChoice(_Message):
 class AdapterInfo(_Message):
     """A stored adapter: its id (the digest of its content), where it lies, and where it came from.
 
-    `origin` is `generated`, or the arm that an adapter of the corpus or of a release came from.
+    `origin` is how it was made (`generated`, `trained`, ...), `task` what it was trained on. Where it is released, `task`
+    is what it is released for, and `arm` the candidate that it won as.
     """
 
     id: str
@@ -63,6 +64,7 @@ class AdapterInfo(_Message):
     base: str
     base_fingerprint: str
     task: str
+    arm: str = ""
     prompt: str
     seed: int
     strength: float
@@ -81,6 +83,10 @@ class AdapterInfo(_Message):
                 "origin", "base", "base_fingerprint", "task", "prompt", "seed", "strength", "generator",
             }),
         )  # fmt: skip
+
+    def used(self, released: "ReleasedInfo | None") -> "AdapterInfo":
+        """The same with the task and arm of its release, where it has one."""
+        return self.model_copy(update={"task": released.task, "arm": released.arm}) if released else self
 
 
 class Made(_Message):
@@ -189,9 +195,14 @@ class ReleasedInfo(_Message):
 
 
 class ReleaseInfo(_Message):
-    """A release: what was published for one base version at once."""
+    """A release: what was published for one base version by the configuration of a name.
+
+    `served_name` is what the adapters call their base; empty in older releases.
+    """
 
     base: str
+    name: str = ""
+    served_name: str = ""
     sequence: int
     base_fingerprint: str
     generator: str
@@ -199,7 +210,7 @@ class ReleaseInfo(_Message):
 
 
 class ReleaseList(_Message):
-    """The latest release of every base; all releases of one base, newest first, when `base` is given."""
+    """The latest release of every base and name; all releases of one base when `base` is given, newest first."""
 
     items: tuple[ReleaseInfo, ...]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 # From the ground up. A room imports from floors below its own and from itself, never sideways.
 FLOORS = (
     ("errors",),
-    ("packages", "version"),
+    ("packages", "parquet", "version"),
     ("tasks", "config"),
     ("objects",),
     ("bases", "cluster"),

@@ -1,21 +1,22 @@
 """AdapterFactory: the one path from a condition and a seed to an artifact."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from factory_fixtures import base_of, layout_of, shaken_network, small_spec, stats_of
 
-from oral_ray import __version__
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.lora import attached, load_strictly
 from oral_ray.bases.probes import weight_probes
-from oral_ray.config import ConditionConfig, LoraSettings, SamplingConfig
+from oral_ray.config import ConditionConfig, LoraSettings, RegressionObjective, SamplingConfig
 from oral_ray.errors import ConditionError, GeneratorError, LayoutError
 from oral_ray.factory import AdapterFactory
 from oral_ray.generator.condition import Condition, ConditionEncoder, fit_probe_stats
 from oral_ray.generator.model import Generator
 from oral_ray.objects import FileObjects
+from oral_ray.version import code_version
 
 PROMPTS = ("Classify a text as animal or plant.", "Which metal is it?", "Is the stone cold or warm?")
 
@@ -155,15 +156,36 @@ def test_one_seed_draws_other_noise_for_every_prompt_and_base_version(
 
 def test_provenance_is_complete(factory: AdapterFactory, tiny_bert: Path) -> None:
     asked = condition(tiny_bert)
-    provenance = factory.generate([asked], [7], origin="wrong_prompt", task="toy")[0].provenance
-    assert provenance.origin == "wrong_prompt" and provenance.task == "toy" and provenance.seed == 7
-    assert provenance.prompt == PROMPTS[0] and provenance.code_version == __version__
+    provenance = factory.generate([asked], [7])[0].provenance
+    assert (provenance.origin, provenance.task, provenance.seed) == ("generated", "", 7)
+    assert provenance.prompt == PROMPTS[0] and provenance.code_version == code_version()
     assert (provenance.base, provenance.base_fingerprint) == (asked.base.id, asked.base.fingerprint)
     assert provenance.generator == "recipe-of-a-test"
-    assert SamplingConfig.model_validate_json(provenance.sampling) == factory.sampling
+    assert SamplingConfig.model_validate_json(provenance.sampling).num_steps == factory.sampling.num_steps
     with pytest.raises(GeneratorError, match="1 conditions need as many seeds, got 2"):
         factory.generate([asked], [7, 8])
-    assert factory.generate([asked], [7])[0].provenance.origin == "generated"
+
+
+def test_equal_content_has_one_provenance_however_many_are_sampled_at_once(
+    generator: Generator, encoder: ConditionEncoder, tiny_bert: Path
+) -> None:
+    alone, together = (
+        AdapterFactory(generator, encoder, SamplingConfig(num_steps=3, batch_size=size)).generate(
+            [condition(tiny_bert), condition(tiny_bert, PROMPTS[1])], [7, 7]
+        )
+        for size in (1, 64)
+    )
+    assert [a.files()["provenance.json"] for a in alone] == [a.files()["provenance.json"] for a in together]
+
+
+def test_what_a_regression_gives_is_said_to_come_from_one(
+    generator: Generator, encoder: ConditionEncoder, tiny_bert: Path
+) -> None:
+    settings = generator.spec.generator.model_copy(update={"objective": RegressionObjective()})
+    spec = generator.spec.model_copy(update={"generator": settings})
+    made = AdapterFactory(dataclasses.replace(generator, spec=spec), encoder, SamplingConfig(num_steps=3))
+    [artifact] = made.generate([condition(tiny_bert)], [0])
+    assert artifact.provenance.origin == "regression"
 
 
 def test_a_generated_adapter_loads_in_peft_and_changes_the_base(

@@ -96,8 +96,8 @@ def maker(tiny_llama: Path, tiny_bert: Path):
 
 def test_a_streamed_adapter_is_the_generated_one_and_peft_loads_it_strictly(maker, tmp_path: Path, tiny_llama: Path):
     build, condition = maker
-    digest = build().stream(condition, 3, tmp_path, task="toy")
-    [generated] = build().generate([condition], [3], task="toy")
+    digest = build().stream(condition, 3, tmp_path)
+    [generated] = build().generate([condition], [3])
     streamed = load_strictly(base_of(tiny_llama), tmp_path)
     assert streamed.digest == digest
     assert streamed.config == generated.config

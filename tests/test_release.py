@@ -88,7 +88,11 @@ def plan(*bases: BaseRecord, known: str | None = None, released=(), r: int = 4) 
 
 
 def test_every_task_of_every_new_base_is_planned_in_order():
-    wanted = [(base, task, "generate", "new base version or task") for base in ("v1", "v2") for task in ("t1", "t2")]
+    wanted = [
+        (base, task, "generate", "not released yet: new base version, served name, generator or task")
+        for base in ("v1", "v2")
+        for task in ("t1", "t2")
+    ]
     assert plan(llama("v1"), llama("v2")) == wanted
 
 
@@ -157,7 +161,11 @@ def test_every_complete_unreleased_pair_is_generated_or_has_a_reason(night):
         done, refusal = (base.id, base.fingerprint, item.task) in released, refuse_base(base, known, lora)
         assert item.reason
         assert (item.action == "generate") == (not done and not refusal)
-        assert item.reason == ("already released" if done else refusal or "new base version or task")
+        assert item.reason == (
+            "already released"
+            if done
+            else refusal or "not released yet: new base version, served name, generator or task"
+        )
 
 
 @given(nights())

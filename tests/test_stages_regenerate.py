@@ -21,7 +21,7 @@ from oral_ray.stages.summary import FailedItem, RegenerationSummary, summary_htm
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.generators import Lineage, generator_lineage
-from oral_ray.store.heads import latest_releases
+from oral_ray.store.heads import latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 from oral_ray.store.shards import read_manifest
 from oral_ray.store.signing import signer_name
@@ -68,8 +68,8 @@ def test_a_release_says_what_went_into_it(nightly: tuple[Path, Config], monkeypa
     monkeypatch.setattr("oral_ray.stages.gate.code_version", lambda: "1.2.3+commit")
     recipe = regenerate.run(config).generator
     objects = FileObjects(store)
-    release = ReleaseStore(objects).latest("v9")
-    assert release is not None and (release.generator, release.recipe) == (recipe, config.name)
+    release = ReleaseStore(objects).latest("v9", "tiny")
+    assert release is not None and (release.generator, release.name) == (recipe, config.name)
     lineage = generator_lineage(objects, recipe)
     assert (release.generator_digest, release.corpus) == (lineage.digest, lineage.corpus)
     assert len(release.generator_digest) == 64
@@ -96,13 +96,13 @@ def test_what_another_code_decides_again_changes_no_release(
 ):
     store, config = nightly
     regenerate.run(config)
-    before = ReleaseStore(FileObjects(store)).latest("v9")
+    before = ReleaseStore(FileObjects(store)).latest("v9", "tiny")
     monkeypatch.setattr("oral_ray.stages.gate.code_version", lambda: "another")
     found = regenerate.survey(config, before.generator)  # type: ignore[union-attr]
     again = [gate.regenerate_item(config, item)[1] for item in due(config, found, before.generator)]  # type: ignore[union-attr]
     lineage = generator_lineage(FileObjects(store), before.generator)  # type: ignore[union-attr]
     regenerate._release(config, FileObjects(store), lineage, found.bases["v9"], [a for a in again if a])
-    assert ReleaseStore(FileObjects(store)).sequence("v9") == [1]
+    assert ReleaseStore(FileObjects(store)).sequence("v9", "tiny") == [1]
 
 
 def due(config: Config, found: regenerate.Survey, recipe: str) -> list[gate.Item]:
@@ -144,7 +144,7 @@ def test_with_keys_what_is_published_is_signed_and_nothing_else_is_released(
     assert not (store / "releases").exists()
     summary = regenerate.run(keyed(public))
     assert summary.failed == ()
-    release = ReleaseStore(FileObjects(store)).latest("v9")
+    release = ReleaseStore(FileObjects(store)).latest("v9", "tiny")
     assert release is not None and {adapter.signer for adapter in release.adapters} == {signer_name(public)}
     assert list(find_faults(FileObjects(store), public_key=public)) == []
 
@@ -158,8 +158,8 @@ def test_a_checkpoint_uploaded_again_under_the_same_path_is_a_new_version(nightl
     summary = regenerate.run(config)
     assert {item.base for item in summary.plan if item.action == "generate"} == {"v9"}
     releases = ReleaseStore(FileObjects(store))
-    assert releases.sequence("v9") == [1, 2]
-    assert releases.get("v9", 1).base_fingerprint != releases.get("v9", 2).base_fingerprint
+    assert releases.sequence("v9", "tiny") == [1, 2]
+    assert releases.get("v9", "tiny", 1).base_fingerprint != releases.get("v9", "tiny", 2).base_fingerprint
 
 
 def test_an_item_that_fails_is_named_and_the_others_are_released_and_the_next_run_adds_it(
@@ -183,7 +183,7 @@ def test_an_item_that_fails_is_named_and_the_others_are_released_and_the_next_ru
     ]  # fmt: skip
     monkeypatch.undo()
     assert len(regenerate.run(config).published) == 4
-    latest = ReleaseStore(FileObjects(store)).latest("v9")
+    latest = ReleaseStore(FileObjects(store)).latest("v9", "tiny")
     assert latest is not None and [adapter.task for adapter in latest.adapters] == TASKS
 
 
@@ -205,7 +205,7 @@ def adapter(task: str, digest: str = "d" * 64) -> ReleasedAdapter:
 
 
 def test_two_runs_at_once_make_one_release_where_they_agree_and_lose_nothing_where_they_do_not(objects: FileObjects):
-    base = Release(base="v1", base_fingerprint="f", generator="g", recipe="run", adapters=())
+    base = Release(base="v1", base_fingerprint="f", generator="g", name="run", served_name="v1", adapters=())
     record = _Record()
     start = threading.Barrier(6)
 
@@ -219,13 +219,13 @@ def test_two_runs_at_once_make_one_release_where_they_agree_and_lose_nothing_whe
         thread.start()
     for thread in threads:
         thread.join()
-    latest = ReleaseStore(objects).latest("v1")
+    latest = ReleaseStore(objects).latest("v1", "run")
     assert latest == base.model_copy(update={"adapters": tuple(adapter(task) for task in "abcd")})
-    number = ReleaseStore(objects).sequence("v1")[-1]
+    number = ReleaseStore(objects).sequence("v1", "run")[-1]
     regenerate._release(Config(), objects, Lineage("g"), record, [adapter("a", "e" * 64)])  # type: ignore[arg-type]
-    assert ReleaseStore(objects).sequence("v1")[-1] == number, "what is released for this version stays"
+    assert ReleaseStore(objects).sequence("v1", "run")[-1] == number, "what is released for this version stays"
     regenerate._release(Config(), objects, Lineage("g2"), record, [adapter("a")])  # type: ignore[arg-type]
-    latest = ReleaseStore(objects).latest("v1")
+    latest = ReleaseStore(objects).latest("v1", "run")
     assert latest is not None and [a.task for a in latest.adapters] == ["a"], "another generator starts anew"
 
 
@@ -233,24 +233,24 @@ class _Record:
     id, fingerprint = "v1", "f"
 
 
-def test_the_latest_releases_cost_one_listing_and_what_is_new(objects: FileObjects):
+def test_the_latest_of_cost_one_listing_and_what_is_new(objects: FileObjects):
     releases = ReleaseStore(objects)
     for name in ("a", "b"):
-        releases.append(Release(base=name, base_fingerprint="f", generator="g", recipe="r", adapters=()))
-    first = latest_releases(objects)
+        releases.append(Release(base=name, base_fingerprint="f", generator="g", name="r", adapters=()))
+    first = latest_of(objects, "r")
     assert {base: head.number for base, head in first.items()} == {"a": 1, "b": 1}
     counted = _Counted(objects)
-    assert latest_releases(counted) == first  # type: ignore[arg-type]
-    assert counted.calls == ["get cache/releases.json", "list releases/"]
-    releases.append(Release(base="b", base_fingerprint="f2", generator="g", recipe="r", adapters=()))
+    assert latest_of(counted, "r") == first  # type: ignore[arg-type]
+    assert counted.calls == ["get cache/heads.json", "list releases/"]
+    releases.append(Release(base="b", base_fingerprint="f2", generator="g", name="r", adapters=()))
     counted = _Counted(objects)
-    assert latest_releases(counted)["b"].number == 2  # type: ignore[arg-type]
+    assert latest_of(counted, "r")["b"].number == 2  # type: ignore[arg-type]
     assert counted.calls == [
-        "get cache/releases.json", "list releases/", "get releases/b/00000002.json", "put cache/releases.json",
+        "get cache/heads.json", "list releases/", "get releases/b/r/00000002.json", "put cache/heads.json",
     ]  # fmt: skip
-    objects.put("releases/a/00000001.json", b"{")
-    objects.put("cache/releases.json", b"{")
-    assert list(latest_releases(objects)) == ["b"], "a damaged release stops no other base"
+    objects.put("releases/a/r/00000001.json", b"{")
+    objects.put("cache/heads.json", b"{")
+    assert list(latest_of(objects, "r")) == ["b"], "a damaged release stops no other base"
 
 
 class _Counted:

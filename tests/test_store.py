@@ -180,17 +180,17 @@ def test_a_damaged_record_is_an_error_that_says_what_to_delete(objects: FileObje
         Records(objects).get("corpus", "f")
 
 
-def release(recipe: str, base: str = "b", adapters: tuple[ReleasedAdapter, ...] = ()) -> Release:
-    return Release(base=base, base_fingerprint="f", generator="g", recipe=recipe, adapters=adapters)
+def release(generator: str, base: str = "b", adapters: tuple[ReleasedAdapter, ...] = (), name: str = "n") -> Release:
+    return Release(base=base, base_fingerprint="f", generator=generator, name=name, adapters=adapters)
 
 
 def test_releases_are_numbered_from_one_and_the_latest_is_the_highest(objects: FileObjects):
     store = ReleaseStore(objects)
-    assert (store.latest("b"), store.sequence("b"), store.bases()) == (None, [], [])
+    assert (store.latest("b", "n"), store.sequence("b", "n"), store.bases(), store.names("b")) == (None, [], [], [])
     assert [store.append(release(str(number))) for number in range(11)] == list(range(1, 12))
-    assert store.sequence("b") == list(range(1, 12))
-    assert store.latest("b") == release("10")
-    assert store.get("b", 1) == release("0")
+    assert store.sequence("b", "n") == list(range(1, 12))
+    assert store.latest("b", "n") == release("10")
+    assert store.get("b", "n", 1) == release("0")
     assert store.append(release("0", base="a")) == 1
     assert store.bases() == ["a", "b"]
 
@@ -204,7 +204,7 @@ def test_an_append_that_comes_second_takes_the_next_number(recorded: Recorded):
     store = ReleaseStore(recorded)
     recorded.before_create.append(lambda: ReleaseStore(FileObjects(recorded.root)).append(release("theirs")))
     assert store.append(release("ours")) == 2
-    assert [store.get("b", number).recipe for number in store.sequence("b")] == ["theirs", "ours"]
+    assert [store.get("b", "n", number).generator for number in store.sequence("b", "n")] == ["theirs", "ours"]
 
 
 def test_releases_appended_at_once_all_survive(objects: FileObjects):
@@ -220,22 +220,22 @@ def test_releases_appended_at_once_all_survive(objects: FileObjects):
     for thread in threads:
         thread.join()
     store = ReleaseStore(objects)
-    assert store.sequence("b") == list(range(1, 9))
-    assert sorted(store.get("b", number).recipe for number in range(1, 9)) == recipes
+    assert store.sequence("b", "n") == list(range(1, 9))
+    assert sorted(store.get("b", "n", number).generator for number in range(1, 9)) == recipes
 
 
 def test_a_damaged_release_is_an_error_that_names_it(objects: FileObjects):
     store = ReleaseStore(objects)
     store.append(release("x"))
-    objects.put("releases/b/00000001.json", b'{"base": "b"}')
-    with pytest.raises(ReleaseError, match="release 1 of base 'b' is damaged"):
-        store.latest("b")
+    objects.put("releases/b/n/00000001.json", b'{"base": "b"}')
+    with pytest.raises(ReleaseError, match=r"release 1 of base 'b' is damaged; delete releases/b/n/00000001\.json"):
+        store.latest("b", "n")
 
 
 def test_a_file_that_is_no_release_is_passed_over(objects: FileObjects):
-    objects.put("releases/b/notes.txt", b"")
-    objects.put("releases/b/00000007.json.bak", b"")
-    assert ReleaseStore(objects).sequence("b") == []
+    objects.put("releases/b/n/notes.txt", b"")
+    objects.put("releases/b/n/00000007.json.bak", b"")
+    assert ReleaseStore(objects).sequence("b", "n") == []
     assert ReleaseStore(objects).append(release("x")) == 1
 
 

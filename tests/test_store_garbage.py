@@ -37,7 +37,7 @@ def release(objects: FileObjects, base: str, *digests: str) -> int:
         for i, d in enumerate(digests)
     )  # fmt: skip
     return ReleaseStore(objects).append(
-        Release(base=base, base_fingerprint="f", generator="g", recipe="r", adapters=adapters)
+        Release(base=base, base_fingerprint="f", generator="g", name="r", adapters=adapters)
     )
 
 
@@ -85,19 +85,19 @@ def test_of_many_releases_the_newest_stay_and_those_that_an_alias_has_meant(
     for digest in digests:
         release(objects, "b", digest)
     release(objects, "other", digests[0])
-    releases.set_alias("b", "prod", 2)
-    releases.set_alias("b", "prod", 3)
+    releases.set_alias("b", "r", "prod", 2)
+    releases.set_alias("b", "r", "prod", 3)
     age(objects)
     age(objects, "00000004.json", -1e6)  # a young one stays, and what it names
     collect(objects, plan_collection(objects, keep_releases=1))
-    assert releases.sequence("b") == [2, 3, 4, 6]
-    assert releases.sequence("other") == [1]
+    assert releases.sequence("b", "r") == [2, 3, 4, 6]
+    assert releases.sequence("other", "r") == [1]
     assert sorted(store.list()) == sorted(digests[i] for i in (0, 1, 2, 3, 5))
     shown = {info.key.split("/")[2] for info in objects.list("published/b/")}
     assert shown == {digests[i][:12] for i in (1, 2, 3, 5)}
     assert list(find_faults(objects)) == []
-    assert releases.roll_back("b", "prod") == 2
-    assert releases.append(releases.get("b", 2)) == 7
+    assert releases.roll_back("b", "r", "prod") == 2
+    assert releases.append(releases.get("b", "r", 2)) == 7
 
 
 def test_a_release_goes_before_what_it_names(objects: FileObjects, make_artifact: MakeArtifact):
@@ -109,12 +109,12 @@ def test_a_release_goes_before_what_it_names(objects: FileObjects, make_artifact
 
     class Watched(FileObjects):
         def delete(self, key: str) -> None:
-            gone.append(key)
+            gone.extend([key] if not key.startswith("probe/") else [])  # gc's own look at the clock
             super().delete(key)
 
     watched = Watched(objects.root)
     assert collect(watched, plan_collection(watched, keep_releases=1)) == len(gone) == 8
-    assert gone[0] == "releases/b/00000001.json"
+    assert gone[0] == "releases/b/r/00000001.json"
 
 
 def test_traces_of_dead_writers_and_second_attempts_are_garbage(objects: FileObjects):
@@ -135,7 +135,7 @@ def test_traces_of_dead_writers_and_second_attempts_are_garbage(objects: FileObj
     assert list(objects.leftovers()) == []
 
 
-@pytest.mark.parametrize("key", ["releases/b/00000001.json", "shards/f/manifest.json"])
+@pytest.mark.parametrize("key", ["releases/b/r/00000001.json", "shards/f/manifest.json"])
 def test_where_a_root_is_damaged_nothing_is_planned(objects: FileObjects, key: str):
     objects.put("shards/f/a/x", b"1")
     objects.put(key, b"{")
@@ -186,14 +186,14 @@ def test_the_commands_list_delete_check_and_roll_back(
         capsys.readouterr()
         assert main(["release", *command, *where]) == 0
         assert said in capsys.readouterr().out
-    assert ReleaseStore(objects).history("b", "prod") == [1, 2, 1]
+    assert ReleaseStore(objects).history("b", "r", "prod") == [1, 2, 1]
     assert main(["release", "rollback", "b", "prod", *where]) == 2
     assert main(["release", "alias", "b", "prod", "7", *where]) == 2
     assert main(["store", "gc", "--keep-releases", "0", *where]) == 2
     assert main(["store", "gc", "--keep-releases", "1", "--grace-h", "0", *where]) == 0
     assert "0 things" in capsys.readouterr().out, "prod has meant both"
     with pytest.raises(ReleaseError, match="always the newest"):
-        ReleaseStore(objects).set_alias("b", "latest", 1)
+        ReleaseStore(objects).set_alias("b", "r", "latest", 1)
     objects.delete(f"adapters/{two}/adapter_config.json")
     with pytest.raises(SystemExit, match="1"):
         main(["store", "fsck", *where])

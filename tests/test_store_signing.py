@@ -121,9 +121,7 @@ def test_the_commands_pull_promote_and_check_only_what_a_key_signed(
 ):  # fmt: skip
     _, digest = signed
     adapter = ReleasedAdapter(task="t", arm="a", adapter_id="id", digest=digest, uri="u", score=1.0, scores={})
-    ReleaseStore(objects).append(
-        Release(base="b", base_fingerprint="f", generator="g", recipe="r", adapters=(adapter,))
-    )
+    ReleaseStore(objects).append(Release(base="b", base_fingerprint="f", generator="g", name="r", adapters=(adapter,)))
     _, other = key_pair(tmp_path, "other")
     where = ["--store", str(objects.root)]
     for number, (key, code) in enumerate(((keys[1], 0), (other, 2))):
@@ -132,7 +130,7 @@ def test_the_commands_pull_promote_and_check_only_what_a_key_signed(
         faults = list(find_faults(objects, public_key=key))
         assert len(faults) == (code != 0)
     assert "other.pub (Key mismatch" in capsys.readouterr().err
-    assert ReleaseStore(objects).aliases("b") == ["prod0"]
+    assert ReleaseStore(objects).aliases("b", "r") == ["prod0"]
     assert main(["pull", digest, str(tmp_path / "x"), "--public-key", str(keys[1]), *where]) == 2
     assert "only published adapters are signed" in capsys.readouterr().err
 

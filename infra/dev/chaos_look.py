@@ -54,7 +54,9 @@ class Reader:
 def released_adapters(objects: Any) -> list[tuple[str, Any]]:
     """(base, adapter) of every latest release."""
     releases = ReleaseStore(objects)
-    latest = [(base_id, releases.latest(base_id)) for base_id in releases.bases()]
+    latest = [
+        (base_id, releases.latest(base_id, name)) for base_id in releases.bases() for name in releases.names(base_id)
+    ]
     return [(base_id, adapter) for base_id, release in latest if release for adapter in release.adapters]
 
 
@@ -77,7 +79,8 @@ def released(objects: Any) -> dict[str, bytes]:
 def sequences(store: Path | str) -> dict[str, list[int]]:
     """The numbers of the releases of every base."""
     releases = ReleaseStore(open_objects(str(store)))
-    return {base_id: releases.sequence(base_id) for base_id in releases.bases()}
+    names = [(base_id, name) for base_id in releases.bases() for name in releases.names(base_id)]
+    return {base_id: releases.sequence(base_id, name) for base_id, name in names}
 
 
 def sweep(store: Path | str) -> int:

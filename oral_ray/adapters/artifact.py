@@ -29,10 +29,16 @@ _NOT_PLAIN = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "l
 
 
 class Provenance(BaseModel):
-    """Where an adapter came from. `origin` is the arm (`trained`, `generated`, ...); empty strings where none applies.
+    """How an adapter's content was made; empty strings where something does not apply.
+
+    `origin` says how (`trained`, `joint`, `generated`, `mean`, ...), `base` for which base, `task` what it was trained on.
+    Equal content has one provenance, whatever it is used for: arm, task and score of a use stand in the release, the
+    answer or the score, so a generated adapter, which is made from a prompt, has no task here.
 
     `recipe` names the training run of a trained adapter; `generator` and `sampling` (settings as JSON) what a generated
-    one came from, `strength` what its change of the weights was multiplied by.
+    one came from, `strength` what its change of the weights was multiplied by. An adapter that is released for another
+    base than it was made for, or under another name of its base, names that base; `source` is then the digest of the
+    adapter with the same tensors, made for `source_base`, and `served_name` the name where it is not the base's id.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +55,10 @@ class Provenance(BaseModel):
     sampling: str = ""
     recipe: str = ""
     code_version: str = ""
+    served_name: str = ""
+    source: str = ""
+    source_base: str = ""
+    source_base_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +142,29 @@ def build_artifact(factors: Factors, layout: AdapterLayout, provenance: Provenan
     return artifact
 
 
+def rebased(artifact: AdapterArtifact, base_id: str, base_fingerprint: str, served_name: str = "") -> AdapterArtifact:
+    """The adapter as it is released for a base: same tensors, and a configuration that names that base as it is served.
+
+    `served_name` is the base's id where it is empty. An adapter that says all that already stays as it is.
+    """
+    name = served_name or base_id
+    made = artifact.provenance
+    config = artifact.config | {"base_model_name_or_path": name}
+    if config == artifact.config and (made.base, made.base_fingerprint) == (base_id, base_fingerprint):
+        return artifact
+    said = {
+        "base": base_id,
+        "base_fingerprint": base_fingerprint,
+        "served_name": name if name != base_id else "",
+        "source": artifact.digest,
+        "source_base": made.base,
+        "source_base_fingerprint": made.base_fingerprint,
+    }
+    return AdapterArtifact(config, artifact.tensors, made.model_copy(update=said))
+
+
 def peft_config(layout: AdapterLayout, base: str) -> dict[str, Any]:
-    """adapter_config.json of an adapter of this layout."""
+    """adapter_config.json of an adapter of this layout; `base` is the name under which its base is loaded or served."""
     alpha = layout.lora.lora_alpha
     return {
         "peft_type": "LORA",

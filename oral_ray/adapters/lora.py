@@ -18,7 +18,6 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from oral_ray import __version__
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact, read_folder
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
@@ -28,6 +27,7 @@ from oral_ray.config import CorpusConfig, derive_seed
 from oral_ray.errors import ArtifactError
 from oral_ray.tasks import Example, Task
 from oral_ray.tasks.scoring import Batch, Head, build_head
+from oral_ray.version import code_version
 
 _ADAPTER = "default"
 
@@ -79,7 +79,7 @@ def train_adapter(
                 seed=seed,
                 step=step,
                 recipe=recipe,
-                code_version=__version__,
+                code_version=code_version(),
             )
             artifacts.append(build_artifact(_snapshot(models[0], layout), layout, provenance))
     for model in models:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import PositiveInt
 
 from oral_ray import cluster
@@ -19,6 +18,7 @@ from oral_ray.bench.runs import Shape, build_corpus, tables
 from oral_ray.config import ClusterConfig, TrainingConfig
 from oral_ray.generator.data import CorpusRow, RowSource, make_batch
 from oral_ray.objects import Objects, open_objects
+from oral_ray.parquet import parse_table
 from oral_ray.store.shards import ShardManifest, corpus_rows
 
 
@@ -92,7 +92,7 @@ def _bytes(objects: Objects, manifest: ShardManifest) -> Callable[[], object]:
 
 def _read(objects: Objects, manifest: ShardManifest) -> Iterable[CorpusRow]:
     for key in manifest.keys:
-        yield from corpus_rows(pq.read_table(pa.BufferReader(objects.get(key))).to_pylist(), manifest.layouts)
+        yield from corpus_rows(parse_table(objects.get(key)).to_pylist(), manifest.layouts)
 
 
 def _batches(options: Options, objects: Objects, uri: str, manifest: ShardManifest) -> dict[str, Callable[[], Any]]:

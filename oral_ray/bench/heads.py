@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
@@ -41,6 +39,7 @@ from oral_ray.generator.model import AnyNetwork, build_network
 from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.generator.training import MetricsRow, train
 from oral_ray.objects import Objects, open_objects
+from oral_ray.parquet import parse_table
 from oral_ray.stages.material import tables_of
 from oral_ray.store.bases import BaseShelf
 from oral_ray.store.shards import ShardManifest, corpus_rows, list_manifests
@@ -114,9 +113,7 @@ def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
     shelf = BaseShelf(objects, config.bases.prefix)
     tables, _ = tables_of(config, objects, manifest, {base: shelf.record(base) for base in manifest.bases}, encoder)
     rows = [
-        row
-        for key in manifest.keys
-        for row in corpus_rows(pq.read_table(pa.BufferReader(objects.get(key))).to_pylist(), manifest.layouts)
+        row for key in manifest.keys for row in corpus_rows(parse_table(objects.get(key)).to_pylist(), manifest.layouts)
     ]
     held_out = sorted((row for row in rows if is_held_out(row.digest, held_out_frac)), key=lambda row: row.digest)
     if not held_out:

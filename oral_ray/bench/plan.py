@@ -21,7 +21,7 @@ from oral_ray.bench.harness import BenchOptions, Result, Row, with_peak_memory
 from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.objects import FileObjects, ObjectInfo, Objects
 from oral_ray.release import PlanItem, plan_releases
-from oral_ray.store.heads import latest_releases
+from oral_ray.store.heads import latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
 KEYS_PER_CALL = 1000
@@ -100,8 +100,8 @@ def _night(
     counted: Any = CountedObjects(objects)
     records, _ = discover(counted, "bases", 0.0, only)
     released = {
-        (name, head.release.base_fingerprint, adapter.task)
-        for name, head in latest_releases(counted).items()
+        (base, head.release.base_fingerprint, adapter.task)
+        for base, head in latest_of(counted, "bench").items()
         for adapter in head.release.adapters
     }
     kinds = {record.spec.digest for record in records}
@@ -117,7 +117,7 @@ def _release(objects: Objects, record: BaseRecord) -> None:
         )
         for task in _tasks()
     )  # fmt: skip
-    about = {"base": record.id, "base_fingerprint": record.fingerprint, "generator": "0" * 32, "recipe": "bench"}
+    about = {"base": record.id, "base_fingerprint": record.fingerprint, "generator": "0" * 32, "name": "bench"}
     ReleaseStore(objects).append(Release(**about, adapters=adapters))
 
 

@@ -80,9 +80,10 @@ class ReleasedAdapter(_Answer):
 
 
 class Release(_Answer):
-    """What was published for one base version at once."""
+    """What was published for one base version at once; `served_name` is what the adapters call their base."""
 
     base: str
+    served_name: str = ""
     sequence: int
     adapters: tuple[ReleasedAdapter, ...]
 

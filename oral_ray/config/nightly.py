@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from oral_ray.config.section import Distinct, Section
+from oral_ray.config.section import Distinct, Identifier, Section
+
+ServedName = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]{0,498}[^\s\x00-\x1f\x7f])?$")]
 
 
 class RegenerateConfig(Section):
@@ -30,6 +32,12 @@ class RegenerateConfig(Section):
         default=0.0, description="Seconds that a landed checkpoint must have been unchanged; a file READY waives it."
     )
     publish_prefix: str = Field(default="published", description="Key prefix of published adapters in the store.")
+    served_names: dict[Identifier, ServedName] = Field(
+        default={},
+        description="Names under which bases are served, by base id: what is published for a base names it so, and "
+        "engines compare it (vLLM's --served-model-name, or the path that it is started with). A base that is not "
+        "named here is served under its id.",
+    )
     retries: NonNegativeInt = Field(
         default=2, description="How often a base and task are tried again whose worker or store failed."
     )
@@ -37,3 +45,7 @@ class RegenerateConfig(Section):
     events: str = Field(
         default="", description="Address of an SQS queue of S3 events that --watch follows; empty: none."
     )
+
+    def served_name(self, base_id: str) -> str:
+        """The name under which a base is served."""
+        return self.served_names.get(base_id, base_id)

@@ -22,7 +22,8 @@ from oral_ray.objects.protocol import ObjectInfo, Objects, check_key, in_paralle
 from oral_ray.objects.s3 import S3Objects
 
 __all__ = [
-    "FileObjects", "ObjectInfo", "Objects", "ReadCache", "S3Objects", "check_key", "in_parallel", "open_objects", "probe",
+    "FileObjects", "ObjectInfo", "Objects", "ReadCache", "S3Objects", "check_key", "in_parallel", "open_existing",
+    "open_objects", "probe",
 ]  # fmt: skip
 
 
@@ -38,6 +39,14 @@ def open_objects(store: str | StoreConfig) -> Objects:
     if "://" not in uri and uri:
         return FileObjects(Path(uri))
     raise StoreError(f"store uri {uri!r} is not understood; use a folder, file:///folder or s3://bucket/prefix")
+
+
+def open_existing(store: str | StoreConfig) -> Objects:
+    """Open a store to read it; StoreError where its folder is not there. A prefix of a bucket is there, if only empty."""
+    objects = open_objects(store)
+    if isinstance(objects, FileObjects) and not objects.root.is_dir():
+        raise StoreError(f"there is no store at {objects.root}; check the path (--store or ORAL_STORE)")
+    return objects
 
 
 def probe(objects: Objects) -> None:

@@ -228,7 +228,13 @@ class S3Objects:
             yield page
             if not page.get("IsTruncated"):
                 return
-            request |= {marker: page[f"Next{marker}"] for marker in markers}
+            following = {marker: str(page.get(f"Next{marker}") or "") for marker in markers}
+            if not all(following.values()) or following.items() <= request.items():
+                raise StoreError(
+                    f"a listing of {self.uri} says that it goes on and not where (no new {', '.join(following)} in the "
+                    f"answer to {operation}); the server, or what is between, breaks the protocol of S3"
+                )
+            request |= following
 
     def _again(self, request: Callable[[], _R]) -> _R:
         """Do what botocore leaves: an answer that breaks off is asked for again; a timeout it has tried often enough."""

@@ -10,9 +10,13 @@ The `model` of a request may then be
     <adapter_id>          a published adapter of the base that is served
     prompt:<task>         the task in words; the service makes the adapter (needs ORAL_URL)
 
-The base is the last part of the name that vLLM serves (`/models/smollm2-t3`: `smollm2-t3`), or ORAL_BASE. An adapter made
-for another base is refused. Interface: vLLM 0.14 (`vllm.lora.resolver`, `vllm.lora.request`); versions since 0.9 have the
-same, and newer ones replace `lora_int_id` by a counter of their own.
+The base is the last part of the name that vLLM serves (`/models/smollm2-t3`: `smollm2-t3`), or the one that is released as
+served under that name (`regenerate.served_names`). ORAL_BASE=ID says it outright, and with commas the further names that
+the base is served under: ORAL_BASE=smollm2-t3,chat,/models/smollm2-t3. What is released for the base is taken by its
+published name; an adapter by bare digest only when it names the base.
+
+Interface: vLLM 0.14 (`vllm.lora.resolver`, `vllm.lora.request`); versions since 0.9 have the same, and newer ones replace
+`lora_int_id` by a counter of their own.
 """
 
 import asyncio
@@ -21,7 +25,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +51,10 @@ class Source(Protocol):
         """The digest that a published name or a prompt stands for; None when there is no such adapter."""
         ...
 
+    def served_as(self, served_name: str) -> list[str]:
+        """The ids of the bases that are released as served under a name."""
+        ...
+
     def fetch(self, digest: str, folder: Path) -> None:
         """Write the adapter into a folder, digest checked; MissingObjectError when there is none."""
         ...
@@ -67,6 +75,9 @@ class StoreSource:
         except ReleaseError:
             return None
 
+    def served_as(self, served_name: str) -> list[str]:
+        return ReleaseStore(self._objects).served_as(served_name)
+
     def fetch(self, digest: str, folder: Path) -> None:
         store = AdapterStore(self._objects)
         if not self._objects.exists(f"{store.prefix(digest)}adapter_config.json"):
@@ -86,6 +97,9 @@ class ServiceSource:
         released = (adapter for release in self._client.releases(base) for adapter in release.adapters)
         return next((adapter.digest for adapter in released if adapter.adapter_id == name), None)
 
+    def served_as(self, served_name: str) -> list[str]:
+        return list(dict.fromkeys(r.base for r in self._client.releases() if r.served_name == served_name))
+
     def fetch(self, digest: str, folder: Path) -> None:
         try:
             self._client.download(digest, folder)
@@ -100,31 +114,62 @@ class OralResolver:
     """
 
     def __init__(self, source: Source, folder: Path, base: str | None = None) -> None:
-        self._source, self._folder, self._base = source, folder, base
+        """`base` is ORAL_BASE: the id of the served base, and after commas further names that it is served under."""
+        self._source, self._folder = source, folder
+        self._names = [name.strip() for name in (base or "").split(",") if name.strip()]
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
         """A LoRARequest for an adapter by digest, published name or prompt."""
         return await asyncio.to_thread(self._resolve, base_model_name, lora_name)
 
     def _resolve(self, base_model_name: str, lora_name: str) -> Any:
-        base = self._base or base_model_name.rstrip("/").rpartition("/")[2]
         is_prompt = lora_name.startswith(PROMPT)
-        if not re.fullmatch(IDENTIFIER, base) or not (is_prompt or re.fullmatch(IDENTIFIER, lora_name)):
+        if not (is_prompt or re.fullmatch(IDENTIFIER, lora_name)):
             return None
-        digest = lora_name if _DIGEST.fullmatch(lora_name) else self._source.digest_of(base, lora_name)
+        is_digest = _DIGEST.fullmatch(lora_name) is not None
+        digest = lora_name if is_digest else self._digest_of(base_model_name, lora_name)
         if digest is None:
             return None
         try:
             folder = self._fetched(digest)
         except MissingObjectError:
             return None
-        made_for = read_folder(folder).config.get("base_model_name_or_path")
-        if made_for != base:
-            logger.warning("adapter %s was made for base %r, %r is served; set ORAL_BASE", digest[:12], made_for, base)
+        if is_digest and not self._is_for(base_model_name, digest, folder):
             return None
         from vllm.lora.request import LoRARequest
 
         return LoRARequest(lora_name=lora_name, lora_int_id=stable_id(digest), lora_path=str(folder))
+
+    def _digest_of(self, base_model_name: str, lora_name: str) -> str | None:
+        """What a published name or a prompt stands for, on the base that is served."""
+        for base in self._bases(base_model_name, look_first=lora_name.startswith(PROMPT)):
+            if re.fullmatch(IDENTIFIER, base) and (digest := self._source.digest_of(base, lora_name)) is not None:
+                return digest
+        return None
+
+    def _bases(self, base_model_name: str, look_first: bool) -> Iterator[str]:
+        """Ids that the served base may have. Which base is released under its name is a question to the source: a prompt
+        asks it first, since the service refuses a base that it does not know."""
+        if self._names:
+            yield self._names[0]
+        elif look_first:
+            yield from self._source.served_as(base_model_name) or [_last_part(base_model_name)]
+        else:
+            yield _last_part(base_model_name)
+            yield from self._source.served_as(base_model_name)
+
+    def _is_for(self, base_model_name: str, digest: str, folder: Path) -> bool:
+        """Whether an adapter names the base that is served, by the base's id or by a name that it is served under."""
+        artifact = read_folder(folder)
+        named = {artifact.provenance.base, str(artifact.config.get("base_model_name_or_path"))} - {""}
+        served = {base_model_name, *(self._names or [_last_part(base_model_name)])}
+        if named & served or (not self._names and named & {*self._source.served_as(base_model_name)}):
+            return True
+        logger.warning(
+            "adapter %s was made for base %s, and %s is served; set ORAL_BASE to the id of what is served",
+            digest[:12], " or ".join(sorted(named)), " or ".join(sorted(served)),
+        )  # fmt: skip
+        return False
 
     def _fetched(self, digest: str) -> Path:
         """The adapter's folder, filled when it is not there, or is not what its name says."""
@@ -159,6 +204,10 @@ def register(environment: Mapping[str, str] = os.environ) -> None:
     folder = Path(environment.get("ORAL_CACHE") or cache_folder() / "adapters")
     LoRAResolver.register(OralResolver)
     LoRAResolverRegistry.register_resolver(NAME, OralResolver(source, folder, environment.get("ORAL_BASE")))
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def stable_id(digest: str) -> int:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import Interval, mean_over_tasks, paired_difference
+from oral_ray.parquet import read_frame
 from oral_ray.report.aligned import aligned
 
 AGAINST = ("trained", "trained_long", "reuse_new", "joint")  # the arms that every other one is compared with
@@ -91,7 +92,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     if not path.is_file():
         raise EvaluationError(f"no {name}.parquet in {folder}; run the evaluation first, it writes {', '.join(TABLES)}")
     try:
-        return pd.read_parquet(path)
+        return read_frame(path)
     except (pa.ArrowException, OSError) as error:
         raise EvaluationError(f"{path} is damaged: {error}; run the evaluation again") from None
 

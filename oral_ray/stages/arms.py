@@ -21,6 +21,7 @@ from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.shards import ShardManifest, read_stats
 from oral_ray.tasks import Task
+from oral_ray.version import code_version
 
 SEEDS = 1000  # of one generator (`evaluation.seeds` are below it); seed numbers of the next one start there
 Digests = dict[tuple[str, str, Arm, int], str]  # (base, task, arm, seed) -> digest
@@ -152,7 +153,9 @@ def _mean_arm(
         layout = AdapterLayout.of(found[base_id].spec, config.lora, config.tokens.token_dim)
         if layout.digest not in stats.means:
             continue
-        provenance = Provenance(origin="mean", base=base_id, base_fingerprint=found[base_id].fingerprint)
+        provenance = Provenance(
+            origin="mean", base=base_id, base_fingerprint=found[base_id].fingerprint, code_version=code_version()
+        )
         digest = store.put(build_artifact(detokenize(stats.means[layout.digest], layout), layout, provenance))
         for task_id in task_ids:
             digests[base_id, task_id, "mean", 0] = digest
@@ -245,7 +248,9 @@ def _stronger(store: AdapterStore, digest: str, layout: AdapterLayout, strength:
         return digest
     artifact = store.get(digest)
     factors = {name: (a, strength * b) for name, (a, b) in artifact.factors(layout).items()}
-    return store.put(build_artifact(factors, layout, artifact.provenance))
+    made = artifact.provenance
+    scaled = made.model_copy(update={"strength": strength * made.strength})
+    return store.put(build_artifact(factors, layout, scaled))
 
 
 def _require(config: Config, arm: str, source: str) -> str:

@@ -5,6 +5,7 @@ nothing is computed twice.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
@@ -15,7 +16,7 @@ from oral_ray.config import Config, Dtype, Section, fingerprint
 from oral_ray.evaluation import correct_answers, majority_answers
 from oral_ray.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder
-from oral_ray.objects import open_objects
+from oral_ray.objects import in_parallel, open_objects
 from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.bases import stored_probes
@@ -58,19 +59,22 @@ def generate_all(config: Config, requests: Sequence[Request], found: dict[str, B
         [made] = run_tasks([call], config.cluster, determinism=config.determinism, retries=1, label="generate")
         return made
 
-    return _made(config, requests, found, make)
+    return _made(config, requests, found, make, AdapterStore(open_objects(config.store)).has)
 
 
 def generate_here(config: Config, requests: Sequence[Request], found: dict[str, BaseRecord]) -> list[str]:
-    """The same in this process, for a worker that goes on with what it made."""
-    return _made(config, requests, found, lambda left: generate(config, left, found))
+    """The same in this process, for a worker that goes on with what it made: what is damaged is made again, too."""
+    is_there = AdapterStore(open_objects(config.store)).is_whole
+    return _made(config, requests, found, lambda left: generate(config, left, found), is_there)
 
 
 def _made(
     config: Config, requests: Sequence[Request], found: dict[str, BaseRecord],
-    make: Callable[[list[Request]], list[str]],
+    make: Callable[[list[Request]], list[str]], is_there: Callable[[str], bool],
 ) -> list[str]:  # fmt: skip
-    records = Records(open_objects(config.store))
+    """The digests of requests; `make` makes those that have no record, or one whose adapter is not there any more."""
+    objects = open_objects(config.store)
+    records = Records(objects)
     settings = settled(config.sampling, config.determinism).model_dump(
         mode="json", exclude={"num_steps", "max_batch_tokens"}
     )
@@ -78,11 +82,16 @@ def _made(
         fingerprint("generated", RECIPE_VERSION, request, found[request.base].fingerprint, config.lora, settings)
         for request in requests
     ]
+
+    def holds(record: dict[str, Any] | None) -> bool:
+        return record is not None and is_there(str(record["digest"]))
+
     kept = {recipe: records.get("generated", recipe) for recipe in recipes}
-    left = {recipe: request for recipe, request in zip(recipes, requests, strict=True) if kept[recipe] is None}
+    done = dict(zip(kept, in_parallel(objects, holds, kept.values()), strict=True))
+    left = {recipe: request for recipe, request in zip(recipes, requests, strict=True) if not done[recipe]}
     for recipe, digest in zip(left, make(list(left.values())) if left else (), strict=True):
         about = left[recipe].model_dump(mode="json") | {"digest": digest}
-        kept[recipe] = records.commit("generated", recipe, about)
+        kept[recipe] = records.commit("generated", recipe, about, holds)
     return [str((kept[recipe] or {})["digest"]) for recipe in recipes]
 
 
@@ -115,13 +124,16 @@ def _generated(
     factory: AdapterFactory, requests: Sequence[Request], key: tuple[str, int], bases: dict[str, BaseRecord],
     probes: dict, config: Config,
 ) -> Iterable[tuple[int, AdapterArtifact]]:  # fmt: skip
-    chosen = [i for i, request in enumerate(requests) if (request.recipe, request.num_steps) == key]
-    for task, arm in sorted({(requests[i].task, requests[i].arm) for i in chosen}):
-        part = [i for i in chosen if (requests[i].task, requests[i].arm) == (task, arm)]
-        conditions = [
-            Condition(requests[i].prompt, bases[requests[i].base], probes[requests[i].base], config.lora) for i in part
-        ]
-        yield from zip(part, factory.generate(conditions, [requests[i].seed for i in part], arm, task), strict=True)
+    """The adapter of every request of one generator; requests that differ only in their use share one sample."""
+    asked: dict[str, dict[tuple[str, int], list[int]]] = {}  # by prompt: so many adapters are in memory at once
+    for i, request in enumerate(requests):
+        if (request.recipe, request.num_steps) == key:
+            asked.setdefault(request.prompt, {}).setdefault((request.base, request.seed), []).append(i)
+    for prompt, uses in asked.items():
+        conditions = [Condition(prompt, bases[base], probes[base], config.lora) for base, _ in uses]
+        made = factory.generate(conditions, [seed for _, seed in uses])
+        for artifact, places in zip(made, uses.values(), strict=True):
+            yield from ((i, artifact) for i in places)
 
 
 def missing(config: Config, cell: Cell, base: BaseRecord) -> Cell:

@@ -7,6 +7,7 @@ checkpoints of every run.
 import itertools
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.layout import AdapterLayout
@@ -17,7 +18,7 @@ from oral_ray.bases.loading import load_base
 from oral_ray.cluster import Call, device_of, run_tasks
 from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
 from oral_ray.errors import ArtifactError, ConfigError
-from oral_ray.objects import open_objects
+from oral_ray.objects import Objects, in_parallel, open_objects
 from oral_ray.stages import bases as bases_stage
 from oral_ray.stages.own_tasks import check_answers, task_of
 from oral_ray.store.adapters import AdapterStore
@@ -186,9 +187,9 @@ def train_runs(
 
     `beside` are other calls to fit into the same tasks' time; they start first and must leave their result in the store.
     """
-    records = Records(open_objects(config.store))
+    objects = open_objects(config.store)
     wanted = {run.recipe: run for run in runs}
-    entries = {recipe: _entry(records, run) for recipe, run in wanted.items()}
+    entries = dict(zip(wanted, in_parallel(objects, lambda run: _entry(objects, run), wanted.values()), strict=True))
     missing = [run for recipe, run in wanted.items() if entries[recipe] is None]
     check_answers(config, [(run.task, [found[base_id] for base_id in run.bases]) for run in missing])
     calls: list[Call] = [
@@ -218,7 +219,7 @@ def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> Co
     digests = [store.put(artifact) for artifact in artifacts]
     record = {"run": run.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started}
     record |= {"start": config.corpus.start} if config.corpus.start else {}
-    kept = Records(objects).commit("corpus", run.recipe, record)
+    kept = Records(objects).commit("corpus", run.recipe, record, lambda kept: _are_there(store, kept))
     return CorpusEntry(run=run, digests=tuple(kept["digests"]))
 
 
@@ -241,6 +242,13 @@ def _start(store: AdapterStore, digest: str, layout: AdapterLayout) -> AdapterAr
     return artifact
 
 
-def _entry(records: Records, run: CorpusRun) -> CorpusEntry | None:
-    record = records.get("corpus", run.recipe)
-    return None if record is None else CorpusEntry(run=run, digests=tuple(record["digests"]))
+def _entry(objects: Objects, run: CorpusRun) -> CorpusEntry | None:
+    """A run on record whose adapters are all still there; a deleted one is trained again."""
+    record = Records(objects).get("corpus", run.recipe)
+    if record is None or not _are_there(AdapterStore(objects), record):
+        return None
+    return CorpusEntry(run=run, digests=tuple(record["digests"]))
+
+
+def _are_there(store: AdapterStore, record: dict[str, Any]) -> bool:
+    return all(store.has(digest) for digest in record["digests"])

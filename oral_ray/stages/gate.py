@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from oral_ray.adapters.artifact import rebased
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import Config, Section, fingerprint
@@ -21,7 +22,7 @@ from oral_ray.release import GateDecision, decide
 from oral_ray.stages import cells, static
 from oral_ray.stages.cells import ZERO_SHOT, Cell, Request
 from oral_ray.stages.own_tasks import task_of
-from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.adapters import AdapterStore, Use
 from oral_ray.store.records import Records
 from oral_ray.store.releases import ReleasedAdapter
 from oral_ray.store.signing import signer_name
@@ -58,29 +59,53 @@ def decided(config: Config, item: Item) -> Outcome | None:
 
 
 def regenerate_item(config: Config, item: Item) -> tuple[Outcome, ReleasedAdapter | None]:
-    """Worker: decide, unless it was before, and publish what won; what was published may be released."""
-    outcome = decided(config, item) or _decide(config, item)
-    if outcome.decision.arm is None:
-        return outcome, None
-    adapter_id = f"{outcome.task.strip('/').replace('/', '-')}-{outcome.digest[:12]}"
-    store, prefix = AdapterStore(open_objects(config.store)), config.regenerate.publish_prefix
-    _, provenance = store.about(outcome.digest)
-    keys = config.store.signing
-    uri = store.publish(outcome.digest, prefix, item.base.id, adapter_id, keys.private_key)
+    """Worker: decide, unless it was before, and publish what won; what was published may be released.
+
+    Where what won has been deleted or damaged since, it is decided again, from candidates that are there.
+    """
+    outcome = decided(config, item)
+    if outcome is None or not _holds(AdapterStore(open_objects(config.store)), outcome):
+        outcome = _decide(config, item)
+    arm = outcome.decision.arm
+    return outcome, None if arm is None else _publish(config, item, outcome, arm)
+
+
+def _publish(config: Config, item: Item, outcome: Outcome, arm: str) -> ReleasedAdapter:
+    """Put what won into the serving view, under the name by which its base is served."""
+    store, keys = AdapterStore(open_objects(config.store)), config.store.signing
+    served_name = config.regenerate.served_name(item.base.id)
+    artifact = rebased(store.get(outcome.digest), item.base.id, item.base.fingerprint, served_name)
+    digest, use = store.put(artifact), Use(artifact.provenance, outcome.task, arm)
+    view = f"{config.regenerate.publish_prefix}/{item.base.id}"
+    adapter_id = _adapter_id(store, view, digest, use)
+    uri = store.publish(digest, config.regenerate.publish_prefix, item.base.id, adapter_id, keys.private_key, use)
     if keys.public_key is not None:
-        store.check_published(f"{prefix}/{item.base.id}/{adapter_id}", outcome.digest, keys.public_key)
-    return outcome, ReleasedAdapter(
+        store.check_published(f"{view}/{adapter_id}", digest, keys.public_key)
+    return ReleasedAdapter(
         task=outcome.task,
-        arm=outcome.decision.arm,
+        arm=arm,
         adapter_id=adapter_id,
-        digest=outcome.digest,
+        digest=digest,
         uri=uri,
-        score=outcome.scores[outcome.decision.arm],
+        score=outcome.scores[arm],
         scores=outcome.scores,
-        seed=provenance.seed,
+        seed=artifact.provenance.seed,
         code_version=code_version(),
         signer=signer_name(key) if (key := keys.public_key or keys.private_key) else "",
     )
+
+
+def _adapter_id(store: AdapterStore, view: str, digest: str, use: Use) -> str:
+    """Task and digest; and the base's fingerprint, where the same was published for another upload of the same base."""
+    name = f"{use.task.strip('/').replace('/', '-')}-{digest[:12]}"
+    before = store.published_for(f"{view}/{name}")
+    is_other = before is not None and before.base_fingerprint != use.provenance.base_fingerprint
+    return f"{name}-{use.provenance.base_fingerprint[:8]}" if is_other else name
+
+
+def _holds(store: AdapterStore, outcome: Outcome) -> bool:
+    """Whether what won is still there, and whole."""
+    return outcome.decision.arm is None or store.is_whole(outcome.digest)
 
 
 def _decide(config: Config, item: Item) -> Outcome:
@@ -105,7 +130,11 @@ def _decide(config: Config, item: Item) -> Outcome:
     )
     if refused:  # what is damaged today may be mended tomorrow
         return outcome
-    kept = Records(open_objects(config.store)).commit("gate", _recipe(config, item), outcome.model_dump(mode="json"))
+    objects = open_objects(config.store)
+    store, record = AdapterStore(objects), outcome.model_dump(mode="json")
+    kept = Records(objects).commit(
+        "gate", _recipe(config, item), record, lambda kept: _holds(store, Outcome.model_validate(kept))
+    )
     return Outcome.model_validate(kept)
 
 

@@ -1,7 +1,7 @@
 """Stage 5: for every complete, unreleased base version: generate, compare with reuse, gate on validation, publish.
 
-Reads generators, corpus and landed bases; writes `<publish_prefix>/<base>/<adapter_id>/`, `releases/<base>/`, a record of
-every decision, and one of the run (`runs/`) where there was something to do. Reads no test data.
+Reads generators, corpus and landed bases; writes `<publish_prefix>/<base>/<adapter_id>/`, `releases/<base>/<name>/`, a
+record of every decision, and one of the run (`runs/`) where there was something to do. Reads no test data.
 
     summary = run(config)                       # once
     for summary in watch(config): ...           # again and again
@@ -31,7 +31,7 @@ from oral_ray.stages.own_tasks import task_of
 from oral_ray.stages.summary import WHOLE_BASE, FailedItem, RegenerationSummary, once_a_base
 from oral_ray.store.bases import BaseShelf
 from oral_ray.store.generators import Lineage, current_generator, generator_lineage, get_generator
-from oral_ray.store.heads import Head, latest_releases
+from oral_ray.store.heads import Head, latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def run(config: Config, only: Collection[str] | None = None) -> RegenerationSumm
     outcomes = [outcome for outcome in known if outcome is not None and outcome.decision.arm is None]
     todo = [item for item, outcome in zip(items, known, strict=True) if outcome is None or outcome.decision.arm]
     made, failed = _work(config, objects, recipe, todo)
-    heads = latest_releases(objects) if todo else found.heads
+    heads, lost = _afterwards(config, objects) if todo else (found.heads, [])
     summary = RegenerationSummary(
         started=started.isoformat(timespec="seconds"),
         wall_s=(datetime.now(UTC) - started).total_seconds(),
@@ -82,11 +82,28 @@ def run(config: Config, only: Collection[str] | None = None) -> RegenerationSumm
         skipped_bases=tuple(found.skipped),
         plan=tuple(found.plan),
         outcomes=tuple(outcomes + made),
-        failed=tuple(failed),
-        published=tuple(row for base_id in found.bases for row in _published(heads.get(base_id), base_id)),
+        failed=(*failed, *lost),
+        published=tuple(row for base_id in found.bases for row in _published(heads.get(base_id), base_id, objects.uri)),
     )
-    if todo:
+    return _kept(objects, summary, started) if todo else summary
+
+
+def _afterwards(config: Config, objects: Objects) -> tuple[dict[str, Head], list[FailedItem]]:
+    """What is released after a run; where the store cannot say, a failure that says so: the run's summary is not lost."""
+    try:
+        return latest_of(objects, config.name), []
+    except StoreError as error:
+        reason = f"what is released cannot be read ({_one_line(error)}); see oral-ray list"
+        return {}, [FailedItem(base="*", task="*", reason=reason)]
+
+
+def _kept(objects: Objects, summary: RegenerationSummary, started: datetime) -> RegenerationSummary:
+    """Keep a summary in `runs/`; one that the store does not take is returned with that failure."""
+    try:
         objects.put(f"runs/{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json", canonical_json(summary).encode())
+    except StoreError as error:
+        lost = FailedItem(base="*", task="*", reason=f"this summary is not kept in the store: {_one_line(error)}")
+        return summary.model_copy(update={"failed": (*summary.failed, lost)})
     return summary
 
 
@@ -104,7 +121,9 @@ def dry_run(config: Config) -> RegenerationSummary:
         generator=recipe,
         skipped_bases=tuple(found.skipped),
         plan=tuple(found.plan),
-        published=tuple(row for base_id in found.bases for row in _published(found.heads.get(base_id), base_id)),
+        published=tuple(
+            row for base_id in found.bases for row in _published(found.heads.get(base_id), base_id, objects.uri)
+        ),
     )
 
 
@@ -115,17 +134,21 @@ def survey(config: Config, recipe: str, only: Collection[str] | None = None) -> 
     chosen = [base for base in landed if any(fnmatch.fnmatch(base.id, glob) for glob in config.regenerate.bases)]
     if only is None:  # a mistyped pattern would do nothing, every night, and say so to nobody
         names = [base.id for base in (*landed, *skipped)]
+        patterns = {"bases": config.regenerate.bases, "served_names": tuple(config.regenerate.served_names)}
         skipped += [
-            SkippedBase(id=glob, reason=f"nothing under {config.bases.prefix}/ has such a name; see regenerate.bases")
-            for glob in config.regenerate.bases
+            SkippedBase(
+                id=glob, reason=f"nothing under {config.bases.prefix}/ has such a name; see regenerate.{setting}"
+            )
+            for setting, globs in patterns.items()
+            for glob in globs
             if not fnmatch.filter(names, glob)
         ]
-    heads = latest_releases(objects)
+    heads = latest_of(objects, config.name)
     released = {
         (base.id, base.fingerprint, adapter.task)
         for base in chosen
         if base.id in heads
-        for adapter in _current(heads[base.id].release, base.fingerprint, recipe)
+        for adapter in _current(config, heads[base.id].release, base, recipe)
     }
     architectures = get_generator(objects, recipe).spec.architectures
     plan = plan_releases(chosen, config.tasks.ids, architectures, config.lora, released)
@@ -238,28 +261,31 @@ def _release(
 
     def change(before: Release | None) -> Release:
         tasks = {adapter.task: adapter for adapter in adapters}
-        tasks |= {adapter.task: adapter for adapter in _current(before, base.fingerprint, generator.recipe)}
+        tasks |= {adapter.task: adapter for adapter in _current(config, before, base, generator.recipe)}
         return Release(
             base=base.id,
             base_fingerprint=base.fingerprint,
             generator=generator.recipe,
-            recipe=config.name,
+            name=config.name,
+            served_name=config.regenerate.served_name(base.id),
             generator_digest=generator.digest,
             corpus=generator.corpus,
             adapters=tuple(tasks[task] for task in sorted(tasks)),
         )
 
-    number = ReleaseStore(objects).amend(base.id, change)
-    logger.info("base %s: release %d", base.id, number)
+    number = ReleaseStore(objects).amend(base.id, config.name, change)
+    logger.info("base %s: release %d of %s", base.id, number, config.name)
 
 
-def _current(release: Release | None, base_fingerprint: str, recipe: str) -> tuple[ReleasedAdapter, ...]:
-    """The adapters of a release, when it is one of this very base version and generator."""
-    fresh = release is not None and (release.base_fingerprint, release.generator) == (base_fingerprint, recipe)
-    return release.adapters if release is not None and fresh else ()
+def _current(config: Config, release: Release | None, base: BaseRecord, recipe: str) -> tuple[ReleasedAdapter, ...]:
+    """The adapters of a release, when it is one of this very base version, as it is served, and generator."""
+    if release is None or release.served_name != config.regenerate.served_name(base.id):
+        return ()
+    fresh = (release.base_fingerprint, release.generator) == (base.fingerprint, recipe)
+    return release.adapters if fresh else ()
 
 
-def _published(head: Head | None, base_id: str) -> list[dict[str, str]]:
+def _published(head: Head | None, base_id: str, store_uri: str) -> list[dict[str, str]]:
     """Rows of what the latest release of a base holds; `path` is empty where the store is no folder."""
     return [
         {
@@ -267,8 +293,8 @@ def _published(head: Head | None, base_id: str) -> list[dict[str, str]]:
             "task": adapter.task,
             "arm": adapter.arm,
             "adapter_id": adapter.adapter_id,
-            "uri": adapter.uri,
-            "path": adapter.uri.removeprefix("file://") if adapter.uri.startswith("file://") else "",
+            "uri": adapter.uri_in(store_uri),
+            "path": adapter.uri_in(store_uri).removeprefix("file://") if store_uri.startswith("file://") else "",
         }
         for adapter in (head.release.adapters if head else ())
     ]

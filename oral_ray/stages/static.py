@@ -10,7 +10,6 @@ The task gradients are those of the functional phase, or `evaluation.task_gradie
 from collections.abc import Sequence
 from typing import Any
 
-from oral_ray import __version__
 from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import initial_factors
@@ -26,6 +25,7 @@ from oral_ray.stages import corpus
 from oral_ray.stages.own_tasks import check_answers, task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
+from oral_ray.version import code_version
 
 RECIPE_VERSION = 1
 
@@ -89,7 +89,11 @@ def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRe
 def train_here(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
     """The digest of a run, trained in this process where it is not done."""
     recipe = _recipe(config, run, bases)
-    return str((_kept(open_objects(config.store), recipe) or train_run(config, run, bases, recipe))["digest"])
+    objects = open_objects(config.store)
+    kept = _kept(objects, recipe)
+    if kept is None or not AdapterStore(objects).is_whole(kept["digest"]):
+        kept = train_run(config, run, bases, recipe)
+    return str(kept["digest"])
 
 
 def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recipe: str) -> dict[str, str]:
@@ -117,10 +121,11 @@ def train_run(config: Config, run: StaticRun, bases: Sequence[BaseRecord], recip
         seed=run.seed,
         step=run.steps,
         recipe=recipe,
-        code_version=__version__,
+        code_version=code_version(),
     )
     digest = store.put(build_artifact(factors, layout, provenance))
-    return Records(objects).commit("static", recipe, {"run": run.model_dump(mode="json"), "digest": digest})
+    record = {"run": run.model_dump(mode="json"), "digest": digest}
+    return Records(objects).commit("static", recipe, record, lambda kept: store.is_whole(kept["digest"]))
 
 
 def _kept(objects: Objects, recipe: str) -> dict[str, Any] | None:

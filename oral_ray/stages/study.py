@@ -26,6 +26,7 @@ from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import paired_difference
 from oral_ray.evidence import task_table, variant_table
 from oral_ray.objects import open_objects, probe
+from oral_ray.parquet import read_frame
 from oral_ray.stages import bases, cells, corpus, evaluate, shards, study_report, train
 from oral_ray.stages.cells import MAJORITY, ZERO_SHOT, Cell
 from oral_ray.stages.own_tasks import enter_tasks, task_of
@@ -170,15 +171,15 @@ def ablations(config: Config) -> str:
         logger.info("variant %s", name)
         chosen = variant(config, name)
         _put_variant(scores_file, name, evaluate.run(chosen))
-        _put_variant(answers_file, name, pd.read_parquet(Path(chosen.out) / "answers.parquet"))
-    return variant_table(pd.read_parquet(answers_file), config.evaluation.num_bootstrap)
+        _put_variant(answers_file, name, read_frame(Path(chosen.out) / "answers.parquet"))
+    return variant_table(read_frame(answers_file), config.evaluation.num_bootstrap)
 
 
 def _put_variant(file: Path, name: str, table: pd.DataFrame) -> None:
     """Put a variant's table among those of the others, in place of what it had there."""
     parts = [table.assign(variant=name)]
     if file.is_file():
-        known = pd.read_parquet(file)
+        known = read_frame(file)
         parts.insert(0, known[known["variant"] != name])
     pd.concat(parts, ignore_index=True).to_parquet(file)
 
@@ -187,7 +188,7 @@ def unseen(config: Config) -> str:
     """Score the tasks that no training saw; a table with intervals, and the same in unseen.md."""
     evaluate.run_unseen(config)
     out = Path(config.out) / "unseen"
-    table = task_table(pd.read_parquet(out / "answers.parquet"), config.evaluation.num_bootstrap)
+    table = task_table(read_frame(out / "answers.parquet"), config.evaluation.num_bootstrap)
     (out / "unseen.md").write_text(table + "\n")
     return table
 

@@ -16,6 +16,7 @@ import pandas as pd
 from oral_ray.config import Config, PretrainOrigin
 from oral_ray.evidence import headline, headline_text, variant_table
 from oral_ray.objects import open_objects
+from oral_ray.parquet import read_frame
 from oral_ray.report import figures
 from oral_ray.report.tables import arm_table, read_table
 from oral_ray.stages import corpus, evaluate
@@ -44,13 +45,13 @@ def run(config: Config) -> str:
     descent = lines_of_descent(config)
     scores["line"], scores["t"] = zip(*(descent[base] for base in scores["base"]), strict=True)
     scores["variant"] = "default"
-    answers = pd.read_parquet(Path(config.out) / "answers.parquet")
+    answers = read_frame(Path(config.out) / "answers.parquet")
     rows = headline(scores, answers, config.evaluation.num_bootstrap)
     folder = Path("docs/results") / config.name
     folder.mkdir(parents=True, exist_ok=True)
     scores.to_parquet(folder / "scores.parquet", compression="zstd")
     files = {name: Path(config.out) / f"{name}.parquet" for name in ("drift", "screen")}
-    tables = {name: pd.read_parquet(file) for name, file in files.items() if file.is_file()}
+    tables = {name: read_frame(file) for name, file in files.items() if file.is_file()}
     objects = open_objects(config.store)
     command = f"oral-ray {shlex.join(sys.argv[1:])}"
     summary = {
@@ -107,8 +108,8 @@ def _ablations(out: Path, folder: Path, num_draws: int) -> list[str]:
     """The table of the variants, where there were any; their scores are put beside those of the suite."""
     if not (out / ABLATION_ANSWERS).is_file():
         return []
-    pd.read_parquet(out / "ablations.parquet").to_parquet(folder / "ablations.parquet", compression="zstd")
-    return [f"## Ablations\n\n{variant_table(pd.read_parquet(out / ABLATION_ANSWERS), num_draws)}"]
+    read_frame(out / "ablations.parquet").to_parquet(folder / "ablations.parquet", compression="zstd")
+    return [f"## Ablations\n\n{variant_table(read_frame(out / ABLATION_ANSWERS), num_draws)}"]
 
 
 def _markdown_table(table: pd.DataFrame) -> str:

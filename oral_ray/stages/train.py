@@ -31,6 +31,7 @@ from oral_ray.generator.model import Generator, build_network, save_generator
 from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.generator.training import MetricsRow, train
 from oral_ray.objects import Objects, open_objects
+from oral_ray.parquet import parse_table
 from oral_ray.stages import shards
 from oral_ray.stages.material import functional_draw, further_tasks, tables_of
 from oral_ray.stages.own_tasks import task_of
@@ -115,7 +116,7 @@ def train_in_task(config: Config, shards_fingerprint: str) -> str:
 
     def read() -> Iterable[dict[str, Any]]:
         for key in manifest.keys:
-            yield from pq.read_table(pa.BufferReader(objects.get(key))).to_pylist()
+            yield from parse_table(objects.get(key)).to_pylist()
 
     def drop(row: MetricsRow, folder: Path | None) -> None:
         if folder is not None:

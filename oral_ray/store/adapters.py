@@ -7,9 +7,12 @@ Serve LLM, vLLM, SGLang and LoRAX load without conversion; adapter_config.json i
 in memory. Many at once: `in_parallel(objects, store.put_folder, folders)`.
 """
 
+import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from oral_ray.adapters.artifact import (
@@ -33,6 +36,15 @@ from oral_ray.store.signing import SIGNATURE, sign_folder, verify_folder
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What an adapter is published for: its provenance as of this base, the task and the arm that won its gate."""
+
+    provenance: Provenance
+    task: str = ""
+    arm: str = ""
+
+
 class AdapterStore:
     """Artifacts in an object store."""
 
@@ -40,11 +52,16 @@ class AdapterStore:
         self._objects = objects
 
     def put(self, artifact: AdapterArtifact) -> str:
-        """Store an artifact (a no-op when it is there) and return its digest."""
-        digest = artifact.digest
+        """Store an artifact and return its digest: a no-op when it is there, and what is there damaged is replaced."""
+        digest, files = artifact.digest, artifact.files()
+        prefix = self.prefix(digest)
         if not self.has(digest):
-            for name, data in artifact.files().items():
-                self._objects.put_if_absent(f"{self.prefix(digest)}{name}", data)
+            created = [self._objects.put_if_absent(prefix + name, data) for name, data in files.items()]
+            if all(created):
+                return digest
+        if not self.is_whole(digest):
+            for name, data in files.items():
+                self._objects.put(prefix + name, data)
         return digest
 
     def put_folder(self, folder: Path) -> str:
@@ -80,6 +97,14 @@ class AdapterStore:
         """Whether an artifact is there, completely."""
         return self._objects.exists(f"{self.prefix(digest)}{CONFIG}")
 
+    def is_whole(self, digest: str) -> bool:
+        """Whether an artifact is there and is what its digest says: it is read, its values are not looked at."""
+        try:
+            self.check(digest)
+        except ArtifactError:
+            return False
+        return True
+
     def about(self, digest: str) -> tuple[LoraSettings, Provenance]:
         """What an artifact is and where it came from; its weights are neither read nor checked."""
         try:
@@ -96,7 +121,15 @@ class AdapterStore:
             if name == CONFIG:
                 yield digest
 
-    def publish(self, digest: str, prefix: str, base_id: str, adapter_id: str, private_key: Path | None = None) -> str:
+    def publish(
+        self,
+        digest: str,
+        prefix: str,
+        base_id: str,
+        adapter_id: str,
+        private_key: Path | None = None,
+        use: Use | None = None,
+    ) -> str:
         """Copy an artifact into the serving view and return its uri; ArtifactError when the id names another adapter.
 
         The model card, which says the digest, is created first: so an id that two adapters want is one adapter's. With a
@@ -105,8 +138,9 @@ class AdapterStore:
         where = f"{prefix}/{base_id}/{adapter_id}/"
         with tempfile.TemporaryDirectory(prefix="oral-publish-") as name:
             folder = self.pull(digest, Path(name) / "adapter")
-            _, provenance = read_about(folder)
-            card = _card(provenance, adapter_id, digest).encode()
+            use = use or Use(read_about(folder)[1])
+            (folder / PROVENANCE).write_text(canonical_json(use.provenance), encoding="utf-8")
+            card = _card(use, adapter_id, digest).encode()
             is_new = self._objects.put_if_absent(where + CARD, card)
             (folder / CARD).write_bytes(card if is_new else self._card_of(where, digest))
             is_whole = not is_new and self._objects.exists(where + CONFIG)
@@ -121,6 +155,14 @@ class AdapterStore:
             if not is_whole:
                 self._objects.put_if_absent(where + CONFIG, (folder / CONFIG).read_bytes())
         return f"{self._objects.uri}/{where}".rstrip("/")
+
+    def published_for(self, where: str) -> Provenance | None:
+        """The provenance of a published folder, which says for which base it was released; None where there is none."""
+        try:
+            files = {name: self._objects.get(f"{where}/{name}") for name in (CONFIG, PROVENANCE)}
+        except MissingObjectError:
+            return None
+        return parse_about(files, where)[1]
 
     def pull(self, digest: str, folder: Path) -> Path:
         """Write an artifact into a folder; the folder appears (or its marker) when the digest has been checked."""
@@ -179,7 +221,7 @@ class AdapterStore:
         if found != digest:
             raise ArtifactError(
                 f"adapter at {self._objects.uri}/{prefix} has digest {found[:16]}, expected {digest[:16]}; "
-                "it was changed or damaged, delete it and publish it again"
+                "it was changed or damaged; delete that folder, and the next run that needs it makes it again"
             )
 
 
@@ -196,10 +238,16 @@ def _is_whole(folder: Path, digest: str) -> bool:
         return False
 
 
-def _card(p: Provenance, adapter_id: str, digest: str) -> str:
+def _card(use: Use, adapter_id: str, digest: str) -> str:
+    p = use.provenance
+    name = p.served_name or p.base
+    base_model = (
+        name if re.fullmatch(r"[A-Za-z0-9][\w./-]*", name) else json.dumps(name)
+    )  # what YAML reads as it stands
+    made_for = f", made for `{p.source_base}` (fingerprint `{p.source_base_fingerprint}`)" if p.source else ""
     return (
-        f"---\nlibrary_name: peft\nbase_model: {p.base}\ntags: [lora, oral-ray]\n---\n\n# {adapter_id}\n\n"
-        f"LoRA adapter, made by oral_ray {p.code_version} (`{p.origin}`) for base `{p.base}` "
-        f"(fingerprint `{p.base_fingerprint}`).\n\n- task: {p.task or '-'}\n- prompt: {p.prompt or '-'}\n"
-        f"- seed: {p.seed}\n- generator: {p.generator or '-'}\n- digest: `{digest}`\n"
+        f"---\nlibrary_name: peft\nbase_model: {base_model}\ntags: [lora, oral-ray]\n---\n\n# {adapter_id}\n\n"
+        f"LoRA adapter, made by oral_ray {p.code_version} (`{p.origin}`{made_for}) for base `{name}` "
+        f"(fingerprint `{p.base_fingerprint}`).\n\n- task: {use.task or p.task or '-'}\n- released as: {use.arm or '-'}\n"
+        f"- prompt: {p.prompt or '-'}\n- seed: {p.seed}\n- generator: {p.generator or '-'}\n- digest: `{digest}`\n"
     )

@@ -1,14 +1,27 @@
-"""What is wrong in a store: damaged adapters and generators, half-published folders, releases of what is not there."""
+"""What is wrong in a store: damaged adapters and generators, half-published folders, names of what is not there.
+
+Every fault says how it is mended.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from oral_ray.adapters.artifact import CONFIG
 from oral_ray.errors import OralError
 from oral_ray.objects import Objects, in_parallel
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.generators import read_metrics, verify_generator
-from oral_ray.store.releases import ReleaseStore
+from oral_ray.store.records import Records
+from oral_ray.store.releases import Release, ReleaseKey, parse_key, read_release
+
+# What makes again what a record of a kind names: the job does so by itself, where the adapter is asked for.
+_MADE_BY = {
+    "corpus": "jobs/corpus.py trains it again",
+    "static": "the job that needs it trains it again",
+    "generated": "whoever asks for it next has it generated again",
+    "gate": "jobs/regenerate.py decides again where it is not released yet",
+}
 
 
 def find_faults(objects: Objects, published: str = "published", public_key: Path | None = None) -> Iterator[str]:
@@ -30,6 +43,7 @@ def find_faults(objects: Objects, published: str = "published", public_key: Path
     ]
     yield from filter(None, in_parallel(objects, lambda digest: _fault(lambda: store.check(digest)), digests))
     whole = {name for name, files in folders.items() if CONFIG in files}
+    yield from _records(objects, whole)
     yield from _releases(objects, store, published, whole, public_key)
     for recipe in sorted({info.key.split("/")[1] for info in objects.list("generators/")}):
         for ask in (verify_generator, read_metrics):
@@ -38,25 +52,64 @@ def find_faults(objects: Objects, published: str = "published", public_key: Path
                 break
 
 
+def _records(objects: Objects, whole: set[str]) -> Iterator[str]:
+    """Records that cannot be read, or that name adapters which are not there."""
+    records = Records(objects)
+    keys = [info.key.split("/") for info in objects.list("records/")]
+    named = [(parts[1], parts[2].removesuffix(".json")) for parts in keys if len(parts) == 3]
+
+    def look(place: tuple[str, str]) -> list[str]:
+        kind, fingerprint = place
+        try:
+            record = records.get(kind, fingerprint) or {}
+        except OralError as error:
+            return [str(error)]
+        return [
+            f"records/{kind}/{fingerprint}.json names adapter {digest}, which is not there; {_MADE_BY[kind]}"
+            for digest in _named(kind, record)
+            if f"adapters/{digest}" not in whole
+        ]
+
+    for faults in in_parallel(objects, look, named):
+        yield from faults
+
+
+def _named(kind: str, record: dict[str, Any]) -> list[str]:
+    """The adapters that a record needs; a score stays true when its adapter is gone."""
+    if kind not in _MADE_BY:
+        return []
+    several = record.get("digests")
+    found = list(several) if isinstance(several, list) else [record.get("digest")]
+    return [str(digest) for digest in found if digest]
+
+
 def _releases(
     objects: Objects, store: AdapterStore, published: str, whole: set[str], public_key: Path | None
 ) -> Iterator[str]:
-    releases = ReleaseStore(objects)
-    for base_id in releases.bases():
-        for seq in releases.sequence(base_id):
-            try:
-                release = releases.get(base_id, seq)
-            except OralError as error:
-                yield str(error)
-                continue
-            for adapter in release.adapters:
-                where = f"{published}/{base_id}/{adapter.adapter_id}"
-                if f"adapters/{adapter.digest}" not in whole:
-                    yield f"release {seq} of base {base_id!r} names adapter {adapter.digest}, which is not there"
-                if where not in whole:
-                    yield f"release {seq} of base {base_id!r} names {where}, which is not there"
-                elif fault := _fault(lambda w=where, a=adapter: store.check_published(w, a.digest, public_key)):
-                    yield fault
+    for key in filter(None, (parse_key(info.key) for info in objects.list("releases/"))):
+        try:
+            release = read_release(objects, key)
+        except OralError as error:
+            yield str(error)
+            continue
+        yield from _released(key, release, store, published, whole, public_key)
+
+
+def _released(
+    key: ReleaseKey, release: Release, store: AdapterStore, published: str, whole: set[str], public_key: Path | None
+) -> Iterator[str]:
+    again = (
+        f"; delete the releases that name it, such as {key.path}, and run jobs/regenerate.py, which publishes it again"
+    )
+    who = f"release {key.number} of base {key.base!r} ({release.name})"
+    for adapter in release.adapters:
+        where = f"{published}/{key.base}/{adapter.adapter_id}"
+        if f"adapters/{adapter.digest}" not in whole:
+            yield f"{who} names adapter {adapter.digest}, which is not there{again}"
+        if where not in whole:
+            yield f"{who} names {where}, which is not there{again}"
+        elif fault := _fault(lambda w=where, a=adapter: store.check_published(w, a.digest, public_key)):
+            yield f"{fault}{again}" if "has digest" in fault else fault
 
 
 def _fault(ask: Callable[[], object]) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from oral_ray.bases.headers import read_header
 from oral_ray.config import canonical_json, fingerprint
@@ -19,6 +18,7 @@ from oral_ray.errors import BaseModelError, GeneratorError, MissingObjectError
 from oral_ray.generator.model import DESCRIPTION, MEAN, WEIGHTS, Generator, load_generator
 from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.objects import Objects
+from oral_ray.parquet import parse_table
 from oral_ray.store.records import Journal
 
 METRICS = "metrics.parquet"
@@ -80,7 +80,7 @@ def read_metrics(objects: Objects, recipe: str) -> list[dict[str, Any]]:
         return []
     key = _key(recipe, METRICS, digest)
     try:
-        return list(pq.read_table(pa.BufferReader(_read(objects, key, digest))).to_pylist())
+        return list(parse_table(_read(objects, key, digest)).to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise GeneratorError(f"{key} in {objects.uri} is damaged: {error}; {_AGAIN}") from None
 

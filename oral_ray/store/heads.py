@@ -1,26 +1,24 @@
-"""The latest release of every base at the price of one listing: only what is newer than the last time is read.
+"""The latest releases of every base at the price of one listing: only what is newer than the last time is read.
 
-What was read is kept in `cache/releases.json`: a cache, which may be deleted and is made anew.
+What was read is kept in `cache/heads.json`: a cache, which may be deleted and is made anew.
 """
 
 import json
 import logging
-import re
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from oral_ray.config import canonical_json
 from oral_ray.errors import MissingObjectError, ReleaseError, StoreError
 from oral_ray.objects import Objects
-from oral_ray.store.releases import Release, ReleaseStore
+from oral_ray.store.releases import Release, ReleaseKey, parse_key, read_release
 
 logger = logging.getLogger(__name__)
-_CACHE = "cache/releases.json"
-_KEY = re.compile(r"releases/([^/]+)/(\d{8})\.json")
+_CACHE = "cache/heads.json"
 
 
 class Head(BaseModel):
-    """A base's latest release with its number."""
+    """A latest release with its number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,41 +26,66 @@ class Head(BaseModel):
     release: Release
 
 
-class _Heads(BaseModel):
+class _Read(BaseModel):
+    """A release as it was read; the tag is another one when its object was replaced."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    heads: dict[str, Head] = {}
+    tag: str
+    release: Release
 
 
-def latest_releases(objects: Objects) -> dict[str, Head]:
-    """Latest releases by base id; one that is damaged is reported in the log and left out."""
-    known, releases = _read(objects), ReleaseStore(objects)
-    numbers: dict[str, int] = {}
+class _Known(BaseModel):
+    """What was read, by key of the store: the latest release of every name, and those that say their name themselves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    releases: dict[str, _Read] = {}
+
+
+def latest_releases(objects: Objects) -> dict[str, dict[str, Head]]:
+    """Latest releases by base id and name; one that is damaged is reported in the log and left out."""
+    known = _read(objects)
+    newest: dict[tuple[str, str | None, int], tuple[ReleaseKey, str]] = {}
     for info in objects.list("releases/"):
-        if found := _KEY.fullmatch(info.key):
-            numbers[found[1]] = max(numbers.get(found[1], 0), int(found[2]))
-    heads: dict[str, Head] = {}
-    for base_id, number in numbers.items():
-        kept = known.heads.get(base_id)
+        if key := parse_key(info.key):
+            place = (key.base, key.name, 0 if key.name else key.number)  # without a name, each may be of another one
+            newest[place] = max(newest.get(place, (key, info.tag)), (key, info.tag), key=lambda found: found[0].number)
+    kept: dict[str, _Read] = {}
+    heads: dict[str, dict[str, Head]] = {}
+    for key, tag in sorted(newest.values(), key=lambda found: found[0].number):
+        of_base = heads.setdefault(key.base, {})
         try:
-            heads[base_id] = (
-                kept if kept and kept.number == number else Head(number=number, release=releases.get(base_id, number))
-            )
+            read = known.releases.get(key.path)
+            release = read.release if read and read.tag == tag else read_release(objects, key)
         except ReleaseError as error:
             logger.error("%s", error)
-    if heads != known.heads:
-        try:
-            objects.put(_CACHE, canonical_json(_Heads(heads=heads)).encode())
-        except StoreError as error:  # who may only read does without
-            logger.warning("the latest releases cannot be kept: %s", error)
-    return heads
+            of_base.pop(key.name or "", None)
+            continue
+        kept[key.path] = _Read(tag=tag, release=release)
+        of_base[key.name or release.name] = Head(number=key.number, release=release)
+    if kept != known.releases:
+        _keep(objects, _Known(releases=kept))
+    return {base_id: dict(sorted(heads[base_id].items())) for base_id in sorted(heads) if heads[base_id]}
 
 
-def _read(objects: Objects) -> _Heads:
+def latest_of(objects: Objects, name: str) -> dict[str, Head]:
+    """The latest releases of one name, by base id."""
+    return {base_id: heads[name] for base_id, heads in latest_releases(objects).items() if name in heads}
+
+
+def _keep(objects: Objects, known: _Known) -> None:
     try:
-        return _Heads.model_validate(json.loads(objects.get(_CACHE)))
+        objects.put(_CACHE, canonical_json(known).encode())
+    except StoreError as error:  # who may only read does without
+        logger.warning("the latest releases cannot be kept: %s", error)
+
+
+def _read(objects: Objects) -> _Known:
+    try:
+        return _Known.model_validate(json.loads(objects.get(_CACHE)))
     except MissingObjectError:
-        return _Heads()
+        return _Known()
     except (ValueError, ValidationError) as error:
         logger.warning("%s/%s is damaged and made anew: %s", objects.uri, _CACHE, str(error).partition("\n")[0])
-        return _Heads()
+        return _Known()

@@ -48,18 +48,35 @@ class Records:
             raise StoreError(f"record {key!r} is damaged; delete it to do the work again")
         return record
 
-    def commit(self, kind: str, fingerprint: str, record: dict[str, Any]) -> dict[str, Any]:
-        """Create the record; when another worker was first, its record is returned instead."""
-        if self._objects.put_if_absent(_key(kind, fingerprint), canonical_json(record).encode()):
+    def commit(
+        self,
+        kind: str,
+        fingerprint: str,
+        record: dict[str, Any],
+        holds: Callable[[dict[str, Any]], bool] = lambda kept: True,
+    ) -> dict[str, Any]:
+        """Create the record; when another worker was first, its record is returned instead.
+
+        One that does not hold any more, since what it names is lost, is replaced by that of the work done again.
+        """
+        data = canonical_json(record).encode()
+        if self._objects.put_if_absent(_key(kind, fingerprint), data):
             return record
-        return self.get(kind, fingerprint) or record
+        kept = self.get(kind, fingerprint)
+        if kept is None or holds(kept):
+            return kept or record
+        self._objects.put(_key(kind, fingerprint), data)
+        return record
 
 
 class Journal:
-    """Numbered entries under a prefix, `00000001.json` and so on: appended, never changed; the highest number counts."""
+    """Numbered entries under a prefix, `00000001.json` and so on: appended, never changed; the highest number counts.
 
-    def __init__(self, objects: Objects, prefix: str) -> None:
-        self._objects, self._prefix = objects, prefix
+    The first one is `after` + 1, for entries that go on after others elsewhere.
+    """
+
+    def __init__(self, objects: Objects, prefix: str, after: int = 0) -> None:
+        self._objects, self._prefix, self._after = objects, prefix, after
 
     def numbers(self) -> list[int]:
         """The numbers of the entries, ascending; a deleted one leaves a gap that does no harm."""
@@ -83,13 +100,19 @@ class Journal:
 
         When another writer was faster, `change` is asked again about its entry, so that nothing of either is lost.
         """
+        taken = 0
         while True:
-            last = max(self.numbers(), default=0)
+            last = max([self._after, *self.numbers()])
+            if last < taken:
+                raise StoreError(
+                    f"{self.key(taken)} in {self._objects.uri} is there, and its listing leaves it out; try again"
+                )
             value = change(last)
             if value is None:
                 return last
             if self._objects.put_if_absent(self.key(last + 1), canonical_json(value).encode()):
                 return last + 1
+            taken = last + 1
 
 
 def _key(kind: str, fingerprint: str) -> str:

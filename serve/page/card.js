@@ -117,7 +117,8 @@ function neighbours(report) {
 
 function provenance(adapter) {
   const rows = {
-    id: adapter.id, origin: adapter.origin, task: adapter.task, base: `${adapter.base} (${short(adapter.base_fingerprint)})`,
+    id: adapter.id, origin: adapter.origin, task: adapter.task, "released as": adapter.arm,
+    base: `${adapter.base} (${short(adapter.base_fingerprint)})`,
     generator: adapter.generator && short(adapter.generator), seed: adapter.seed,
     rank: `${adapter.r}, alpha ${adapter.lora_alpha}`, modules: adapter.target_modules.join(", "), uri: adapter.uri,
   };
