@@ -2,9 +2,10 @@
 
     export_diffusers(read_folder(Path("my-adapter")), Path("pytorch_lora_weights.safetensors"))
 
-diffusers reads one file with peft's factors under `<component>.<module>.lora_A.weight` and takes alpha = r, so the scale
-(lora_alpha / r, or / sqrt(r) of a rank-stabilised one) goes into lora_B. Only modules of a diffusers denoiser have a component to belong to: everything else
-would be passed over silently when the file is loaded, so it is refused here.
+diffusers reads one file with peft's factors under `<component>.<module>.lora_A.weight` and takes alpha = r, so what peft
+multiplies the product with (lora_alpha / r, or / sqrt(r) of a rank-stabilised LoRA) goes into lora_B. Only modules of a
+diffusers denoiser have a component to belong to: everything else would be passed over silently when the file is loaded,
+so it is refused here.
 """
 
 import json

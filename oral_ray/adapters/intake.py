@@ -19,7 +19,14 @@ from torch import Tensor
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
-from oral_ray.adapters.matching import PREFIX, AdaptedModule, adapted_modules, find_places, key_of, shortest_names
+from oral_ray.adapters.matching import (
+    AdaptedModule,
+    adapted_modules,
+    find_places,
+    key_of,
+    paired_places,
+    shortest_names,
+)
 from oral_ray.adapters.settings import LoraFileSettings, read_settings
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.errors import ArtifactError
@@ -28,6 +35,11 @@ _PLAIN_KEYS = frozenset({
     "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules", "lora_dropout", "bias",
     "fan_in_fan_out", "inference_mode",
 })  # fmt: skip
+
+
+_FLOATS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +92,10 @@ def plain_factors(artifact: AdapterArtifact, name: str = "") -> PlainFactors:
     """Factors of one rank and alpha from the file alone: modules are those that its tensors name."""
     name = name or artifact.digest[:12]
     settings = read_settings(artifact.config, name)
-    modules = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in artifact.tensors}
-    places = find_places(artifact.tensors.keys(), modules, modules, name, "the file itself")
+    places = paired_places(artifact.tensors.keys(), name)
     _check_values(artifact.tensors, name)
     named = {key_of(*place): artifact.tensors[key] for key, place in places.items()}
-    return _uniform(settings, _pairs(named, modules), name, "", {})
+    return _uniform(settings, _pairs(named, dict.fromkeys(module for module, _ in places.values())), name, "", {})
 
 
 def _is_plain(artifact: AdapterArtifact) -> bool:
@@ -105,7 +116,12 @@ def _layout(base: LoadedBase, artifact: AdapterArtifact) -> AdapterLayout:
 
 
 def _check_values(tensors: Mapping[str, Tensor], name: str) -> None:
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):
+        if tensor.dtype not in _FLOATS:
+            raise ArtifactError(
+                f"adapter {name}: {key} is stored as {str(tensor.dtype).removeprefix('torch.')}, no type of a LoRA's "
+                "tensors; convert it to float32"
+            )
         if tensor.dim() != 2:
             raise ArtifactError(
                 f"adapter {name}: {key!r} has shape {tuple(tensor.shape)}, a factor of a linear module has two sizes; "
@@ -115,7 +131,7 @@ def _check_values(tensors: Mapping[str, Tensor], name: str) -> None:
             raise ArtifactError(f"adapter {name}: {key!r} is empty, {tuple(tensor.shape)}; train the adapter again")
         if not bool(torch.isfinite(tensor.float()).all()):
             raise ArtifactError(
-                f"adapter {name} holds values that are not finite in {key!r}; discard it and train it again"
+                f"adapter {name} holds values that are not finite in {key}; discard it and train it again"
             )
 
 
@@ -129,7 +145,7 @@ def _check_layout_knows(base: LoadedBase, adapted: Mapping[str, AdaptedModule], 
         )
 
 
-def _pairs(named: Mapping[str, Tensor], modules: Mapping[str, Any] | set[str]) -> Factors:
+def _pairs(named: Mapping[str, Tensor], modules: Mapping[str, Any]) -> Factors:
     return {module: (named[key_of(module, "A")].float(), named[key_of(module, "B")].float()) for module in modules}
 
 

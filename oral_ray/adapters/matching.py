@@ -7,6 +7,7 @@ mapped where the mapping is unique and complete, and everything else is refused 
 """
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -60,7 +61,9 @@ def adapted_modules(model: nn.Module, settings: LoraFileSettings, name: str, bas
     )
     try:
         config = LoraConfig(**config.to_dict() | {"task_type": settings.task_type})
-        wrapped = PeftModel(without_weights(model), config, low_cpu_mem_usage=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of fan_in_fan_out, which follows the module
+            wrapped = PeftModel(without_weights(model), config, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         if "not found in the base model" in str(error) or "No modules were targeted" in str(error):
             raise ArtifactError(
@@ -94,6 +97,16 @@ def find_places(
             f"they look like {_looks_like(parts)}, give the base that it was trained on"
         )
     _check_complete(parts, places, adapted, modules, name, base)
+    return places
+
+
+def paired_places(keys: Collection[str], name: str) -> dict[str, tuple[str, str]]:
+    """(module, factor) of each tensor as the file names it; ArtifactError where a factor is alone or there twice."""
+    places = _parsed(keys, name)
+    here = list(places.values())
+    for key, (module, factor) in places.items():
+        if here.count((module, factor)) > 1 or (module, "AB"["BA".index(factor)]) not in here:
+            raise ArtifactError(f"adapter {name} is incomplete: {key!r} is not one of a pair; download it again")
     return places
 
 

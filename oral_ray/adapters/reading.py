@@ -21,9 +21,9 @@ from torch import Tensor
 from oral_ray.errors import ArtifactError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-"""The types of a LoRA's tensors in a safetensors header, and the bytes of one value."""
-
+_DTYPES = frozenset({  # what torch reads of a safetensors file; an adapter is of floats, which the intake looks at
+    "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL",
+})  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _ENCODINGS = {
     codecs.BOM_UTF8: "UTF-8 with a byte order mark",
@@ -154,10 +154,9 @@ def _check_header(data: bytes, name: str) -> None:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{damaged} has a garbled header: {_short(error)}; download it again") from None
     for key, (dtype, _, _) in sizes.items():
-        if dtype not in FLOAT_BYTES:
+        if dtype not in _DTYPES:
             raise ArtifactError(
-                f"adapter {name}: {key} is stored as {dtype[:20]}, a LoRA's tensors are {', '.join(FLOAT_BYTES)}; "
-                "convert it to one of them"
+                f"adapter {name}: {key} is stored as {dtype[:20]}, no type of a LoRA's tensors; convert it to float32"
             )
     end = 8 + length + max((end for _, _, end in sizes.values()), default=0)
     if end > len(data):

@@ -151,7 +151,7 @@ def _beyond_lora(config: dict[str, Any]) -> Iterator[str]:
     elif lowered not in _KEEPS_BASE:
         yield (
             f"has init_lora_weights={_shown(init)}, which the peft known here does not have and which may mean another "
-            f"base; set it to true if the base was not changed (known: true, false, {', '.join((*_KEEPS_BASE, *_CHANGES_BASE))})"
+            f"base; set it to true if the base was not changed (these do not: {', '.join(_KEEPS_BASE)})"
         )
 
 
