@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from oral_ray.errors import ConfigError
+from oral_ray.errors import ArtifactError, ConfigError, LayoutError
 
 
 def add_adapter_commands(commands: Any, show: Callable[[str], None]) -> None:
     """Add the commands to a parser's sub-commands; `show` prints a line."""
 
-    def add(name: str, call: Callable[[argparse.Namespace, Callable[[str], None]], None], text: str) -> Any:
+    def add(name: str, call: Callable[[argparse.Namespace, Callable[[str], None]], int | None], text: str) -> Any:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(call=lambda args: call(args, show))
         command.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="log everything")
@@ -31,10 +31,11 @@ def add_adapter_commands(commands: Any, show: Callable[[str], None]) -> None:
     command.add_argument("--token-dim", type=int, default=384, help="values in one weight token (default 384)")
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
-    command = add("verify", _verify, "Check an adapter: digest, finite values, and that peft loads it strictly.")
+    command = add("verify", _verify, "Say what an adapter is, whether it is for this base, and compare it with peft.")
     command.add_argument("adapter", type=Path, help="adapter folder")
     command.add_argument("--base", required=True, help="base model: folder, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
     command.add_argument("--digest", help="the digest it must have")
+    command.add_argument("--json", action="store_true", help="print one JSON object, also for one that is refused")
 
     command = add("score", _score, "Score an adapter folder on a task and a base: recomputes one cell of a table.")
     command.add_argument("adapter", type=Path, help="adapter folder")
@@ -87,11 +88,19 @@ def _inspect(args: argparse.Namespace, show: Callable[[str], None]) -> None:
     )
 
 
-def _verify(args: argparse.Namespace, show: Callable[[str], None]) -> None:
+def _verify(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     from oral_ray.verify import verify_adapter
 
-    artifact = verify_adapter(args.adapter, args.base, args.digest)
-    show(f"ok: {args.adapter} loads strictly on {args.base}; digest {artifact.digest}")
+    try:
+        found = verify_adapter(args.adapter, args.base, args.digest)
+    except (ArtifactError, LayoutError) as error:
+        if not args.json:
+            raise
+        refused = {"adapter": str(args.adapter), "base": args.base, "verdict": "refused", "reason": str(error)}
+        show(json.dumps(refused))
+        return 2
+    show(found.model_dump_json() if args.json else found.text)
+    return 2 if found.verdict == "changes nothing" else 0
 
 
 def _score(args: argparse.Namespace, show: Callable[[str], None]) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.adapters.intake import take
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.entered import EnteredExamples
@@ -73,6 +74,7 @@ def correct_answers(
             deepest = entered[max(entered)]  # the layers below are the same without an adapter
             found.append(_answers(base.model, head, deepest, len(examples), prior_K))
             continue
+        artifact = take(base, artifact)
         first = AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size).first_layer
         if first not in entered:
             if keep:

@@ -143,10 +143,20 @@ def test_half_a_weights_file_is_refused(artifact: AdapterArtifact) -> None:
         parse_artifact({**files, WEIGHTS: files[WEIGHTS][:-7]}, "it")
 
 
-@pytest.mark.parametrize("change", [{"r": None}, {"r": 0}, {"lora_alpha": "much"}, {"target_modules": None}])
-def test_config_that_is_no_lora_is_refused(artifact: AdapterArtifact, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"r": None}, "r=None: input should be a valid integer"),
+        ({"r": 0}, "r=0: input should be greater than 0"),
+        ({"lora_alpha": "much"}, "lora_alpha='much': input should be a valid number"),
+        ({"target_modules": None}, "target_modules is no list.*is known on its base only"),
+        ({"target_modules": "q.*"}, "target_modules is no list.*is known on its base only"),
+        ({"use_dora": True}, "is a DoRA"),
+    ],
+)
+def test_config_that_is_no_lora_is_refused(artifact: AdapterArtifact, change: dict[str, Any], words: str) -> None:
     other = AdapterArtifact({**artifact.config, **change}, artifact.tensors, artifact.provenance)
-    with pytest.raises(ArtifactError, match="not a LoRA configuration"):
+    with pytest.raises(ArtifactError, match=words):
         _ = other.lora
 
 

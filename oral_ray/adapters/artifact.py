@@ -6,26 +6,24 @@ the SHA-256 over the canonical adapter_config.json and the tensors; provenance l
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
 from safetensors.numpy import save as save_arrays
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.reading import CONFIG, WEIGHTS, explain_no_config, explain_no_weights, parse_json, parse_tensors
+from oral_ray.adapters.settings import read_settings
 from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.errors import ArtifactError, LayoutError, StoreError
 
-WEIGHTS, CONFIG, PROVENANCE, CARD = "adapter_model.safetensors", "adapter_config.json", "provenance.json", "README.md"
-
-_NOT_PLAIN = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform")
+PROVENANCE, CARD = "provenance.json", "README.md"
 
 
 class Provenance(BaseModel):
@@ -81,20 +79,20 @@ class AdapterArtifact:
 
     @property
     def lora(self) -> LoraSettings:
-        """Rank, alpha and target modules as peft names them; ArtifactError for what is more than a plain LoRA."""
-        known = self.config.get("peft_type") == "LORA" and self.config.get("bias", "none") == "none"
-        if not known or any(self.config.get(key) for key in _NOT_PLAIN):
+        """Rank, effective alpha and target modules; ArtifactError for what only a base or more than LoRA can tell.
+
+        The change of a weight is lora_alpha / r * B @ A, also where peft's own alpha is rank-stabilised.
+        """
+        settings = read_settings(self.config, f"of base {self.provenance.base!r}")
+        if not settings.is_uniform:
             raise ArtifactError(
-                f"adapter_config.json is of no plain LoRA: peft_type, bias or one of {', '.join(_NOT_PLAIN)}"
+                "an adapter whose target_modules is no list, or whose ranks, scales or layers differ, is known on its base "
+                "only: take it in there (oral_ray.adapters.intake)"
             )
-        try:
-            return LoraSettings(
-                r=self.config["r"],
-                lora_alpha=self.config["lora_alpha"],
-                target_modules=tuple(sorted(self.config["target_modules"])),
-            )
-        except (KeyError, TypeError, ValidationError) as error:
-            raise ArtifactError(f"adapter_config.json is not a LoRA configuration: {error}") from None
+        targets = settings.target_modules or ()
+        return LoraSettings(
+            r=settings.r, lora_alpha=settings.effective_alpha, target_modules=tuple(sorted(set(targets)))
+        )
 
     def factors(self, layout: AdapterLayout) -> Factors:
         """The factors by module; ArtifactError where names, shapes or values do not fit the layout."""
@@ -183,44 +181,71 @@ def peft_config(layout: AdapterLayout, base: str) -> dict[str, Any]:
 def parse_artifact(files: dict[str, bytes], name: str) -> AdapterArtifact:
     """An artifact from its files; ArtifactError for what is damaged. Shapes are checked against a layout later."""
     config, provenance = parse_about(files, name)
-    try:
-        return AdapterArtifact(config, load(files[WEIGHTS]), provenance)
-    except KeyError as error:
-        raise ArtifactError(f"adapter {name} has no {error.args[0]}; it is incomplete, publish it again") from None
-    except (ValueError, SafetensorError) as error:
-        raise ArtifactError(f"adapter {name} is damaged: {' '.join(str(error).split())[:300]}") from None
+    return AdapterArtifact(config, parse_tensors(_file(files, WEIGHTS, name), name), provenance)
 
 
 def parse_about(files: dict[str, bytes], name: str) -> tuple[dict[str, Any], Provenance]:
     """Configuration and provenance from their files; ArtifactError for what is damaged."""
+    config, provenance = parse_json(_file(files, CONFIG, name), CONFIG, name), _file(files, PROVENANCE, name)
     try:
-        config, provenance = json.loads(files[CONFIG]), Provenance.model_validate_json(files[PROVENANCE])
-    except KeyError as error:
-        raise ArtifactError(f"adapter {name} has no {error.args[0]}; it is incomplete, publish it again") from None
-    except (ValueError, RecursionError) as error:
+        return config, Provenance.model_validate_json(provenance)
+    except ValidationError as error:
         raise ArtifactError(f"adapter {name} is damaged: {' '.join(str(error).split())[:300]}") from None
-    if not isinstance(config, dict):
-        raise ArtifactError(f"adapter {name}: adapter_config.json holds no object")
-    return config, provenance
+
+
+def _file(files: dict[str, bytes], file: str, name: str) -> bytes:
+    if file not in files:
+        raise ArtifactError(f"adapter {name} has no {file}; it is incomplete, publish it again")
+    return files[file]
 
 
 def read_folder(folder: Path) -> AdapterArtifact:
-    """An artifact from a PEFT folder on disk; a folder of another tool's making gets a bare provenance."""
-    weights = {WEIGHTS: (folder / WEIGHTS).read_bytes()} if (folder / WEIGHTS).is_file() else {}
-    return parse_artifact(_small_files(folder) | weights, str(folder))
+    """An artifact from a PEFT folder on disk; ArtifactError names what lies there instead.
+
+    A folder of another tool's making, or with a provenance.json that is no Provenance, gets a bare provenance.
+    """
+    config = parse_json(_read(folder, CONFIG), CONFIG, _printable(folder))
+    try:
+        is_there = (folder / WEIGHTS).is_file() and "fine_tune_type" not in config
+        data = (folder / WEIGHTS).read_bytes() if is_there else b""
+        provenance = (folder / PROVENANCE).read_bytes() if (folder / PROVENANCE).is_file() else b""
+    except OSError as error:
+        raise ArtifactError(f"cannot read {_printable(folder)}: {error.strerror}; check its permissions") from None
+    if not is_there:
+        raise ArtifactError(explain_no_weights(folder, config).encode(errors="backslashreplace").decode())
+    return AdapterArtifact(config, parse_tensors(data, _printable(folder)), _own(provenance))
 
 
 def read_about(folder: Path) -> tuple[dict[str, Any], Provenance]:
     """Configuration and provenance of a PEFT folder; its weights are not read. ArtifactError for what is damaged."""
-    return parse_about(_small_files(folder), str(folder))
+    files = {CONFIG: _read(folder, CONFIG), PROVENANCE: canonical_json(_BARE).encode()}
+    if (folder / PROVENANCE).is_file():
+        files[PROVENANCE] = _read(folder, PROVENANCE)
+    return parse_about(files, _printable(folder))
 
 
-def _small_files(folder: Path) -> dict[str, bytes]:
-    if not (folder / CONFIG).is_file():
-        raise ArtifactError(f"no adapter at {folder}: {CONFIG} is missing; check the path")
-    files = {name: (folder / name).read_bytes() for name in (CONFIG, PROVENANCE) if (folder / name).is_file()}
-    bare = Provenance(origin="unknown", base="", base_fingerprint="")
-    return {PROVENANCE: canonical_json(bare).encode()} | files
+_BARE = Provenance(origin="unknown", base="", base_fingerprint="")
+
+
+def _read(folder: Path, file: str) -> bytes:
+    try:
+        if not (folder / file).is_file():
+            raise ArtifactError(explain_no_config(folder).encode(errors="backslashreplace").decode())
+        return (folder / file).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {_printable(folder)}/{file}: {error.strerror}; check the path") from None
+
+
+def _own(provenance: bytes) -> Provenance:
+    try:
+        return Provenance.model_validate_json(provenance)
+    except ValidationError:  # none, another tool's file of that name, or one of a newer version
+        return _BARE
+
+
+def _printable(path: Path) -> str:
+    """The path as text that any stream takes: bytes of a name that are no UTF-8 are written out."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def write_folder(artifact: AdapterArtifact, folder: Path) -> Path:

@@ -9,17 +9,21 @@ end in the same basin (design, gauge). Training reads the train split only.
 """
 
 import contextlib
-import dataclasses
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact, read_folder
+from oral_ray.adapters.artifact import CONFIG, WEIGHTS, AdapterArtifact, Provenance, build_artifact, read_folder
+from oral_ray.adapters.copies import sharing_weights
 from oral_ray.adapters.gauge import Factors
+from oral_ray.adapters.intake import Intake, take
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.entered import EnteredExamples
 from oral_ray.bases.loading import LoadedBase
@@ -30,6 +34,7 @@ from oral_ray.tasks.scoring import Batch, Head, build_head
 from oral_ray.version import code_version
 
 _ADAPTER = "default"
+_PEFT_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 
 
 def train_adapter(
@@ -105,58 +110,104 @@ def _initial_a(name: str, shape: torch.Size, init_seed: int) -> Tensor:
 
 @contextlib.contextmanager
 def attached(base: LoadedBase, artifact: AdapterArtifact) -> Iterator[nn.Module]:
-    """The base with the artifact attached by peft, strictly; the base is as before afterwards."""
-    _check_fit(base, artifact)
-    known = {field.name for field in dataclasses.fields(LoraConfig)} - {"peft_type"}  # other versions of peft have more
-    config = {key: value for key, value in artifact.config.items() if key in known}
-    model = PeftModel(base.model, LoraConfig(**{**config, "init_lora_weights": False}), adapter_name=_ADAPTER)
+    """The base with the artifact attached by peft, in evaluation mode; ArtifactError for what the intake refuses.
+
+    The model shares the base's weights and has modules of its own: the base is as it was, whatever happens.
+    """
+    yield _attach(base, take(base, artifact))
+
+
+def _attach(base: LoadedBase, plain: AdapterArtifact) -> nn.Module:
+    config = LoraConfig(
+        r=plain.config["r"],
+        lora_alpha=plain.config["lora_alpha"],
+        target_modules=list(plain.config["target_modules"]),
+        fan_in_fan_out=plain.config["fan_in_fan_out"],
+        init_lora_weights=False,
+    )
     try:
-        parameters = {f"{name}.weight": parameter for name, parameter in _factors(model)}
-        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        given = {name: tuple(tensor.shape) for name, tensor in artifact.tensors.items()}
-        if shapes != given:
-            odd = sorted({*shapes.items()} ^ {*given.items()})[0]
-            raise ArtifactError(
-                f"adapter {artifact.digest[:12]} does not fit base {base.record.id!r}: {odd[0]} {odd[1]}"
-            )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(artifact.tensors[name])
-        yield model.eval()
-    finally:
-        model.unload()
+        model = PeftModel(sharing_weights(base.model), config, adapter_name=_ADAPTER)
+    except _PEFT_ERRORS as error:
+        raise _refused(plain.digest[:12], base, error) from None
+    parameters = {f"{name}.weight": parameter for name, parameter in _factors(model)}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    given = {name: tuple(tensor.shape) for name, tensor in plain.tensors.items()}
+    if shapes != given:
+        odd = sorted({*shapes.items()} ^ {*given.items()})[0]
+        raise ArtifactError(
+            f"adapter {plain.digest[:12]} does not fit base {base.record.id!r}: {odd[0]} {odd[1]}; give its own base"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(plain.tensors[name])
+    return model.eval()
 
 
 def load_strictly(base: LoadedBase, folder: Path) -> AdapterArtifact:
     """Load a PEFT folder by `PeftModel.from_pretrained`, as a user would; ArtifactError unless every key finds its place.
 
-    Returns the artifact that was read. The base is as before afterwards.
+    Returns the artifact that was read. The base is as it was.
     """
     artifact = read_folder(folder)
-    _check_fit(base, artifact)
-    try:
-        model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=_ADAPTER)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+    take(base, artifact, str(folder))
+    loaded = {f"{name}.weight": parameter for name, parameter in _factors(load_by_peft(base, folder))}
+    odd = sorted(loaded.keys() ^ artifact.tensors.keys())
+    odd = odd or sorted(name for name in loaded if not torch.equal(loaded[name], artifact.tensors[name].float()))
+    if odd:
         raise ArtifactError(
-            f"peft refuses {folder} on {base.record.id!r}: {reason}; check its adapter_config.json"
-        ) from None
-    try:
-        loaded = {f"{name}.weight": parameter for name, parameter in _factors(model)}
-        odd = sorted(loaded.keys() ^ artifact.tensors.keys())
-        odd = odd or sorted(name for name in loaded if not torch.equal(loaded[name], artifact.tensors[name]))
-        if odd:
-            raise ArtifactError(
-                f"peft does not load {folder} on {base.record.id!r} fully: {len(odd)} keys, first {odd[0]!r}"
-            )
-    finally:
-        model.unload()
+            f"peft does not load {folder} on {base.record.id!r} fully: {len(odd)} keys, first {odd[0]!r}; rename them as "
+            "peft names them (base_model.model.<module>.lora_A.weight)"
+        )
     return artifact
 
 
-def _check_fit(base: LoadedBase, artifact: AdapterArtifact) -> None:
-    """Before peft touches the base: where it fails half-way, its layers would stay in the model."""
-    artifact.check(AdapterLayout.of(base.record.spec, artifact.lora, token_dim=base.record.spec.hidden_size))
+def load_by_peft(base: LoadedBase, folder: Path) -> nn.Module:
+    """What `PeftModel.from_pretrained` makes of a folder that the intake takes; ArtifactError where it raises.
+
+    It is given modules of its own on the base's weights: an initialisation that changed weights would change the base.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # keys of newer versions, and names that the intake has looked at
+            model = PeftModel.from_pretrained(sharing_weights(base.model), str(folder), adapter_name=_ADAPTER)
+    except _PEFT_ERRORS as error:
+        raise _refused(str(folder), base, error) from None
+    return model.eval()
+
+
+@torch.no_grad()
+def difference_from_peft(base: LoadedBase, intake: Intake, folder: Path) -> tuple[float, float]:
+    """How far outputs of the taken adapter are from those of peft with the folder, and how large outputs are, at most.
+
+    Outputs are the logits, or the last hidden states of an encoder, at fixed random tokens. Where the intake has renamed
+    tensors, peft, which would pass over them, is given them by the names that it knows.
+    """
+    tokens = _random_tokens(base.model).to(base.device)
+    ours = _outputs(_attach(base, intake.artifact), tokens)
+    if intake.is_renamed:
+        with tempfile.TemporaryDirectory(prefix="oral-renamed-") as name:
+            save_file({key: tensor.contiguous() for key, tensor in intake.named.items()}, Path(name) / WEIGHTS)
+            (Path(name) / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+            theirs = _outputs(load_by_peft(base, Path(name)), tokens)
+    else:
+        theirs = _outputs(load_by_peft(base, folder), tokens)
+    return float((ours - theirs).abs().max()), float(theirs.abs().max())
+
+
+def _random_tokens(model: nn.Module) -> Tensor:
+    rng = torch.Generator().manual_seed(0)
+    num = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    return torch.randint(0, num, (2, 12), generator=rng)
+
+
+def _outputs(model: nn.Module, tokens: Tensor) -> Tensor:
+    found = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    return (found.logits if hasattr(found, "logits") else found.last_hidden_state).float()
+
+
+def _refused(name: str, base: LoadedBase, error: Exception) -> ArtifactError:
+    reason = " ".join(str(error).split())[:300]
+    return ArtifactError(f"peft refuses {name} on {base.record.id!r}: {reason}; check its adapter_config.json")
 
 
 def _with_adapter(base: LoadedBase, layout: AdapterLayout, start: Factors) -> Any:
