@@ -13,7 +13,7 @@ FLOORS = (
     ("errors",),
     ("packages", "version"),
     ("tasks", "config"),
-    ("objects",),
+    ("objects", "modalities"),
     ("bases", "cluster"),
     ("adapters",),
     ("generator",),

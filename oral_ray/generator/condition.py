@@ -17,8 +17,9 @@ from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.loading import load_folder, model_folder
 from oral_ray.config import ConditionConfig, LoraSettings, derive_seed
 from oral_ray.errors import ConditionError
+from oral_ray.modalities.encoder import embed
+from oral_ray.modalities.text import encode
 from oral_ray.objects import FileObjects
-from oral_ray.tasks.scoring import embed, encode
 
 MAX_PROMPT_CHARS = 1000
 PROMPT_TOKENS = 256
