@@ -19,12 +19,12 @@ from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.intake import take
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
-from oral_ray.bases.entered import EnteredExamples
 from oral_ray.bases.loading import LoadedBase
+from oral_ray.bases.states import PrefixStates
 from oral_ray.config import derive_seed
 from oral_ray.errors import EvaluationError
+from oral_ray.modalities import Batch, TaskReader, batches, modality_of
 from oral_ray.tasks import Example, Split, Task
-from oral_ray.tasks.scoring import Batch, Head, batches, build_head, enter, right_answers
 
 
 class Score(BaseModel):
@@ -65,44 +65,38 @@ def correct_answers(
     What lies below the first adapted layer is kept in the folder `keep`, where there is one.
     """
     examples = task.examples(split)[:limit]
-    head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
-    entered = {0: list(batches(head, base.tokenizer, examples))}
+    reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+    read = {0: list(batches(reader, examples))}  # by first layer: what lies below it has been computed
     found = []
     for artifact in artifacts:
         if artifact is None:
-            prior_K = _prior(base, task, head) if task.labels else torch.zeros(())
-            deepest = entered[max(entered)]  # the layers below are the same without an adapter
-            found.append(_answers(base.model, head, deepest, len(examples), prior_K))
+            prior = reader.prior(base.model, (batch for _, batch in batches(reader, task.examples("validation"))))
+            deepest = read[max(read)]  # the layers below are the same without an adapter
+            found.append(_answers(base.model, reader, deepest, len(examples), prior))
             continue
         artifact = take(base, artifact)
         first = AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size).first_layer
-        if first not in entered:
+        if first not in read:
             if keep:
                 texts = (task.fingerprint, split, limit)
-                read = EnteredExamples(base, head, examples, first, keep, base.record.fingerprint, texts)
-                entered[first] = [(chosen, read(chosen)) for chosen, _ in entered[0]]
+                states = PrefixStates(base, reader, examples, first, keep, base.record.fingerprint, texts)
+                read[first] = [(chosen, states(chosen)) for chosen, _ in read[0]]
             else:
-                entered[first] = [(chosen, enter(base.model, batch, first)) for chosen, batch in entered[0]]
+                read[first] = [(chosen, reader.skip_layers(base.model, batch, first)) for chosen, batch in read[0]]
         with attached(base, artifact) as model:
-            found.append(_answers(model, head, entered[first], len(examples), torch.zeros(())))
+            found.append(_answers(model, reader, read[first], len(examples)))
     return found
 
 
 def _answers(
-    model: nn.Module, head: Head, read: Sequence[tuple[list[int], Batch]], num: int, prior_K: torch.Tensor
-) -> list[bool]:
+    model: nn.Module, reader: TaskReader, read: Sequence[tuple[list[int], Batch]], num: int,
+    prior: torch.Tensor | None = None,
+) -> list[bool]:  # fmt: skip
     right = [False] * num
     for chosen, batch in read:
-        scores_PK = head.logits(model, batch).log_softmax(-1) - prior_K
-        for i, correct in zip(chosen, right_answers(scores_PK, batch), strict=True):
-            right[i] = correct
+        for i, value in zip(chosen, reader.values(model, batch, prior), strict=True):
+            right[i] = value == 1.0
     return right
-
-
-def _prior(base: LoadedBase, task: Task, head: Head) -> torch.Tensor:
-    """The log of the mean probability of each label over the validation inputs."""
-    read = batches(head, base.tokenizer, task.examples("validation"))
-    return torch.cat([head.logits(base.model, batch).softmax(-1) for _, batch in read]).mean(0).log()
 
 
 def majority_answers(task: Task, split: Split, limit: int) -> list[bool]:

@@ -27,14 +27,14 @@ from torch.nn import functional as F  # noqa: N812
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import detokenize, positions, token_mask
-from oral_ray.bases.entered import EnteredExamples
 from oral_ray.bases.loading import LoadedBase
+from oral_ray.bases.states import PrefixStates
 from oral_ray.config import FunctionalPhase, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusTables
 from oral_ray.generator.spec import FunctionalItem
+from oral_ray.modalities import Batch, TaskReader, modality_of
 from oral_ray.tasks import Task
-from oral_ray.tasks.scoring import Batch, Head, build_head
 
 
 class FunctionalSource:
@@ -85,22 +85,20 @@ class FunctionalSource:
 
     def _ask(
         self, base: LoadedBase, task: Task, version: int | None, mix: Sequence[float], rng: torch.Generator
-    ) -> tuple[Head, Batch]:
-        """Random training examples of a task; for a version of the pool out of those that it has, entered."""
-        head, examples = (
-            build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels),
-            task.examples("train"),
-        )
+    ) -> tuple[TaskReader, Batch]:
+        """Random training examples of a task; for a version of the pool out of those that it has, from their states on."""
+        reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+        examples = task.examples("train")
         if version is None:
             chosen = torch.randint(len(examples), (self.phase.num_examples,), generator=rng).tolist()
-            return head, head.read([examples[i] for i in chosen])
+            return reader, reader.read([examples[i] for i in chosen])
         own = torch.Generator().manual_seed(derive_seed(version, "examples", task.id))
         order = torch.randperm(len(examples), generator=own)[: self.phase.version_examples].tolist()
         first = min(layout.first_layer for layout in self._layouts)
         assert self._keep is not None
         weights, texts = [self._names, list(mix)], [task.fingerprint, order]
-        read = EnteredExamples(base, head, [examples[i] for i in order], first, self._keep, weights, texts)
-        return head, read(torch.randint(len(order), (self.phase.num_examples,), generator=rng).tolist())
+        read = PrefixStates(base, reader, [examples[i] for i in order], first, self._keep, weights, texts)
+        return reader, read(torch.randint(len(order), (self.phase.num_examples,), generator=rng).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +109,15 @@ class Draw:
     layout: AdapterLayout
     mix: list[float]
     tasks: tuple[str, ...]
-    asked: list[tuple[Head, Batch]]
+    asked: list[tuple[TaskReader, Batch]]
     rng: torch.Generator
 
     def loss(self, adapters: Sequence[Factors]) -> Tensor:
-        """Mean over the tasks of the cross-entropy of their examples, adapter i on task i; differentiable."""
+        """Mean over the tasks of the loss on their examples, adapter i on task i; differentiable."""
         losses = []
-        for factors, (head, batch) in zip(adapters, self.asked, strict=True):
+        for factors, (reader, batch) in zip(adapters, self.asked, strict=True):
             with applied(self.model, factors, self.layout):
-                losses.append(F.cross_entropy(head.logits(self.model, batch), batch.wanted_P))
+                losses.append(reader.loss(self.model, batch))
         return torch.stack(losses).mean()
 
 

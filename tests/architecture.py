@@ -13,7 +13,7 @@ FLOORS = (
     ("errors",),
     ("packages", "parquet", "version"),
     ("tasks", "config"),
-    ("objects",),
+    ("objects", "modalities"),
     ("bases", "cluster"),
     ("adapters",),
     ("generator",),

@@ -11,14 +11,14 @@ from factory_fixtures import ALL_ROLES, base_of, copy_of_weights, layout_of, ran
 from peft import PeftModel
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from oral_ray.adapters.artifact import CONFIG, WEIGHTS, AdapterArtifact, build_artifact
 from oral_ray.adapters.lora import attached, load_strictly, train_adapter
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.config import CorpusConfig
 from oral_ray.errors import ArtifactError, LayoutError
-from oral_ray.tasks.scoring import build_head, encode
+from oral_ray.modalities import modality_of
+from oral_ray.modalities.text import encode
 
 TEXTS = ["red dog runs", "big tree", "the cat is an animal of the house"]
 TRAINING = CorpusConfig(steps=25, batch_size=16, learning_rate=2e-2, keep_last=3)
@@ -59,12 +59,12 @@ def written(artifact: AdapterArtifact, folder: Path, tensors: dict[str, Tensor] 
 @torch.no_grad()
 def train_loss(base: LoadedBase, artifact: AdapterArtifact | None) -> float:
     task = toy_task()
-    head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
-    batch = head.read(task.examples("train"))
+    reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+    batch = reader.read(task.examples("train"))
     if artifact is None:
-        return float(F.cross_entropy(head.logits(base.model, batch), batch.wanted_P))
+        return float(reader.loss(base.model, batch))
     with attached(base, artifact) as model:
-        return float(F.cross_entropy(head.logits(model, batch), batch.wanted_P))
+        return float(reader.loss(model, batch))
 
 
 def test_training_lowers_the_loss_and_keeps_the_last_checkpoints(base: LoadedBase, folder: Path) -> None:

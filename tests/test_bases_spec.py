@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from oral_ray.bases.families import FAMILIES
 from safetensors.torch import save_file
 
 from oral_ray.adapters.layout import AdapterLayout
-from oral_ray.bases.families import FAMILIES
 from oral_ray.bases.spec import BaseModelSpec, LinearModule, read_spec, read_tensors
 from oral_ray.config import LoraSettings
 from oral_ray.errors import BaseModelError

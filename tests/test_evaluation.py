@@ -8,7 +8,6 @@ import pytest
 import torch
 from factory_fixtures import ALL_ROLES, base_of, layout_of, random_artifact, toy_task
 
-import oral_ray.evaluation as evaluation
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.config import CorpusConfig
 from oral_ray.errors import EvaluationError
@@ -18,8 +17,9 @@ from oral_ray.evaluation import (
     mean_over_tasks,
     paired_difference,
 )
+from oral_ray.modalities import Batch
+from oral_ray.modalities.encoder import Encoder, EncoderReader
 from oral_ray.tasks import Example, Task
-from oral_ray.tasks.scoring import Batch
 
 Correct = dict[str, np.ndarray]
 
@@ -126,7 +126,7 @@ def test_zero_shot_is_calibrated_by_the_validation_inputs_alone(
     """A base that likes `plant` everywhere, a little less where the text is about an animal, is right everywhere."""
     task, asked = toy_task(), []
 
-    class Skewed:
+    class Skewed(EncoderReader):
         def read(self, examples):
             asked.extend(example.text for example in examples)
             words = ("dog", "cat", "bird", "horse")
@@ -138,7 +138,9 @@ def test_zero_shot_is_calibrated_by_the_validation_inputs_alone(
             p = torch.where(batch.tokens["animal"], 0.2, 0.05)
             return torch.stack([p, 1 - p], dim=1).log()
 
-    monkeypatch.setattr(evaluation, "build_head", lambda *_: Skewed())
+    base = base_of(tiny_bert)
+    skewed = Skewed(base.tokenizer, task.labels, torch.zeros(2, 32))
+    monkeypatch.setattr(Encoder, "reader", lambda *_: skewed)
     assert all(correct_answers(base_of(tiny_bert), task, [None], "test", 100)[0])
     assert sorted(asked) == sorted(e.text for split in ("test", "validation") for e in task.examples(split))
     [adapted] = correct_answers(base_of(tiny_bert), task, [random_artifact(layout_of(tiny_bert))], "test", 100)

@@ -13,15 +13,16 @@ from oral_ray import functional
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached, initial_factors, train_adapter
 from oral_ray.adapters.tokens import token_mask, tokenize
-from oral_ray.bases import entered
+from oral_ray.bases import states
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import CorpusConfig, FunctionalPhase, LoraSettings
 from oral_ray.errors import GeneratorError
 from oral_ray.functional import FunctionalItems, FunctionalSource, VirtualBase, applied, draw_mix, train_static
 from oral_ray.generator.data import CorpusTables
+from oral_ray.modalities import causal, modality_of
+from oral_ray.modalities.text import encode
 from oral_ray.objects import FileObjects
-from oral_ray.tasks.scoring import build_head, encode
 
 TEXTS = ["red dog runs", "big tree", "the cat is an animal of the house"]
 
@@ -206,10 +207,10 @@ def test_task_loss_is_that_of_the_adapter_the_tokens_stand_for(
     rng = torch.Generator().manual_seed(4)
     torch.randint(2, (), generator=rng)  # the task
     chosen = [task.examples("train")[i] for i in torch.randint(64, (8,), generator=rng).tolist()]
-    head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
-    batch = head.read(chosen)
+    reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+    batch = reader.read(chosen)
     with attached(base, random_artifact(layout, seed=5)) as model:
-        loss = torch.nn.functional.cross_entropy(head.logits(model, batch), batch.wanted_P)
+        loss = reader.loss(model, batch)
     assert found == pytest.approx(float(loss), rel=1e-4)
 
 
@@ -352,12 +353,12 @@ def test_a_version_of_a_pool_keeps_as_many_examples_as_it_may(
 ) -> None:
     seen: set[tuple[str, ...]] = set()
 
-    class Watched(entered.EnteredExamples):
-        def __init__(self, base: Any, head: Any, examples: Any, *rest: Any) -> None:
+    class Watched(states.PrefixStates):
+        def __init__(self, base: Any, reader: Any, examples: Any, *rest: Any) -> None:
             seen.add(tuple(example.text for example in examples))
-            super().__init__(base, head, examples, *rest)
+            super().__init__(base, reader, examples, *rest)
 
-    monkeypatch.setattr(functional, "EnteredExamples", Watched)
+    monkeypatch.setattr(functional, "PrefixStates", Watched)
     source = pool(tiny_llama, versions_of(tiny_llama), tmp_path, version_examples=5)
     mixes = {tuple(source.draw(seed, 100 + seed).mix) for seed in range(24)}
     assert {len(texts) for texts in seen} == {5} and len(toy_task().examples("train")) > 5
@@ -377,7 +378,7 @@ def test_a_loss_on_kept_states_is_that_of_the_whole_virtual_model(
         found, later = float(draw.loss([factors])), float(again.draw(seed).loss([factors]))  # computed, then read
         assert found == later
         with monkeypatch.context() as patch:
-            patch.setattr(entered, "enter", lambda model, batch, first_layer: batch)
+            patch.setattr(causal, "skip_layers", lambda model, batch, first_layer: batch)
             whole = pool(tiny_llama, versions_of(tiny_llama), tmp_path / "none").draw(seed)
             assert whole.asked[0][1].first_layer == 0 and whole.mix == draw.mix
             assert float(whole.loss([factors])) == pytest.approx(found, abs=1e-5)

@@ -23,8 +23,8 @@ from oral_ray.generator.condition import (
     check_prompt,
     fit_probe_stats,
 )
+from oral_ray.modalities.encoder import embed
 from oral_ray.objects import FileObjects
-from oral_ray.tasks.scoring import embed
 
 Version = tuple[BaseRecord, dict[str, Tensor]]
 

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oral_ray.bases.families import FAMILIES
 
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.bases.families import FAMILIES
 from oral_ray.bases.spec import build_spec
 from oral_ray.config import LoraSettings
 from oral_ray.release import decide, plan_releases, refuse_base

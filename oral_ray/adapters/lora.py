@@ -25,12 +25,12 @@ from oral_ray.adapters.copies import sharing_weights
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.intake import Intake, take
 from oral_ray.adapters.layout import AdapterLayout
-from oral_ray.bases.entered import EnteredExamples
 from oral_ray.bases.loading import LoadedBase
+from oral_ray.bases.states import PrefixStates
 from oral_ray.config import CorpusConfig, derive_seed
 from oral_ray.errors import ArtifactError
+from oral_ray.modalities import Batch, TaskReader, modality_of
 from oral_ray.tasks import Example, Task
-from oral_ray.tasks.scoring import Batch, Head, build_head
 from oral_ray.version import code_version
 
 _ADAPTER = "default"
@@ -55,11 +55,11 @@ def train_adapter(
     parameters = dict(_factors(models[0]))
     for model in models[1:]:
         _share(model, parameters)
-    heads = [build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels) for base in bases]
+    readers = [modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels) for base in bases]
     if keep is not None:
-        reads = [_entered(base, task, head, layout, keep) for base, head in zip(bases, heads, strict=True)]
+        reads = [_from_states(base, task, reader, layout, keep) for base, reader in zip(bases, readers, strict=True)]
     else:
-        reads = [_reader(head, examples) for head in heads]
+        reads = [_from_text(reader, examples) for reader in readers]
     for model in models:
         model.enable_adapter_layers()
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=training.learning_rate)
@@ -68,9 +68,9 @@ def train_adapter(
     artifacts = []
     for step in range(1, num_steps + 1):
         turn = step % len(bases)
-        model, head = models[turn], heads[turn]
+        model, reader = models[turn], readers[turn]
         batch = reads[turn](next(batches))
-        loss = nn.functional.cross_entropy(head.logits(model, batch), batch.wanted_P)
+        loss = reader.loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -251,13 +251,13 @@ def _snapshot(model: nn.Module, layout: AdapterLayout) -> Factors:
     }
 
 
-def _reader(head: Head, examples: Sequence[Example]) -> Callable[[Sequence[int]], Batch]:
-    return lambda chosen: head.read([examples[i] for i in chosen])
+def _from_text(reader: TaskReader, examples: Sequence[Example]) -> Callable[[Sequence[int]], Batch]:
+    return lambda chosen: reader.read([examples[i] for i in chosen])
 
 
-def _entered(base: LoadedBase, task: Task, head: Head, layout: AdapterLayout, keep: Path) -> EnteredExamples:
+def _from_states(base: LoadedBase, task: Task, reader: TaskReader, layout: AdapterLayout, keep: Path) -> PrefixStates:
     weights, texts = base.record.fingerprint, task.fingerprint
-    return EnteredExamples(base, head, task.examples("train"), layout.first_layer, keep, weights, texts)
+    return PrefixStates(base, reader, task.examples("train"), layout.first_layer, keep, weights, texts)
 
 
 def _batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[int]]:

@@ -15,8 +15,9 @@ from oral_ray.bases.loading import load_folder, model_folder
 from oral_ray.bases.sources import put_folder
 from oral_ray.config import EvolveOrigin, derive_seed
 from oral_ray.errors import BaseModelError
+from oral_ray.modalities.encoder import embed
+from oral_ray.modalities.text import encode
 from oral_ray.objects import Objects
-from oral_ray.tasks.scoring import embed, encode
 
 MAX_TOKENS = 24
 

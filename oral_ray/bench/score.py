@@ -7,8 +7,8 @@ import torch
 from oral_ray.bases.loading import open_base
 from oral_ray.bench.harness import BenchOptions, Result, compare
 from oral_ray.config import ConditionConfig
+from oral_ray.modalities import batches, modality_of
 from oral_ray.tasks import load_task
-from oral_ray.tasks.scoring import batches, build_head
 
 
 class Options(BenchOptions):
@@ -19,11 +19,11 @@ def run(options: Options) -> Result:
     """Rows by batch size; 16 first."""
     base, task = open_base(ConditionConfig().text_encoder), load_task("wordnet/matter")
     examples = task.examples("test")[:250]
-    head = build_head(base.record.spec.kind, base.model, base.tokenizer, task.labels)
+    reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
 
     def score(batch_size: int) -> Callable[[], object]:
-        read = [batch for _, batch in batches(head, base.tokenizer, examples, batch_size)]
-        return torch.inference_mode()(lambda: [head.logits(base.model, batch) for batch in read])
+        read = [batch for _, batch in batches(reader, examples, batch_size)]
+        return torch.inference_mode()(lambda: [reader.values(base.model, batch) for batch in read])
 
     candidates = {f"score 250 texts, batches of {size}": score(size) for size in (16, 8, 32, 64)}
     return Result(rows=compare(candidates, options.repetitions))

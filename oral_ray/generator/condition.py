@@ -19,7 +19,8 @@ from oral_ray.bases.loading import load_folder, model_folder
 from oral_ray.bases.sources import SourceFolder
 from oral_ray.config import ConditionConfig, LoraSettings, derive_seed
 from oral_ray.errors import ConditionError
-from oral_ray.tasks.scoring import embed, encode
+from oral_ray.modalities.encoder import embed
+from oral_ray.modalities.text import encode
 
 MAX_PROMPT_CHARS = 1000
 PROMPT_TOKENS = 256

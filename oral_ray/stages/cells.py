@@ -9,8 +9,8 @@ from typing import Any
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
+from oral_ray.bases.states import states_folder
 from oral_ray.cluster import device_of, run_tasks
 from oral_ray.config import Config, Dtype, Section, fingerprint
 from oral_ray.evaluation import correct_answers, majority_answers

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
+from oral_ray.bases.states import states_folder
 from oral_ray.config import Config
 from oral_ray.functional import FunctionalItems, FunctionalSource
 from oral_ray.generator.condition import ConditionEncoder, ProbeStats, fit_probe_stats

@@ -15,11 +15,11 @@ from oral_ray.cluster import in_submitted_job
 from oral_ray.config import Config, StoreConfig, canonical_json
 from oral_ray.errors import ConditionError, TaskError
 from oral_ray.generator.condition import check_prompt
+from oral_ray.modalities import modality_of
 from oral_ray.objects import open_objects
 from oral_ray.store.tasks import get_task, put_task
 from oral_ray.tasks import Task, expand, is_shipped, load_task, read_folder, split_variant
 from oral_ray.tasks.folder import SOURCE
-from oral_ray.tasks.labels import check_labels
 
 _LISTS = ("ids", "further", "unseen")
 
@@ -66,7 +66,7 @@ def check_answers(config: Config, asked: Iterable[tuple[str, Sequence[BaseRecord
         labels = task_of(config, task_id).labels
         for base in bases:
             try:
-                check_labels(base.spec.kind, tokenizers[base.fingerprint], labels)
+                modality_of(base.spec.kind).check_labels(tokenizers[base.fingerprint], labels)
             except TaskError as error:
                 raise TaskError(f"task {task_id!r} on base {base.id!r}: {error}") from None
 

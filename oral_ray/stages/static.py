@@ -14,8 +14,8 @@ from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import initial_factors
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.bases.entered import states_folder
 from oral_ray.bases.loading import load_base
+from oral_ray.bases.states import states_folder
 from oral_ray.cluster import Call, device_of, run_tasks
 from oral_ray.config import Arm, Config, Section, derive_seed, fingerprint
 from oral_ray.errors import EvaluationError

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
-from oral_ray.bases import entered
-from oral_ray.bases.entered import EnteredExamples
+from oral_ray.bases import states
 from oral_ray.bases.loading import LoadedBase
+from oral_ray.bases.states import PrefixStates
 from oral_ray.config import CorpusConfig, LoraSettings, build_config
 from oral_ray.evaluation import correct_answers
+from oral_ray.modalities import causal, modality_of
 from oral_ray.stages.corpus import training_task
 from oral_ray.tasks import Example, Task, load_task
-from oral_ray.tasks.scoring import build_head
 
 CHOSEN = [5, 0, 17]
 
@@ -28,46 +28,48 @@ def base(tiny_llama: Path) -> LoadedBase:
     return base_of(tiny_llama)
 
 
-def reader(base: LoadedBase, keep: Path, labels: Sequence[str] = ("animal", "plant"), first_layer: int = 1):
-    head = build_head(base.record.spec.kind, base.model, base.tokenizer, labels)
+def kept_reader(base: LoadedBase, keep: Path, labels: Sequence[str] = ("animal", "plant"), first_layer: int = 1):
+    reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, labels)
     words = toy_task().examples("train")[:20]
     lengths = [7 * i % 5 for i in range(len(words))]
     examples = [Example(text=e.text + " red" * n, label=e.label) for e, n in zip(words, lengths, strict=True)]
-    return head, examples, EnteredExamples(base, head, examples, first_layer, keep, "weights", "texts")
+    return reader, examples, PrefixStates(base, reader, examples, first_layer, keep, "weights", "texts")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("labels", [("animal", "plant"), ()])
 def test_a_batch_of_kept_states_has_the_logits_of_the_whole_model(base: LoadedBase, tmp_path: Path, labels):
-    head, examples, read = reader(base, tmp_path, labels)
+    reader, examples, read = kept_reader(base, tmp_path, labels)
     batch = read(CHOSEN)
-    wanted = head.read([examples[i] for i in CHOSEN])
+    wanted = reader.read([examples[i] for i in CHOSEN])
     assert batch.first_layer == 1 and torch.equal(batch.wanted_P, wanted.wanted_P)
-    torch.testing.assert_close(head.logits(base.model, batch), head.logits(base.model, wanted), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        reader.logits(base.model, batch), reader.logits(base.model, wanted), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_states_are_computed_once_and_read_back_to_the_bit(base: LoadedBase, tmp_path: Path, monkeypatch):
-    _, _, first = reader(base, tmp_path / "deep")
-    monkeypatch.setattr(entered, "enter", lambda *_: pytest.fail("computed again"))
-    _, _, second = reader(base, tmp_path / "deep")
+    _, _, first = kept_reader(base, tmp_path / "deep")
+    monkeypatch.setattr(causal, "skip_layers", lambda *_: pytest.fail("computed again"))
+    _, _, second = kept_reader(base, tmp_path / "deep")
     assert torch.equal(states_of(first), states_of(second))
     assert len(list((tmp_path / "deep").iterdir())) == 1
 
 
 def test_a_damaged_file_of_states_is_made_again(base: LoadedBase, tmp_path: Path):
-    _, _, first = reader(base, tmp_path)
+    _, _, first = kept_reader(base, tmp_path)
     [file] = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
-    _, _, again = reader(base, tmp_path)
+    _, _, again = kept_reader(base, tmp_path)
     assert torch.equal(states_of(first), states_of(again)) and file.read_bytes() == whole
 
 
-def test_a_model_that_cannot_be_entered_reads_as_ever(tiny_bert: Path, tmp_path: Path):
-    head, examples, read = reader(base_of(tiny_bert), tmp_path)
+def test_a_model_whose_layers_cannot_be_skipped_reads_as_ever(tiny_bert: Path, tmp_path: Path):
+    reader, examples, read = kept_reader(base_of(tiny_bert), tmp_path)
     batch = read(CHOSEN)
     assert batch.first_layer == 0 and "input_ids" in batch.tokens and not list(tmp_path.iterdir())
-    assert batch.wanted_P.tolist() == head.read([examples[i] for i in CHOSEN]).wanted_P.tolist()
+    assert batch.wanted_P.tolist() == reader.read([examples[i] for i in CHOSEN]).wanted_P.tolist()
 
 
 def test_training_on_kept_states_is_training(base: LoadedBase, tiny_llama: Path, tmp_path: Path):
@@ -105,7 +107,7 @@ def test_answers_on_kept_states_are_the_answers(base: LoadedBase, tmp_path: Path
     arms = [train_adapter([base], task, layout, training, seed=0)[0], random_artifact(layout), None]
     plain = correct_answers(base, task, arms, "test", 30)
     assert correct_answers(base, task, arms, "test", 30, tmp_path) == plain and sum(plain[0]) > 0
-    monkeypatch.setattr(entered, "enter", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(causal, "skip_layers", lambda *_: pytest.fail("computed again"))
     assert correct_answers(base, task, arms, "test", 30, tmp_path) == plain
     monkeypatch.undo()
     correct_answers(base, task, arms, "test", 20, tmp_path)
@@ -120,13 +122,13 @@ def test_no_training_reads_more_than_the_first_examples():
     assert training_task(build_config({}), task.id) == task
 
 
-def states_of(read: EnteredExamples) -> Tensor:
+def states_of(read: PrefixStates) -> Tensor:
     return read(range(20)).tokens["inputs_embeds"]
 
 
 def test_states_of_another_device_are_others(base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[Path] = []
-    monkeypatch.setattr(entered, "_kept", lambda path, num, device: seen.append(path) or [])
-    reader(base, tmp_path)
-    reader(LoadedBase(base.record, copy.deepcopy(base.model).to("meta"), base.tokenizer), tmp_path)
+    monkeypatch.setattr(states, "_kept", lambda path, num, device: seen.append(path) or [])
+    kept_reader(base, tmp_path)
+    kept_reader(LoadedBase(base.record, copy.deepcopy(base.model).to("meta"), base.tokenizer), tmp_path)
     assert len({*seen}) == 2

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,12 @@ from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import CorpusConfig
 from oral_ray.errors import TaskError
 from oral_ray.evaluation import correct_answers, majority_answers
+from oral_ray.modalities import TaskReader, batches, modality_of
+from oral_ray.modalities import causal as causal_modality
+from oral_ray.modalities.encoder import EncoderReader
+from oral_ray.modalities.text import encode
 from oral_ray.tasks import Example
-from oral_ray.tasks.scoring import ANSWER, EncoderHead, Head, batches, build_head, encode, enter, right_answers
+from oral_ray.tasks.task import ANSWER
 
 TEXTS = ["a dog", "the big cat eats bread", "is it gold or iron?", "b" * 40, "", "a dog runs to the big red tree " * 4]
 
@@ -53,37 +58,37 @@ def test_the_suffix_is_never_cut(llama: LoadedBase, text: str, room: int):
         assert row[mask.bool()].tolist() == llama.tokenizer(source)["input_ids"][:room] + suffix
 
 
-def test_labels_that_start_with_one_token_are_refused_by_a_causal_head(llama: LoadedBase):
+def test_labels_that_start_with_one_token_are_refused_by_a_causal_model(llama: LoadedBase):
     with pytest.raises(TaskError, match=r"\('dog', 'dog house', 'cat'\) share a first token"):
-        build_head("causal", llama.model, llama.tokenizer, ("dog", "dog house", "cat"))
+        modality_of("causal").reader(llama.model, llama.tokenizer, ("dog", "dog house", "cat"))
 
 
 @torch.no_grad()
-def log_probs(base: LoadedBase, head: Head, texts: Sequence[str], size: int = 16) -> Tensor:
+def log_probs(base: LoadedBase, reader: Any, texts: Sequence[str], size: int = 16) -> Tensor:
     """Log-probabilities [N, K] in the order of the texts."""
-    read = list(batches(head, base.tokenizer, [Example(text=text, label="animal") for text in texts], size))
-    rows = torch.cat([head.logits(base.model, batch).log_softmax(-1) for _, batch in read])
+    read = list(batches(reader, [Example(text=text, label="animal") for text in texts], size))
+    rows = torch.cat([reader.logits(base.model, batch).log_softmax(-1) for _, batch in read])
     return rows[torch.tensor([i for chosen, _ in read for i in chosen]).argsort()]
 
 
 def test_log_probabilities_do_not_depend_on_order_or_batch(base: LoadedBase):
-    head = build_head(base.record.spec.kind, base.model, base.tokenizer, ("animal", "plant", "gold"))
-    together = log_probs(base, head, TEXTS)
+    reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, ("animal", "plant", "gold"))
+    together = log_probs(base, reader, TEXTS)
     assert together.shape == (len(TEXTS), 3)
     torch.testing.assert_close(together.exp().sum(1), torch.ones(len(TEXTS)))
     assert together.std(0).min() > 1e-4, "texts are told apart"
     order = [3, 0, 5, 1, 4, 2]
-    shuffled = log_probs(base, head, [TEXTS[i] for i in order], size=4)
+    shuffled = log_probs(base, reader, [TEXTS[i] for i in order], size=4)
     torch.testing.assert_close(shuffled, together[order], atol=1e-5, rtol=1e-5)
-    alone = torch.cat([log_probs(base, head, [text]) for text in TEXTS])
+    alone = torch.cat([log_probs(base, reader, [text]) for text in TEXTS])
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
 
 
 def test_a_label_is_its_own_best_answer_for_an_encoder(tiny_bert: Path):
     base = open_base(str(tiny_bert))
     labels = ("animal", "plant", "gold", "iron")
-    head = build_head("encoder", base.model, base.tokenizer, labels)
-    assert log_probs(base, head, labels).argmax(1).tolist() == [0, 1, 2, 3]
+    reader = modality_of("encoder").reader(base.model, base.tokenizer, labels)
+    assert log_probs(base, reader, labels).argmax(1).tolist() == [0, 1, 2, 3]
 
 
 SIZES = {
@@ -104,41 +109,41 @@ def test_logits_are_those_of_the_whole_model_where_they_are_asked_for(
     llama: LoadedBase, model_type: str, labels: tuple[str, ...]
 ):
     model = causal_model(model_type)
-    head = build_head("causal", model, llama.tokenizer, labels)
-    batch = head.read(toy_task().examples("train")[:5])
+    reader = modality_of("causal").reader(model, llama.tokenizer, labels)
+    batch = reader.read(toy_task().examples("train")[:5])
     everything = model(**batch.tokens).logits[batch.where_BT]
     rows = [llama.tokenizer.encode(f" {label}", add_special_tokens=False)[0] for label in labels] or slice(None)
-    torch.testing.assert_close(head.logits(model, batch), everything[:, rows], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reader.logits(model, batch), everything[:, rows], atol=1e-5, rtol=1e-5)
     assert len(batch.wanted_P) == len(everything) and everything.std() > 1e-3
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "gemma2", "gpt2"])
 @pytest.mark.parametrize("first_layer", [0, 1, 3])
-def test_entering_at_a_layer_changes_nothing(llama: LoadedBase, model_type: str, first_layer: int):
+def test_skipping_layers_changes_nothing(llama: LoadedBase, model_type: str, first_layer: int):
     model = causal_model(model_type)
     names = [name for name, _ in model.named_modules()]
-    head = build_head("causal", model, llama.tokenizer, ())
-    batch = head.read(toy_task().examples("train")[:5])
-    entered = enter(model, batch, first_layer)
-    assert entered.first_layer == (first_layer if model_type in ("llama", "mistral", "qwen2") else 0)
-    assert ("inputs_embeds" in entered.tokens) == (entered.first_layer > 0)
-    torch.testing.assert_close(head.logits(model, entered), head.logits(model, batch), atol=1e-5, rtol=1e-5)
+    reader = modality_of("causal").reader(model, llama.tokenizer, ())
+    batch = reader.read(toy_task().examples("train")[:5])
+    skipped = reader.skip_layers(model, batch, first_layer)
+    assert skipped.first_layer == (first_layer if model_type in ("llama", "mistral", "qwen2") else 0)
+    assert ("inputs_embeds" in skipped.tokens) == (skipped.first_layer > 0)
+    torch.testing.assert_close(reader.logits(model, skipped), reader.logits(model, batch), atol=1e-5, rtol=1e-5)
     assert [name for name, _ in model.named_modules()] == names
 
 
 @torch.no_grad()
-def test_an_entered_batch_depends_on_the_layers_above_only(llama: LoadedBase):
+def test_a_batch_without_its_lower_layers_depends_on_the_layers_above_only(llama: LoadedBase):
     model = causal_model("llama")
-    head = build_head("causal", model, llama.tokenizer, ("animal", "plant"))
-    batch = head.read(toy_task().examples("train")[:5])
-    entered, before = enter(model, batch, 2), head.logits(model, batch)
+    reader = modality_of("causal").reader(model, llama.tokenizer, ("animal", "plant"))
+    batch = reader.read(toy_task().examples("train")[:5])
+    skipped, before = reader.skip_layers(model, batch, 2), reader.logits(model, batch)
     other = copy.deepcopy(model)
     for layer in other.model.layers[:2]:  # type: ignore[union-attr]
         layer.self_attn.q_proj.weight.mul_(3)
-    torch.testing.assert_close(head.logits(other, entered), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reader.logits(other, skipped), before, atol=1e-5, rtol=1e-5)
     other.model.layers[2].self_attn.v_proj.weight.mul_(3)  # type: ignore[union-attr]
-    assert (head.logits(other, entered) - before).abs().max() > 1e-3
+    assert (reader.logits(other, skipped) - before).abs().max() > 1e-3
 
 
 def test_a_free_answer_is_right_when_greedy_decoding_writes_it(tiny_llama: Path):
@@ -156,15 +161,20 @@ def test_a_free_answer_is_right_when_greedy_decoding_writes_it(tiny_llama: Path)
     assert written == adapted
 
 
-def test_an_answer_is_wrong_when_one_token_is(llama: LoadedBase):
-    head = build_head("causal", llama.model, llama.tokenizer, ())
-    batch = head.read([Example(text="a dog", label="animal"), Example(text="the red tree", label="a plant")])
+def values_of(reader: TaskReader, logits_PK: Tensor, batch: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    monkeypatch.setattr(causal_modality, "_next_token_logits", lambda *_: logits_PK)
+    return reader.values(torch.nn.Identity(), batch)
+
+
+def test_an_answer_is_wrong_when_one_token_is(llama: LoadedBase, monkeypatch: pytest.MonkeyPatch):
+    reader = modality_of("causal").reader(llama.model, llama.tokenizer, ())
+    batch = reader.read([Example(text="a dog", label="animal"), Example(text="the red tree", label="a plant")])
     sure = torch.nn.functional.one_hot(batch.wanted_P, 1 + int(batch.wanted_P.max())).float()
-    assert right_answers(sure, batch) == [True, True]
+    assert values_of(reader, sure, batch, monkeypatch) == [1.0, 1.0]
     for position, example in enumerate(batch.where_BT.nonzero()[:, 0].tolist()):  # type: ignore[union-attr]
         wrong = sure.clone()
         wrong[position] = wrong[position].roll(1)
-        assert right_answers(wrong, batch) == [example != 0, example != 1]
+        assert values_of(reader, wrong, batch, monkeypatch) == [float(example != 0), float(example != 1)]
 
 
 def test_the_majority_answer_of_free_text_is_the_most_frequent_one():
@@ -175,15 +185,15 @@ def test_the_majority_answer_of_free_text_is_the_most_frequent_one():
 def test_free_text_is_refused_where_it_cannot_be_written(tiny_bert: Path, llama: LoadedBase):
     bert = open_base(str(tiny_bert))
     with pytest.raises(TaskError, match="cannot write free text; give the task labels"):
-        build_head("encoder", bert.model, bert.tokenizer, ())
+        modality_of("encoder").reader(bert.model, bert.tokenizer, ())
     with pytest.raises(TaskError, match=r"answer 'a dog a dog .* tokens, at most 48; shorten it"):
-        build_head("causal", llama.model, llama.tokenizer, ()).read([Example(text="x", label="a dog " * 100)])
+        modality_of("causal").reader(llama.model, llama.tokenizer, ()).read([Example(text="x", label="a dog " * 100)])
 
 
-def test_what_a_head_reads_is_where_the_base_is(llama: LoadedBase):
+def test_what_a_reader_reads_is_where_the_base_is(llama: LoadedBase):
     model, labels = copy.deepcopy(llama.model).to("meta"), ("animal", "plant")
-    heads = [build_head("causal", model, llama.tokenizer, given) for given in (labels, ())]
-    for head in (*heads, EncoderHead(llama.tokenizer, labels, torch.empty(2, 32, device="meta"))):
-        batch = head.read([Example(text=text, label="animal") for text in TEXTS])
+    readers = [modality_of("causal").reader(model, llama.tokenizer, given) for given in (labels, ())]
+    for reader in (*readers, EncoderReader(llama.tokenizer, labels, torch.empty(2, 32, device="meta"))):
+        batch = reader.read([Example(text=text, label="animal") for text in TEXTS])
         read = [*batch.tokens.values(), batch.wanted_P, *([] if batch.where_BT is None else [batch.where_BT])]
         assert {value.device.type for value in read} == {"meta"}

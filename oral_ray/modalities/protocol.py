@@ -1,0 +1,134 @@
+"""What a kind of base has to offer, so that training, scoring and the functional phase are written once.
+
+A `Modality` is a kind of base model: which of transformers' classes loads it, and how it reads a task. A `TaskReader` is
+one task on one bare base: it turns examples into batches, and a batch into a loss (differentiable, for training) and
+into one value per example (for scoring). It is built from the bare base, so an adapter cannot move what answers are
+compared with.
+
+    reader = modality_of("causal").reader(model, tokenizer, task.labels)
+    batch = reader.read(task.examples("train")[:8])
+    loss = reader.loss(model, batch)
+    values = reader.values(model, batch)          # one float per example; reader.metric says what they are
+
+Letters: B examples, T text tokens, H hidden size, K choices (labels, or the vocabulary), P answered positions.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from oral_ray.tasks.task import Example
+
+Tokens = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples as a model reads them: `wanted_P` are the right choices, `where_BT` marks the positions that make them.
+
+    Pooled answers of an encoder have one position per text and no `where_BT`. After `skip_layers` the tokens are the
+    hidden states before layer `first_layer`.
+    """
+
+    tokens: Tokens
+    wanted_P: Tensor
+    where_BT: Tensor | None = None
+    first_layer: int = 0
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return dataclasses.replace(
+            self,
+            tokens={name: value.to(device) for name, value in self.tokens.items()},
+            wanted_P=self.wanted_P.to(device),
+            where_BT=None if self.where_BT is None else self.where_BT.to(device),
+        )
+
+
+def _mean(values_N: np.ndarray) -> float:
+    return float(np.mean(values_N))
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What the values of a task's examples are, and how they become one figure.
+
+    `figure` takes the values [N, ...] of a set of examples: their mean, or any function of the whole set (a Frechet
+    distance of features). A bootstrap draws examples and asks it again, so both kinds have intervals.
+    """
+
+    name: str
+    higher_is_better: bool = True
+    figure: Callable[[np.ndarray], float] = _mean
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether one figure is better than another."""
+        return one > other if self.higher_is_better else one < other
+
+
+ACCURACY, EXACT_MATCH = Metric("accuracy"), Metric("exact_match")
+
+
+class TaskReader(Protocol):
+    """One task on one bare base. Batches are on the device of the base."""
+
+    @property
+    def metric(self) -> Metric:
+        """What `values` are."""
+        ...
+
+    def read(self, examples: Sequence[Example]) -> Batch:
+        """The examples as the model reads them."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The task's loss, differentiable in the adapter."""
+        ...
+
+    def prior(self, model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+        """What the bare base answers whatever it is asked: `values` is calibrated by it. Reads no right answers."""
+        ...
+
+    def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> list[float]:
+        """One value per example of the batch."""
+        ...
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """How long each example is as the model reads it: like is batched with like."""
+        ...
+
+    def skip_layers(self, model: nn.Module, batch: Batch, first_layer: int) -> Batch:
+        """The batch with everything below `first_layer` computed, exactly; the same batch where that cannot be."""
+        ...
+
+
+class Modality(Protocol):
+    """A kind of base model."""
+
+    name: str
+    auto_class: str
+
+    def check_labels(self, processor: Any, labels: Sequence[str]) -> None:
+        """TaskError where a base of this kind cannot tell two labels apart, or cannot write one."""
+        ...
+
+    def reader(self, model: nn.Module, processor: Any, labels: Sequence[str]) -> TaskReader:
+        """The reader of a task with these labels (none: free text) on a bare base; TaskError where it cannot be."""
+        ...
+
+
+def batches(reader: TaskReader, examples: Sequence[Example], size: int = 16) -> Iterable[tuple[list[int], Batch]]:
+    """Examples by length in batches, each with the examples' indices.
+
+    Small batches of equal length beat large ones on a CPU (`oral-ray bench score`).
+    """
+    lengths = reader.lengths(examples)
+    order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        yield chosen, reader.read([examples[i] for i in chosen])
