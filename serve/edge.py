@@ -71,10 +71,10 @@ class Edge:
 
         try:
             body = self._refusal(scope) or await self._body(scope, receive)
-            if isinstance(body, Response):
+            if isinstance(body, bytes):
+                await self._app(inner, _replay(body, receive), send_on)
+            else:
                 await body(scope, receive, send_on)
-                return
-            await self._app(inner, _replay(body, receive), send_on)
         finally:
             route = getattr(inner.get("route"), "path", "none")
             self._metrics.requests.inc(1, {"route": route, "method": _method(scope), "status": str(status)})

@@ -325,7 +325,7 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_checkpoint_with_a_name_that_cannot_be_an_id_is_skipped(landed: FileObjects, name: bytes):
-    os.mkdir(os.fsencode(landed.root / "bases") + b"/" + name)
+    (landed.root / "bases" / os.fsdecode(name)).mkdir()
     shutil.copy(landed.root / "bases/v1/config.json", landed.root / "bases" / os.fsdecode(name))
     used, skipped = found(landed)
     assert used == ["v1"]

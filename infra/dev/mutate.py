@@ -60,7 +60,7 @@ def main() -> int:
     report = {
         "num": len(rows), "first": args.first, "verdicts": dict(verdicts), "wall_s": round(time.monotonic() - started),
         "faults": [row for row in rows if row[3] == "FAULT"],
-        "refusals": {reason: n for reason, n in Counter(row[4][:160] for row in rows if row[3] == "refused").most_common(200)},
+        "refusals": dict(Counter(row[4][:160] for row in rows if row[3] == "refused").most_common(200)),
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1, ensure_ascii=False))

@@ -10,7 +10,7 @@ from oral_ray.errors import OralError
 
 def users_error(error: BaseException | None) -> OralError | None:
     """The OralError in what Ray wraps around it; Ray puts a traceback below its message, which is cut off again."""
-    while isinstance(error, ray.exceptions.RayError) or (error is not None and not isinstance(error, OralError)):
+    while error is not None and not isinstance(error, OralError):
         error = getattr(error, "cause", None) or error.__cause__
     return type(error)(str(error).partition("\n")[0]) if isinstance(error, OralError) else None
 

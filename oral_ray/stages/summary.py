@@ -76,12 +76,10 @@ def once_a_base(failed: Sequence[FailedItem], due: Mapping[str, int]) -> list[Fa
     """
     alike = Counter((item.base, item.reason) for item in failed)
     found = {
-        FailedItem(base=item.base, task=WHOLE_BASE, reason=item.reason)
-        if alike[item.base, item.reason] == due[item.base] > 1
-        else item
+        (item.base, WHOLE_BASE if alike[item.base, item.reason] == due[item.base] > 1 else item.task, item.reason)
         for item in failed
     }
-    return sorted(found, key=lambda item: (item.base, item.task, item.reason))
+    return [FailedItem(base=base, task=task, reason=reason) for base, task, reason in sorted(found)]
 
 
 def tables(summary: RegenerationSummary) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:

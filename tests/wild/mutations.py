@@ -189,9 +189,8 @@ def _change_json(rng: random.Random, folder: Path, damage: Damage) -> None:
         return
     if not isinstance(value, dict) or not value:
         return
-    mapping = (
-        value["weight_map"] if path.name.endswith("index.json") and isinstance(value.get("weight_map"), dict) else value
-    )
+    is_index = path.name.endswith("index.json") and isinstance(value.get("weight_map"), dict)
+    mapping = value["weight_map"] if is_index else value
     if not mapping:
         return
     key = rng.choice(sorted(mapping))
@@ -238,9 +237,9 @@ def rounded_state(model: nn.Module, damage: Damage) -> dict[str, Tensor]:
     """
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for stored, dtype in damage.rounded.items():
-        for name in state:
+        for name, tensor in list(state.items()):
             if name == stored or name.endswith(f".{stored}") or stored.endswith(f".{name}"):
-                state[name] = state[name].to(dtype).float()
+                state[name] = tensor.to(dtype).float()
     return state
 
 

@@ -1,4 +1,4 @@
-"""Sound checkpoints and adapters for mutations.py: tiny, of several families, single file and sharded, dtypes and scales."""
+"""Sound checkpoints and adapters for mutations.py: tiny, of several families, in one file and in shards."""
 
 import json
 from pathlib import Path
