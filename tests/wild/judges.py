@@ -10,11 +10,12 @@ from mutations import TEXT, Damage, outcome_of, rounded_state
 from safetensors.torch import load_file
 from torch import Tensor
 
+from oral_ray.adapters.artifact import read_folder
+from oral_ray.adapters.intake import take as plain_adapter
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.catalog import describe_base
 from oral_ray.bases.loading import LoadedBase, load_base, open_base
 from oral_ray.objects import FileObjects
-from oral_ray.verify import read_adapter
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def judge_adapter(sound: Path, base_folder: Path, folder: Path, damage: Damage) 
     before = answer(base.model, base.tokenizer)[1]
 
     def take() -> list[Tensor]:
-        with attached(base, read_adapter(folder, base)) as model:
+        with attached(base, plain_adapter(base, read_folder(folder))) as model:
             return [answer(model, base.tokenizer)[1]]
 
     def truth() -> list[Tensor]:

@@ -233,14 +233,17 @@ CHANGES: tuple[Callable[[random.Random, Path, Damage], None], ...] = (
 def rounded_state(model: nn.Module, damage: Damage) -> dict[str, Tensor]:
     """The sound model's parameters as the damaged file stores them; raw integers stay what they are as numbers.
 
-    A stored name may lack or carry the prefix of the head's class, as published checkpoints do.
+    A stored name may lack or carry the prefix of the head's class, as published checkpoints do; tied weights are one.
     """
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = dict(model.state_dict())
     for stored, dtype in damage.rounded.items():
-        for name, tensor in list(state.items()):
-            if name == stored or name.endswith(f".{stored}") or stored.endswith(f".{name}"):
-                state[name] = tensor.to(dtype).float()
-    return state
+        meant = {
+            tensor.data_ptr()
+            for name, tensor in state.items()
+            if name == stored or name.endswith(f".{stored}") or stored.endswith(f".{name}")
+        }
+        state = {name: t.to(dtype).float() if t.data_ptr() in meant else t for name, t in state.items()}
+    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def outcome_of(take: Callable[[], Any], truth: Callable[[], Any], words: list[str]) -> tuple[str, str]:
