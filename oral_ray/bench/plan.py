@@ -26,14 +26,16 @@ from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
 KEYS_PER_CALL = 1000
 NUM_TASKS = 20
-_LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LLAMA = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+}  # fmt: skip
 _FAMILIES: dict[str, dict[str, int]] = {
     "llama": _LLAMA,
     "mistral": _LLAMA | {"num_key_value_heads": 2},
     "qwen2": _LLAMA | {"num_key_value_heads": 1},
     "gemma": _LLAMA | {"head_dim": 8},
-    "bert": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
-    "gpt2": {"n_embd": 16, "n_layer": 2},
+    "bert": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 4},
 }
 
 
