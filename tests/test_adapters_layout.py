@@ -88,14 +88,15 @@ def test_digest_names_architecture_rank_targets_and_token_size(tiny_bert: Path, 
     assert layout_of(tiny_bert).digest == layouts[0].digest and hash(layout_of(tiny_bert)) == hash(layouts[0])
 
 
-def test_too_large_a_rank_is_refused_with_the_limit(tiny_llama: Path) -> None:
-    with pytest.raises(LayoutError, match=r"rank r=17 .*\(16\)"):
-        layout_of(tiny_llama, 17, ("q", "v"))
-    assert layout_of(tiny_llama, 16, ("q", "v")).lora.r == 16
+def test_a_rank_above_the_width_of_keys_and_values_is_taken_as_peft_takes_it(tiny_llama: Path) -> None:
+    layout = layout_of(tiny_llama, 24, ("q", "v"))  # v has 16 outputs
+    shapes = peft_shapes(base_of(tiny_llama).model, layout)
+    assert {slot.key: slot.shape(24) for slot in layout.slots} == shapes
+    assert layout.max_rank == 32
 
 
 def test_unknown_target_is_refused_with_the_known_ones(tiny_bert: Path) -> None:
-    with pytest.raises(LayoutError, match=r"'nose'.*bert.*roles are q, k, v, o, up, down.*query"):
+    with pytest.raises(LayoutError, match=r"'nose'.*bert.*roles are q, k, v, o, up, down, names are query, key, value"):
         layout_of(tiny_bert, targets=("q", "nose"))
     with pytest.raises(LayoutError, match="nothing"):
         layout_of(tiny_bert, targets=())

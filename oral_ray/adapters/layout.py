@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from oral_ray.bases.roles import ROLE_OF, role_of
+from oral_ray.bases.roles import role_of
 from oral_ray.bases.spec import BaseModelSpec, LinearModule, shortest_ending
 from oral_ray.config import LoraSettings, fingerprint
 from oral_ray.errors import LayoutError
@@ -189,8 +189,9 @@ def _peft_names(spec: BaseModelSpec, targets: list[LinearModule]) -> tuple[str, 
             named.setdefault(ending, set()).add(name)
     names = set()
     for module in targets:
-        shortest = 0 if module.name.rpartition(".")[2] in ROLE_OF else 1  # `dense` or a number alone says too little
-        names.add(next(ending for ending in _endings(module.name)[shortest:] if named[ending] <= chosen))
+        start = shortest_ending(module.name)
+        first = start.count(".") + (start == "dense")  # which says nothing alone
+        names.add(next(ending for ending in _endings(module.name)[first:] if named[ending] <= chosen))
     return tuple(sorted(names))
 
 

@@ -38,8 +38,12 @@ _WIDTHS = {
     "decoder_attention_heads", "attention_head_dim", "cross_attention_dim", "block_out_channels", "in_channels",
     "out_channels",
 }  # fmt: skip
-# peft refuses these: the fused kernels of a state-space layer read the weight and pass an adapter by.
-_PAST_ADAPTERS = {"out_proj": ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")}
+# What peft does not adapt under its name. In state-space layers fused kernels read the weight and pass an adapter by; in
+# models whose experts were once modules it takes the names that these had for the fused experts.
+_STATE_SPACE = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_EXPERT_NAMES = {
+    "mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "gate_proj", "up_proj", "down_proj"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,8 @@ def _check_numbers(config: Mapping[str, Any], where: str, path: str = "") -> Non
             for number in value if isinstance(value, list) else [value]:
                 if number is not None and (type(number) is not int or not 0 < number <= limit):
                     raise BaseModelError(
-                        f"{where}/config.json gives {name}={number!r}; it has to be a whole number from 1 to {limit:,}"
+                        f"{where}/config.json gives {name}={repr(number)[:60]}; it has to be a whole number from 1 to "
+                        f"{limit:,}"
                     )
 
 
@@ -176,14 +181,15 @@ def _kind_by_input(model: Any) -> Kind:
 def _of_diffusers(config: dict[str, Any]) -> Skeleton:
     try:
         import diffusers
+        from diffusers.models.modeling_utils import ModelMixin
     except ImportError:
         raise BaseModelError(
             f"a {config['_class_name']} is a model of diffusers, which is not installed; run pip install diffusers"
         ) from None
     name = str(config["_class_name"])
     package = f"diffusers {_version('diffusers')}"
-    cls = getattr(diffusers, name, None) if name.isidentifier() else None
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
+    cls: Any = getattr(diffusers, name, None) if name.isidentifier() else None
+    if not isinstance(cls, type) or ModelMixin not in cls.__mro__:
         raise BaseModelError(
             f"{package} has no model {name!r}; take a pipeline's unet or transformer folder, or upgrade diffusers"
         )
@@ -243,12 +249,14 @@ def _skeleton(model: Any, kind: Kind, hidden_size: int | None, model_type: str) 
     from transformers.pytorch_utils import Conv1D
 
     linears, rest = [], {}
-    inside_attention = set()
+    inside_attention, expert_names = set(), _expert_names(model_type)
     for name, module in model.named_modules():
         transposed = isinstance(module, Conv1D)
         leaf = name.rpartition(".")[2]
-        if model_type in _PAST_ADAPTERS.get(leaf, ()):
+        if leaf == "out_proj" and model_type in _STATE_SPACE:
             rest[name] = f"is read by the kernels of {model_type} without an adapter (peft refuses it)"
+        elif leaf in expert_names and isinstance(module, nn.Linear):
+            rest[name] = f"has the name of an expert, which peft takes for the fused experts of a {model_type}"
         elif name in inside_attention:  # it reads the weight and never calls the module
             rest[name] = "is read by its MultiheadAttention without an adapter"
         elif transposed or (isinstance(module, nn.Linear) and not type(module).__name__.endswith("Router")):
@@ -262,6 +270,13 @@ def _skeleton(model: Any, kind: Kind, hidden_size: int | None, model_type: str) 
     # diffusers registers the blocks on the way up before the one in the middle.
     linears.sort(key=lambda linear: linear.name.startswith("up_blocks."))
     return Skeleton(kind, hidden_size, tuple(linears), rest)
+
+
+def _expert_names(model_type: str) -> set[str]:
+    from transformers import conversion_mapping
+
+    old_layout = {"mixtral": "mixtral"} | getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    return _EXPERT_NAMES.get(old_layout.get(model_type, ""), set())
 
 
 def _add_weights(rest: dict[str, str], name: str, module: Any) -> None:
