@@ -235,7 +235,9 @@ def test_what_is_no_checkpoint_is_skipped_with_its_true_reason_and_the_others_ar
 def test_config_nested_deeply_is_no_traceback(landed: FileObjects):
     shutil.copytree(landed.root / "bases/v1", landed.root / "bases/v2")
     deep_config(landed.root / "bases/v2")
-    assert "v1" in found(landed)[0]
+    used, skipped = found(landed)
+    assert "v2" in used or "is nested too deeply" in skipped["v2"]
+    assert "v1" in used
 
 
 def test_ready_waives_the_wait_and_not_the_check(landed: FileObjects):
@@ -323,7 +325,7 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_checkpoint_with_a_name_that_cannot_be_an_id_is_skipped(landed: FileObjects, name: bytes):
-    os.mkdir(os.fsencode(landed.root / "bases") + b"/" + name)
+    (landed.root / "bases" / os.fsdecode(name)).mkdir()
     shutil.copy(landed.root / "bases/v1/config.json", landed.root / "bases" / os.fsdecode(name))
     used, skipped = found(landed)
     assert used == ["v1"]
@@ -343,9 +345,7 @@ def test_a_change_in_the_future_is_told_from_one_that_was_just_made(landed: File
     path = landed.root / "bases/v1/model.safetensors"
     os.utime(path, (time.time() + 2 * 86400,) * 2)
     reason = found(landed, quiet_period_s=60)[1]["v1"]
-    assert reason.startswith("'model.safetensors' was changed 1727") or reason.startswith(
-        "'model.safetensors' was changed 172800"
-    )
+    assert reason.startswith("'model.safetensors' was changed 172")
     assert "s in the future; set the clock right (here, or where it was written) and touch the file" in reason
     os.utime(path, (time.time() + 5,) * 2)
     assert "changed 0 s ago, quiet period is 60 s; wait" in found(landed, quiet_period_s=60)[1]["v1"]
@@ -445,7 +445,7 @@ def test_a_link_out_of_the_store_is_refused_by_name(landed: FileObjects, tmp_pat
 
 def test_a_refusal_is_remembered_until_the_checkpoint_changes_and_a_wait_is_not(landed: FileObjects):
     shutil.copytree(landed.root / "bases/v1", landed.root / "bases/v2")
-    drop_weights(landed.root / "bases/v2")
+    (landed.root / "bases/v2/model.safetensors").unlink()
     first = found(landed)
     counted = CountedObjects(landed)
     assert [item.id for item in discover(counted, "bases", 0.0)[1]] == ["v2"]  # type: ignore[arg-type]

@@ -218,14 +218,10 @@ def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> t
 
 
 def _failure(base_id: str, task: str, error: Exception) -> FailedItem:
-    """What failed and why, in one line; what is no error meant for a user goes to the log whole."""
-    if isinstance(error, OralError):
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    else:
+    """What failed and why; what is no error meant for a user goes to the log whole."""
+    if not isinstance(error, OralError):
         logger.error("%s on %s failed", task, base_id, exc_info=error)
-        cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raises
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}; the log has more, please report it"
-    return FailedItem(base=base_id, task=task, reason=reason)
+    return FailedItem(base=base_id, task=task, reason=_one_line(error))
 
 
 def _release(
@@ -272,3 +268,11 @@ def _published(head: Head | None, base_id: str) -> list[dict[str, str]]:
         }
         for adapter in (head.release.adapters if head else ())
     ]
+
+
+def _one_line(error: Exception) -> str:
+    """The reason of a failure; a fault of the program is named as one."""
+    if isinstance(error, OralError):
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raises
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}; the log has more, please report it"
