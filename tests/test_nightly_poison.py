@@ -153,7 +153,7 @@ def test_a_night_over_a_folder_in_latin1_ends_well_and_is_written_down(store: Pa
     command = [
         sys.executable, str(ROOT / "jobs/regenerate.py"), "--config", str(ROOT / "tests/tiny.toml"), "--store", str(store),
         *(f"--summary={file}" for file in files), f"bases.versions.0.origin.source={tiny_bert}", "cluster.address=none",
-        'regenerate.bases=["*-t2"]', "tasks.ids=['wordnet/mind']",
+        'regenerate.bases=["none"]',  # the folder is looked at and nothing is done
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
     assert done.returncode == 0, done.stderr

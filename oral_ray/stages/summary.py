@@ -75,13 +75,13 @@ def once_a_base(failed: Sequence[FailedItem], due: Mapping[str, int]) -> list[Fa
     So a base that does not load is one line, however many tasks there are. `due` counts what was due on each base.
     """
     alike = Counter((item.base, item.reason) for item in failed)
-    found = {
-        FailedItem(base=item.base, task=WHOLE_BASE, reason=item.reason)
-        if alike[item.base, item.reason] == due[item.base] > 1
-        else item
-        for item in failed
-    }
-    return sorted(found, key=lambda item: (item.base, item.task, item.reason))
+    found: list[FailedItem] = []
+    for item in failed:
+        if alike[item.base, item.reason] == due[item.base] > 1:
+            item = FailedItem(base=item.base, task=WHOLE_BASE, reason=item.reason)
+        if item not in found:
+            found.append(item)
+    return sorted(found, key=lambda item: (item.base, item.task))
 
 
 def tables(summary: RegenerationSummary) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
