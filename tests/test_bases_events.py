@@ -8,8 +8,9 @@ import pytest
 
 from oral_ray.bases.catalog import discover
 from oral_ray.bases.events import EventQueue, Hint, changed_bases, named_uris
+from oral_ray.bases.landed import list_landed
 from oral_ray.errors import StoreError
-from oral_ray.objects import S3Objects
+from oral_ray.objects import FileObjects, S3Objects
 
 
 def test_an_upload_to_the_bucket_comes_through_the_queue_and_leads_the_catalog_there(
@@ -70,3 +71,17 @@ def test_only_what_lies_in_a_checkpoint_of_this_store_is_a_hint():
 def test_a_queue_that_is_not_there_is_named(s3_objects: S3Objects):
     with pytest.raises(StoreError, match=r"queue http.*/nowhere does not answer: .*check regenerate.events"):
         EventQueue(f"{os.environ['AWS_ENDPOINT_URL']}/123456789012/nowhere").wait(0)
+
+
+@pytest.mark.parametrize("name", ["..", "", "a/b/../c", "\ud800", "x" * 2000, "a\n"])
+def test_a_made_up_name_in_an_event_is_looked_for_nowhere(objects: FileObjects, name: str):
+    assert discover(objects, "bases", 0.0, only={name}) == ([], [])
+    assert list_landed(Unasked(), "bases", {name}) == {}  # type: ignore[arg-type]
+
+
+class Unasked:
+    """A store that must not be asked."""
+
+
+def test_a_message_nested_without_end_is_dropped():
+    assert named_uris("[" * 100_000) == ()

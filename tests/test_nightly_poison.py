@@ -1,14 +1,17 @@
 """What is half, broken or hostile is reported by name and reason, nothing of it is published, and the rest is done."""
 
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from nightly_fixtures import copied, land, published, tiny_config, weights_of
+from nightly_fixtures import ROOT, copied, land, published, tiny_config, weights_of
 from safetensors.torch import save_file
 
 from oral_ray.adapters.artifact import CONFIG, WEIGHTS, AdapterArtifact
@@ -86,6 +89,20 @@ def traversing(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
+def latin1_file(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt")).write_text("x")
+
+
+def surrogate_in_config(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"note": "\ud800"}))
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 def garbage_sizes(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "many", "intermediate_size": 1e400}))
@@ -101,7 +118,10 @@ CHECKPOINTS: dict[Callable[[Path], None], str] = {
     wrong_vocabulary: "transformers cannot load the base model",
     pickle_only: "pickle files are never read",
     linked_file: "is a link that leaves the store",
-    linked_folder: "is a file or a link, no folder",
+    linked_folder: "and no link is followed here; copy it with cp -rL",
+    latin1_file: "the file name 'caf\\udce9.txt' can be no key of a store",
+    surrogate_in_config: "has '\\ud800' in config.json",
+    empty: "is empty; put the files of a checkpoint directly below it",
     traversing: "shard '../tiny-t2/model.safetensors' of",
     garbage_sizes: "config.json lacks or garbles",
 }
@@ -116,12 +136,29 @@ def test_every_poisoned_checkpoint_is_named_with_its_reason_and_the_sound_ones_a
     summary = regenerate.run(tiny_config(store, tiny_bert, 'regenerate.bases=["*"]', "regenerate.retries=0"))
     reasons = {item.id: item.reason for item in summary.skipped_bases} | {i.base: i.reason for i in summary.failed}
     assert reasons.keys() == {poison.__name__ for poison in CHECKPOINTS}
+    assert len(summary.failed) == len({item.base for item in summary.failed}), "what does not load stands there once"
     for poison, reason in CHECKPOINTS.items():
         assert reason in reasons[poison.__name__]
         assert f"{poison.__name__} " in summary_text(summary)
     bases = {"sound", "tiny-t0", "tiny-t1", "tiny-t2"}
     assert {row["base"] for row in summary.published} == bases
     assert {name.partition("/")[0] for name in published(store)} == bases
+
+
+def test_a_night_over_a_folder_in_latin1_ends_well_and_is_written_down(store: Path, tiny_bert: Path, tmp_path: Path):
+    odd = Path(os.fsdecode(os.fsencode(store / "bases") + b"/caf\xe9"))
+    shutil.copytree(store / "bases/tiny-t2", odd)
+    (odd / "\n").write_text("x")
+    files = [tmp_path / f"night.{kind}" for kind in ("json", "html", "txt")]
+    command = [
+        sys.executable, str(ROOT / "jobs/regenerate.py"), "--config", str(ROOT / "tests/tiny.toml"), "--store", str(store),
+        *(f"--summary={file}" for file in files), f"bases.versions.0.origin.source={tiny_bert}", "cluster.address=none",
+        'regenerate.bases=["none"]',  # the folder is looked at and nothing is done
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout.decode("ascii"), *(file.read_text("utf-8") for file in files)):
+        assert "caf\\udce9" in text.replace("\\\\", "\\")
 
 
 def without_marker(folder: Path, good: AdapterArtifact) -> None:

@@ -70,6 +70,31 @@ def test_an_object_that_was_replaced_by_one_as_long_has_another_tag(store: Objec
     assert after.tag != before.tag
 
 
+def test_a_link_that_leads_nowhere_or_in_a_circle_is_listed(objects: FileObjects):
+    objects.put("a/b", b"1")
+    (objects.root / "a/circle").symlink_to("circle")
+    (objects.root / "a/gone").symlink_to("nothing")
+    assert [info.key for info in objects.list()] == ["a/b", "a/circle", "a/gone"]
+    with pytest.raises(MissingObjectError):
+        objects.get("a/gone")
+    with pytest.raises(StoreError, match=r"cannot read 'a/circle' in .*: Too many levels of symbolic links"):
+        objects.get("a/circle")
+    assert not objects.exists("a/gone")
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(objects: FileObjects, monkeypatch: pytest.MonkeyPatch):
+    objects.put("a/b", b"1")
+    assert objects.children("a") == {"b": False} and objects.children("none") == {}
+
+    def refusing(path: Path, *_: object, **__: object):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("oral_ray.objects.file.os.scandir", refusing)
+    for look in (lambda: [*objects.list("a/")], lambda: objects.children("a")):
+        with pytest.raises(StoreError, match=r"cannot list '.*/a' in .*: Permission denied; make it readable"):
+            look()
+
+
 def test_a_linked_folder_is_listed_by_its_own_name_and_not_followed(objects: FileObjects, tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "secret").write_text("x")

@@ -83,6 +83,17 @@ def test_a_package_without_such_a_file_is_an_error_and_is_asked_again(
     assert calls == ["p==1", "p==1"]
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_damaged_archive_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[str], kind: str
+):
+    path = archive(tmp_path, kind, FILES)
+    path.write_bytes(path.read_bytes()[:40])
+    serve(monkeypatch, calls, path)
+    with pytest.raises(OralError, match=r"p-1.* cannot be unpacked: .*; fetch it again"):
+        unpacked("p==1", PATTERN)
+
+
 def test_what_pip_says_is_passed_on(calls: list[str], monkeypatch: pytest.MonkeyPatch):
     def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
         assert command[:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in command

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from oral_ray.bases.catalog import describe_base
 from oral_ray.config import Config, build_config
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import FileObjects
@@ -86,3 +87,22 @@ def test_a_parent_that_comes_later_is_an_error(objects: FileObjects):
         BaseModelError, match=r"'t1' evolves from 't0', which is not configured before it; there are none"
     ):
         bases.run(settings)
+
+
+def test_a_version_is_imported_from_a_hub_cache_without_the_network(
+    objects: FileObjects, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "hub/models--tiny--bert"
+    for number, path in enumerate(sorted(tiny_bert.iterdir())):
+        (cache / "blobs").mkdir(parents=True, exist_ok=True)
+        (cache / "snapshots/abc").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, cache / f"blobs/{number}")
+        (cache / "snapshots/abc" / path.name).symlink_to(f"../../blobs/{number}")
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    version = {"id": "t0", "origin": {"kind": "import", "source": "hf:tiny/bert"}}
+    settings = {"bases": {"versions": [version]}, "cluster": {"address": "none"}}
+    found = bases.run(build_config({"store": {"uri": str(objects.root)}, **settings}))
+    assert found["t0"].fingerprint == describe_base(FileObjects(tiny_bert), "", "t0").fingerprint
+    assert not any(path.is_symlink() for path in (objects.root / "bases/t0").iterdir())

@@ -13,11 +13,19 @@ from nightly_fixtures import copied, key_pair, land, published, tiny_config
 from oral_ray.bases.catalog import discover
 from oral_ray.config import Config, SigningConfig
 from oral_ray.errors import ArtifactError, ConfigError, StoreError
-from oral_ray.objects import FileObjects
-from oral_ray.release import GateDecision
+from oral_ray.objects import FileObjects, open_objects
+from oral_ray.release import GateDecision, PlanItem
 from oral_ray.stages import gate, regenerate
 from oral_ray.stages.gate import Outcome
-from oral_ray.stages.summary import FailedItem, RegenerationSummary, summary_html, summary_text, write_summary
+from oral_ray.stages.summary import (
+    FailedItem,
+    RegenerationSummary,
+    once_a_base,
+    summary_html,
+    summary_text,
+    tables,
+    write_summary,
+)  # fmt: skip
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.generators import Lineage, generator_lineage
@@ -185,6 +193,83 @@ def test_an_item_that_fails_is_named_and_the_others_are_released_and_the_next_ru
     assert len(regenerate.run(config).published) == 4
     latest = ReleaseStore(FileObjects(store)).latest("v9", "tiny")
     assert latest is not None and [adapter.task for adapter in latest.adapters] == TASKS
+
+
+@pytest.mark.parametrize("error", [KeyError("encoder.layer.9"), MemoryError("no room"), RuntimeError("a\nb")])
+def test_whatever_one_item_raises_is_said_of_it_by_name_and_the_others_are_released(
+    nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    _, config = nightly
+    real = regenerate.regenerate_item
+
+    def broken(config: Config, item):
+        if (item.base.id, item.task) == ("v9", "wordnet/mind"):
+            raise error
+        return real(config, item)
+
+    monkeypatch.setattr(regenerate, "regenerate_item", broken)
+    [failed] = regenerate.run(config).failed
+    assert (failed.base, failed.task) == ("v9", "wordnet/mind")
+    assert failed.reason.startswith(f"{type(error).__name__}: ") and "please report it" in failed.reason
+    assert "\n" not in failed.reason
+    assert {head.number for head in latest_releases(open_objects(config.store)).values()} == {1}
+
+
+def test_a_base_whose_release_fails_is_named_and_the_others_are_released(
+    nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+):
+    _, config = nightly
+    real = regenerate._release
+
+    def broken(config: Config, objects, lineage, base, adapters):
+        if base.id == "tiny-t2":
+            raise RuntimeError("odd")
+        real(config, objects, lineage, base, adapters)
+
+    monkeypatch.setattr(regenerate, "_release", broken)
+    summary = regenerate.run(config)
+    assert [(item.base, item.task) for item in summary.failed] == [("tiny-t2", "*")]
+    assert {row["base"] for row in summary.published} == {"v9"}
+    assert "4 published, 0 with nothing better than the base, 1 failed" in summary.headline
+
+
+def test_a_decision_that_cannot_be_read_fails_its_item_and_no_other(
+    nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+):
+    _, config = nightly
+    real = gate.decided
+
+    def broken(config: Config, item):
+        if (item.base.id, item.task) == ("v9", "wordnet/mind"):
+            raise StoreError("record is damaged")
+        return real(config, item)
+
+    monkeypatch.setattr(gate, "decided", broken)
+    monkeypatch.setattr(regenerate, "decided", broken)
+    summary = regenerate.run(config)
+    assert summary.failed == (FailedItem(base="v9", task="wordnet/mind", reason="record is damaged"),)
+    assert len(summary.published) == 3
+
+
+def test_a_base_on_which_everything_fails_for_one_reason_stands_there_once():
+    def failed(base: str, task: str, reason: str) -> FailedItem:
+        return FailedItem(base=base, task=task, reason=reason)
+
+    items = [
+        failed("a", "1", "x"),
+        failed("a", "2", "x"),
+        failed("b", "1", "x"),
+        failed("b", "2", "y"),
+        failed("c", "1", "x"),
+    ]
+    assert once_a_base(items, {"a": 2, "b": 2, "c": 1}) == [failed("a", "*", "x"), *items[2:]]
+    plan = [PlanItem(base=base, task=task, action="generate", reason="") for base in "abc" for task in "12"]
+    summary = RegenerationSummary(
+        started="now", generator="g" * 32, plan=tuple(plan), failed=tuple(once_a_base(items, {"a": 2, "b": 2, "c": 1}))
+    )
+    assert ", 5 failed;" in summary.headline
+    undone = next(rows for title, _, rows in tables(summary) if title == "to do")
+    assert undone == [("c", "2", "")], "what failed is not to be done besides"
 
 
 def test_where_nothing_beats_the_base_nothing_is_published_and_the_decision_is_kept(nightly: tuple[Path, Config]):

@@ -1,12 +1,13 @@
 """A night over checkpoints as they are found in the wild, beside sound ones: who is released, who is named, and why.
 
-The real job (`jobs/regenerate.py`, a process of its own) runs over a small trained store, into which every folder of
-`$WILD/cstore/bases` is copied, some more that no archive can carry (a file name in Latin-1, a lone surrogate in a header,
-a circle of links), and three sound versions of the base that the generator knows. A row says of each folder whether it
-was released, skipped, failed, or not due, and the reason as the summary gives it.
+The real job (`jobs/regenerate.py`, a process of its own) runs over a small store whose generator was trained on two
+versions of the wild folders' own tiny llama, so that most of them are loaded and not only looked at. Every folder of
+`$WILD/cstore/bases` is copied there, some more that no archive can carry (a file name in Latin-1, a lone surrogate in a
+header, a circle of links), and three sound versions. A row says of each folder whether it was released, skipped, failed,
+or not due, and the reason as the summary gives it.
 
-    WILD=/some/folder python infra/dev/wild_night.py --out out/wild_night.json     # store made anew, 2 minutes on Ray
-    WILD=/some/folder python infra/dev/wild_night.py --store DIR --base DIR
+    WILD=/some/folder python infra/dev/wild_night.py --out out/wild_night.json
+    WILD=/some/folder python infra/dev/wild_night.py --work DIR      # keeps the trained store there for the next time
 
 Exit code 1 where a sound base is not released, a folder is not in the summary, or the job ends otherwise than with 0 or 3.
 """
@@ -23,31 +24,31 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file, save, save_file
+
+from oral_ray.errors import printable
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
-
-from chaos import build_store  # noqa: E402
-from nightly_fixtures import copied, land, weights_of  # noqa: E402
-from safetensors.numpy import save  # noqa: E402
-
-from oral_ray.errors import printable  # noqa: E402
-
 SOUND = ("sound-1", "sound-2", "sound-3")
 
 
 def main() -> int:
     """Run the night, write the rows, print what is wrong with them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, help="a trained store of tests/tiny.toml (default: made anew)")
-    parser.add_argument("--base", type=Path, help="the tiny base that the store was made from")
+    parser.add_argument(
+        "--work", type=Path, help="folder of the trained store (default: made anew, a few minutes on Ray)"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "wild_night.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="oral-wild-") as name:
-        work = Path(name)
-        pristine, base = (args.store, args.base) if args.store else build_store(work)
-        store = copied(pristine, work / "store")
-        names = fill(store, Path(os.environ["WILD"]) / "cstore" / "bases")
-        done, summary = night(store, base, work / "night.json")
+        wild, pristine = Path(os.environ["WILD"]), args.work or Path(name) / "pristine"
+        if not (pristine / "store").exists():
+            build_store(pristine, wild / "tiny" / "llama")
+        store = Path(name) / "store"
+        shutil.copytree(pristine / "store", store)
+        names = fill(store, wild / "cstore" / "bases")
+        done, summary = night(store, pristine / "night.toml", Path(name) / "night.json")
     rows = [row(name, summary) for name in sorted(names)]
     verdicts = Counter(item["verdict"] for item in rows)
     report = {"exit_code": done.returncode, "verdicts": verdicts, "rows": rows, "stderr": done.stderr[-2000:]}
@@ -61,6 +62,37 @@ def main() -> int:
     return 1 if lost or late or done.returncode not in (0, 3) else 0
 
 
+def build_store(work: Path, llama: Path) -> None:
+    """Train the generator of tests/tiny.toml on two versions of a base, by the real job: `store/` and `night.toml`."""
+    work.mkdir(parents=True, exist_ok=True)
+    versions = []
+    for number, seen in enumerate((True, True, False)):
+        folder = work / f"llama-{number}"
+        shutil.copytree(llama, folder)
+        shake(folder, 1e-3 * number, number)
+        origin = f'origin = {{ kind = "import", source = "{folder}" }}'
+        versions.append(f'[[bases.versions]]\nid = "llama-t{number}"\nseen = {str(seen).lower()}\n{origin}\n')
+    rest = (ROOT / "tests/tiny.toml").read_text().partition("[tasks]")[2]
+    (work / "night.toml").write_text('name = "night"\ndeterminism = true\n' + "\n".join(versions) + "\n[tasks]" + rest)
+    command = [sys.executable, ROOT / "jobs/train.py", "--config", work / "night.toml", "--store", work / "store"]
+    subprocess.run([*command, f"out={work / 'out'}"], check=True, cwd=ROOT, env=environment())
+
+
+def shake(folder: Path, noise: float, seed: int) -> None:
+    """Another version: every weight moved a little."""
+    rng, path = np.random.default_rng(seed), folder / "model.safetensors"
+    weights = {
+        name: tensor + noise * rng.standard_normal(tensor.shape, np.float32) for name, tensor in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def environment() -> dict[str, str]:
+    """The environment of the jobs."""
+    about = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
+    return os.environ | about
+
+
 def fill(store: Path, wild: Path) -> list[str]:
     """Land the wild folders, some more, and the sound ones, all an hour old where they are not about time; their names."""
     bases = store / "bases"
@@ -70,14 +102,18 @@ def fill(store: Path, wild: Path) -> list[str]:
             shutil.copytree(path, bases / path.name, symlinks=True)
         else:
             shutil.copy2(path, bases)
-    for name in (*SOUND, "latin1-file", "surrogate-in-header", "link-in-a-circle", "removed-from-under-a-link"):
-        land(store, name)
+    for number, name in enumerate(
+        (*SOUND, "latin1-file", "surrogate-in-header", "link-in-a-circle", "link-to-nothing")
+    ):
+        shutil.copytree(bases / "llama-t2", bases / name)
+        shake(bases / name, 1e-3, 100 + number)
     Path(os.fsdecode(os.fsencode(bases / "latin1-file") + b"/caf\xe9.txt")).write_text("x")
-    weights = {key: value.numpy() for key, value in weights_of(bases / "surrogate-in-header").items()}
+    weights = load_file(bases / "surrogate-in-header/model.safetensors")
     data = save(weights | {"note_1234": weights[min(weights)]})
     (bases / "surrogate-in-header/model.safetensors").write_bytes(data.replace(b"note_1234", b"not\\ud800"))
     (bases / "link-in-a-circle/vocab.txt").symlink_to("vocab.txt")
-    (bases / "removed-from-under-a-link/vocab.txt").symlink_to("../gone/vocab.txt")
+    (bases / "link-to-nothing/vocab.txt").symlink_to("gone/vocab.txt")
+    (bases / "being-written-mtime-now/model.safetensors").touch()
     new = names_in(bases) - before
     an_hour_ago = time.time() - 3600
     for name in new - wild_names:
@@ -91,15 +127,14 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def night(store: Path, base: Path, file: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+def night(store: Path, config: Path, file: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """What the job said and what its summary holds."""
     command = [
-        sys.executable, str(ROOT / "jobs/regenerate.py"), "--config", str(ROOT / "tests/tiny.toml"), "--store", str(store),
+        sys.executable, str(ROOT / "jobs/regenerate.py"), "--config", str(config), "--store", str(store),
         "--summary", str(file), "--summary", str(file.with_suffix(".html")), "--summary", str(file.with_suffix(".txt")),
-        f"bases.versions.0.origin.source={base}", "cluster.address=none", 'regenerate.bases=["*"]', "regenerate.retries=0",
+        "cluster.address=none", 'regenerate.bases=["*"]', "regenerate.retries=0", "regenerate.quiet_period_s=300",
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True)
     return done, json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 

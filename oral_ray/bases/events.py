@@ -77,7 +77,7 @@ def named_uris(body: str) -> tuple[str, ...]:
         event = json.loads(event["Message"]) if "Message" in event else event  # S3 -> SNS -> SQS
         records = [record["s3"] for record in event.get("Records", ())]
         return tuple(f"s3://{s3['bucket']['name']}/{unquote_plus(s3['object']['key'])}" for s3 in records)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         logger.warning("a message on the queue is no S3 event and is dropped: %.200s", body)
         return ()
 

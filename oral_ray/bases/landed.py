@@ -29,7 +29,8 @@ class Landed:
 
 
 def list_landed(objects: Objects, prefix: str, only: Collection[str] | None = None) -> dict[str, Landed]:
-    """What lies below a prefix, by the name directly below it; with `only`, below these names."""
+    """What lies below a prefix, by the name directly below it; with `only`, below those of these that can be a key."""
+    only = None if only is None else [name for name in only if _is_key(name)]  # an event may be made up
     in_folders = isinstance(objects, FileObjects)
     found = _folders(objects, prefix, only) if in_folders else _listed(objects, prefix, only)
     wanted = "1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
@@ -77,6 +78,14 @@ def check_pointer(name: str, head: bytes) -> None:
         raise BaseModelError(
             f"{name!r} is a Git LFS pointer, not the file itself; run git lfs pull where it was cloned, and copy it again"
         )
+
+
+def _is_key(name: str) -> bool:
+    try:
+        check_key(name).encode()
+    except (StoreError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def _check_link(folder: FileObjects, name: str) -> None:

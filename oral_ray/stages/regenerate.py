@@ -93,7 +93,7 @@ def _afterwards(config: Config, objects: Objects) -> tuple[dict[str, Head], list
     try:
         return latest_of(objects, config.name), []
     except StoreError as error:
-        reason = f"what is released cannot be read ({_first_line(error)}); see oral-ray list"
+        reason = f"what is released cannot be read ({_one_line(error)}); see oral-ray list"
         return {}, [FailedItem(base="*", task="*", reason=reason)]
 
 
@@ -102,7 +102,7 @@ def _kept(objects: Objects, summary: RegenerationSummary, started: datetime) -> 
     try:
         objects.put(f"runs/{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json", canonical_json(summary).encode())
     except StoreError as error:
-        lost = FailedItem(base="*", task="*", reason=f"this summary is not kept in the store: {_first_line(error)}")
+        lost = FailedItem(base="*", task="*", reason=f"this summary is not kept in the store: {_one_line(error)}")
         return summary.model_copy(update={"failed": (*summary.failed, lost)})
     return summary
 
@@ -241,18 +241,10 @@ def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> t
 
 
 def _failure(base_id: str, task: str, error: Exception) -> FailedItem:
-    """What failed and why, in one line; what is no error meant for a user goes to the log whole."""
-    if isinstance(error, OralError):
-        reason = _first_line(error)
-    else:
+    """What failed and why; what is no error meant for a user goes to the log whole."""
+    if not isinstance(error, OralError):
         logger.error("%s on %s failed", task, base_id, exc_info=error)
-        cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raises
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}; the log has more, please report it"
-    return FailedItem(base=base_id, task=task, reason=reason)
-
-
-def _first_line(error: OralError) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return FailedItem(base=base_id, task=task, reason=_one_line(error))
 
 
 def _release(
@@ -302,3 +294,11 @@ def _published(head: Head | None, base_id: str, store_uri: str) -> list[dict[str
         }
         for adapter in (head.release.adapters if head else ())
     ]
+
+
+def _one_line(error: Exception) -> str:
+    """The reason of a failure; a fault of the program is named as one."""
+    if isinstance(error, OralError):
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raises
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}; the log has more, please report it"
