@@ -13,7 +13,7 @@ import json
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -99,7 +99,7 @@ class ExpectedModel:
         if lost:
             first = next(name for name in self.shapes if name in lost)
             raise BaseModelError(
-                f"{where} lacks {len(lost)} of the {len(self.shapes)} tensors of a {self.class_name}, first {first!r}; "
+                f"{where} lacks {first!r}{_and_more(lost)} of the {len(self.shapes)} tensors of a {self.class_name}; "
                 f"{self._remedy(lost, list(tensors))}"
             )
 
@@ -108,8 +108,8 @@ class ExpectedModel:
         unused = sorted(name for name in names if not self._may_lie_unused(name))
         if unused:
             raise BaseModelError(
-                f"{where} holds {len(unused)} tensors that a {self.class_name} of this config.json does not use, first "
-                f"{unused[0]!r}; upload the config.json that belongs to the weights, or remove them"
+                f"{where} holds {unused[0]!r}{_and_more(unused)}, which a {self.class_name} of this config.json does not "
+                "use; upload the config.json that belongs to the weights, or remove what is no part of the model"
             )
 
     def _target(self, name: str) -> tuple[str, str | None]:
@@ -251,6 +251,10 @@ def build_options(kind: Kind, config: Any, with_pooler: bool) -> dict[str, Any]:
     model_class = _get_model_class(config, AutoModel._model_mapping)
     takes_it = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     return {"add_pooling_layer": False} if takes_it else {}
+
+
+def _and_more(names: Collection[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _common_start(names: list[str]) -> str:

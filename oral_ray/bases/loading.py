@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from oral_ray.bases.catalog import BaseRecord, describe_base
-from oral_ray.bases.checkpoint import CONFIG, Checkpoint, check_tokenizer, read_checkpoint
+from oral_ray.bases.checkpoint import CONFIG, Checkpoint, behaviour_files, check_tokenizer, read_checkpoint
 from oral_ray.bases.expected import ExpectedModel, build_options, has_pooler
 from oral_ray.bases.fingerprint import samples
 from oral_ray.bases.foreign import transformers_reads
@@ -172,7 +172,15 @@ def _only(folder: Path, checkpoint: Checkpoint) -> Iterator[Path]:
 def _unchanged(folder: Path) -> Iterator[None]:
     """BaseModelError where a file of the folder was replaced or written to meanwhile, or one has come or gone."""
     before = _states(folder)
-    yield
+    try:
+        yield
+    except BaseModelError:
+        _check_states(folder, before)  # then that is why
+        raise
+    _check_states(folder, before)
+
+
+def _check_states(folder: Path, before: Mapping[str, tuple[int, ...]]) -> None:
     after = _states(folder)
     if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
         raise BaseModelError(
@@ -182,12 +190,13 @@ def _unchanged(folder: Path) -> Iterator[None]:
 
 
 def _states(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What tells whether a file was touched: its place on the disk, its size, and the times of its last changes."""
+    """What tells whether a file that counts was touched: its place on the disk, its size, the times of its changes."""
     found = {}
-    for path in folder.iterdir():
+    names = [path.name for path in folder.iterdir()]
+    for name in {*behaviour_files(names), *(name for name in names if name.endswith((".json", ".safetensors")))}:
         with contextlib.suppress(OSError):  # a link that leads nowhere, a file that has just gone
-            state = path.stat()
-            found[path.name] = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+            state = (folder / name).stat()
+            found[name] = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     return found
 
 

@@ -119,9 +119,9 @@ def _of_transformers(config: dict[str, Any]) -> Skeleton:
     package = f"transformers {_version('transformers')}"
     if model_type not in CONFIG_MAPPING:
         own = "; its own code (auto_map) is never run" if config.get("auto_map") else ""
-        raise BaseModelError(
-            f"{package} does not know model type {model_type!r}{own}; upgrade transformers to a version that does"
-        )
+        meant = next((known for known in CONFIG_MAPPING if known.lower() == model_type.lower()), None)
+        remedy = f"write {meant!r}" if meant else "upgrade transformers to a version that does"
+        raise BaseModelError(f"{package} does not know model type {model_type!r}{own}; {remedy}")
     with _building(f"{package} cannot build a {model_type} model from it"):
         own_config = _read_config(config)
         kind, auto = _kind(config, own_config)
