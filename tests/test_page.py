@@ -111,7 +111,12 @@ def test_the_archive_that_the_page_writes_is_one_that_python_reads(tmp_path: Pat
 def test_the_page_reads_and_writes_integers_of_any_size(tmp_path: Path) -> None:
     import json
 
-    answer = {"seed": 2**63 - 1, "prompt": 'say "1234567890123456789" \\', "n": [2**53 + 1, 1.5, 12, -(2**60)], "x": 1e300}
+    answer = {
+        "seed": 2**63 - 1,
+        "prompt": 'say "1234567890123456789" \\',
+        "n": [2**53 + 1, 1.5, 12, -(2**60)],
+        "x": 1e300,
+    }
     shutil.copy(FOLDER / "json.js", tmp_path / "json.mjs")
     code = (
         'import { decode, encode } from "./json.mjs";'
