@@ -3,25 +3,21 @@
 Lists that need many reads are kept for `serve.refresh_s`. Everything here is plain and blocking; routes call it in threads.
 """
 
-import re
+from collections import OrderedDict
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-from oral_ray.adapters.distance import change_norm, relative_distances
-from oral_ray.adapters.gauge import Factors
-from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError, MissingObjectError, OralError
 from oral_ray.service import Stock
 from oral_ray.stages.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
-from oral_ray.store.records import Records
 from oral_ray.store.refreshed import Refreshed
 from oral_ray.store.releases import ReleaseStore
+from serve.report import read_report
 from serve.schema import (
     AdapterInfo,
     AdapterPage,
@@ -31,8 +27,6 @@ from serve.schema import (
     LoraChoice,
     ModelInfo,
     ModelList,
-    ModuleNorm,
-    Neighbour,
     ReleasedInfo,
     ReleaseInfo,
     ReleaseList,
@@ -40,7 +34,7 @@ from serve.schema import (
     TaskList,
 )
 
-NUM_PROMPTS, NUM_NEAREST, MAX_COMPARED, PIECE_BYTES = 5, 5, 500, 8_000_000
+NUM_PROMPTS, MAX_REPORTS, PIECE_BYTES = 5, 256, 8_000_000
 _SHOWN: Any = dict.fromkeys(ReleaseInfo.model_fields, True) | {"adapters": {"__all__": {*ReleasedInfo.model_fields}}}
 
 
@@ -55,7 +49,7 @@ class Catalog:
         self._models: Refreshed[str, ModelList] = Refreshed(self._read_models, age_s)
         self._latest: Refreshed[str, ReleaseList] = Refreshed(self._read_releases, age_s)
         self._tasks: Refreshed[str, TaskList] = Refreshed(self._read_tasks, 3600.0)
-        self._report = lru_cache(maxsize=256)(self._read_report)  # content never changes
+        self._reports: OrderedDict[str, AdapterReport] = OrderedDict()
 
     def bases(self) -> BaseList:
         """Every complete base version."""
@@ -107,8 +101,13 @@ class Catalog:
             yield self._stock.objects.range(key, at, min(PIECE_BYTES, stop - at))
 
     def report(self, digest: str) -> AdapterReport:
-        """Norms by module and the nearest adapters of the corpus."""
-        return self._report(digest)
+        """Norms by module and the nearest adapters of the corpus. One that left an adapter out is read anew each time."""
+        report = self._reports.get(digest) or read_report(self._stock, digest)
+        if not report.skipped:
+            self._reports[digest] = report
+            while len(self._reports) > MAX_REPORTS:
+                self._reports.popitem(last=False)
+        return report
 
     def _read_bases(self, _: str) -> BaseList:
         records, _skipped = discover(self._stock.objects, self._config.bases.prefix, quiet_period_s=0.0)
@@ -162,39 +161,3 @@ class Catalog:
             if path.name == "adapter_config.json" and len(path.parts) >= 3:
                 data.append(ModelInfo(id=f"{path.parts[-3]}:{path.parts[-2]}", created=int(info.modified_s)))
         return ModelList(data=tuple(data))
-
-    def _read_report(self, digest: str) -> AdapterReport:
-        artifact = self._adapters.get(digest)
-        spec = self._stock.base(artifact.provenance.base).spec
-        lora = artifact.lora.model_copy(update={"last_layers": self._config.lora.last_layers})
-        layout = AdapterLayout.of(spec, lora, spec.hidden_size)
-        factors, scale = artifact.factors(layout), artifact.lora.lora_alpha / artifact.lora.r
-        norms = tuple(
-            ModuleNorm(
-                module=slot.module, role=slot.role, layer=int((re.findall(r"\.(\d+)\.", slot.module) or ["0"])[0]),
-                norm=scale * change_norm(*factors[slot.module]),
-            )
-            for slot in layout.slots if slot.factor == "A"
-        )  # fmt: skip
-        return AdapterReport(id=digest, norms=norms, nearest=self._nearest(digest, factors, layout))
-
-    def _nearest(self, digest: str, factors: Factors, layout: AdapterLayout) -> tuple[Neighbour, ...]:
-        """Trained adapters of the store by distance: the last one of every run on record, of at most so many runs."""
-        found = []
-        for record in islice(Records(self._stock.objects).all("corpus"), MAX_COMPARED):
-            other = self._adapters.get(record["digests"][-1])
-            try:
-                found.append((other, other.factors(layout)))
-            except ArtifactError:
-                continue  # of another layout
-        if not found:
-            return ()
-        distances = relative_distances([factors], [of for _, of in found])[0]
-        ranked = sorted(zip(distances, (other for other, _ in found), strict=True), key=lambda pair: float(pair[0]))
-        return tuple(
-            Neighbour(
-                id=other.digest, base=other.provenance.base, task=other.provenance.task,
-                prompt=other.provenance.prompt, distance=float(distance),
-            )
-            for distance, other in ranked[:NUM_NEAREST]
-        )  # fmt: skip

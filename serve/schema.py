@@ -117,7 +117,7 @@ class ModuleNorm(_Message):
 
 
 class Neighbour(_Message):
-    """Another trained adapter of the store; `distance` is |dW - dW'| / |dW'|, dW' its own change, 0 for a copy."""
+    """Another trained adapter of the store; `distance` is |dW - dW'| / |dW'|, dW' its own change."""
 
     id: str
     base: str
@@ -126,12 +126,24 @@ class Neighbour(_Message):
     distance: float
 
 
+class SkippedAdapter(_Message):
+    """A trained adapter that was not compared, and the run on record that made it; `id` is empty where none is named."""
+
+    id: str
+    run: str
+    reason: str
+
+
 class AdapterReport(_Message):
-    """What an adapter looks like: norms by module in layout order, the nearest adapters of the corpus."""
+    """What an adapter looks like: norms by module in layout order, the nearest other adapters of the corpus.
+
+    `skipped` are those that could not be compared, because they are damaged, missing or change nothing.
+    """
 
     id: str
     norms: tuple[ModuleNorm, ...]
     nearest: tuple[Neighbour, ...]
+    skipped: tuple[SkippedAdapter, ...] = ()
 
 
 class JobInfo(_Message):

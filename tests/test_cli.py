@@ -142,6 +142,11 @@ def test_generate_stores_an_adapter_that_verify_and_pull_accept(
     assert main(["verify", "made", "--base=store/bases/v1", f"--digest={made['id']}"]) == 0
     assert main(["pull", made["id"], "pulled", "--store=store"]) == 0
     assert contents(Path("pulled")) == contents(Path("made"))
+    assert main(["pull", made["id"], "pulled", "--store=store"]) == 0  # the same again
+    shutil.copytree(place / "adapter", "adapter")
+    before = contents(Path("adapter"))
+    assert main(["pull", made["id"], "adapter", "--store=store"]) == 2
+    assert "adapter holds adapter" in capsys.readouterr().err and contents(Path("adapter")) == before
     before = contents(Path("store"))
     assert main([*generate(), "--seed=0"]) == 0  # the same seed: the same adapter, nothing new
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["id"] == made["id"]

@@ -199,6 +199,29 @@ def test_an_adapter_that_was_changed_on_the_way_is_not_written(
     assert not (tmp_path / "mine").exists()
 
 
+def test_a_download_leaves_another_adapters_folder_alone_and_asks_for_nothing(
+    server: Server, do: Do, make_artifact: Callable[..., AdapterArtifact], tmp_path: Path
+) -> None:
+    mine, wanted = make_artifact(1), make_artifact(2)
+    serve_artifacts(server, mine, wanted)
+    folder = do("download", mine.digest, tmp_path / "mine")
+    num_asked = len(server.asked)
+    with pytest.raises(ArtifactError, match=f"mine holds adapter {mine.digest[:16]}, not {wanted.digest[:16]}"):
+        do("download", wanted.digest, folder)
+    assert len(server.asked) == num_asked and read_folder(folder).digest == mine.digest
+    assert do("download", mine.digest, folder) == folder  # the same one again is no fault
+    assert read_folder(folder).digest == mine.digest
+
+
+def test_no_target_modules_and_a_bare_text_are_not_the_default(server: Server, do: Do) -> None:
+    server.answers = [problem(422, "target_modules: at least 1 item")]
+    with pytest.raises(ServiceError, match="at least 1 item"):
+        do("generate", "x", base="b1", target_modules=[])
+    assert server.asked[0].json["target_modules"] == []
+    with pytest.raises(ServiceError, match="target_modules is the text 'q_proj'"):
+        do("generate", "x", base="b1", target_modules="q_proj")
+
+
 def test_the_token_does_not_follow_a_redirect_to_an_object_store(
     server: Server, do: Do, make_artifact: Callable[..., AdapterArtifact], tmp_path: Path
 ) -> None:

@@ -105,3 +105,27 @@ def test_the_archive_that_the_page_writes_is_one_that_python_reads(tmp_path: Pat
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
         assert archive.testzip() is None
         assert {name: list(archive.read(name)) for name in archive.namelist()} == files
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_page_reads_and_writes_integers_of_any_size(tmp_path: Path) -> None:
+    import json
+
+    answer = {
+        "seed": 2**63 - 1,
+        "prompt": 'say "1234567890123456789" \\',
+        "n": [2**53 + 1, 1.5, 12, -(2**60)],
+        "x": 1e300,
+    }
+    shutil.copy(FOLDER / "json.js", tmp_path / "json.mjs")
+    code = (
+        'import { decode, encode } from "./json.mjs";'
+        f"const read = decode({json.dumps(json.dumps(answer))});"
+        "console.log(JSON.stringify(read));"
+        "console.log(encode({ prompt: read.prompt, seed: BigInt(read.seed), r: 4, names: ['q'] }));"
+    )
+    (tmp_path / "run.mjs").write_text(code)
+    done = subprocess.run(["node", str(tmp_path / "run.mjs")], capture_output=True, check=True, timeout=60, text=True)
+    read, written = map(json.loads, done.stdout.splitlines())
+    assert read == answer | {"seed": str(2**63 - 1), "n": [str(2**53 + 1), 1.5, 12, str(-(2**60))]}
+    assert written == {"prompt": answer["prompt"], "seed": 2**63 - 1, "r": 4, "names": ["q"]}

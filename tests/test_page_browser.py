@@ -180,6 +180,26 @@ def test_a_refusal_is_shown_in_the_services_words_with_its_request_id(browser: A
     assert page["generate"].is_enabled()
 
 
+@pytest.mark.parametrize("seed", [2**53 + 1, 2**63 - 1, 7])
+def test_a_seed_is_sent_and_shown_to_its_last_digit(browser: Any, url: str, service: Service, seed: int) -> None:
+    page = Page(browser, url)
+    page["seed"].clear()
+    page["seed"].send_keys(str(seed))
+    digest = page.generate(PROMPT)
+    assert service.stock.about(digest)[1].seed == seed
+    assert f"seed\n{seed}\n" in page.text("result")
+
+
+@pytest.mark.parametrize("seed", ["", "-1", "1.5", "1e3", str(2**63), "x"])
+def test_what_is_no_seed_is_not_sent_and_the_limit_is_named(browser: Any, url: str, seed: str) -> None:
+    page = Page(browser, url)
+    page["seed"].clear()
+    page["seed"].send_keys(seed)
+    page.ask(PROMPT)
+    assert str(2**63 - 1) in page["seed"].get_attribute("validationMessage")
+    assert not page["result"].is_displayed() and not page["progress"].is_displayed()
+
+
 def test_what_a_prompt_says_is_shown_and_never_run(browser: Any, url: str) -> None:
     page = Page(browser, url)
     hostile = "<img src=x onerror=\"document.title='owned'\"> or </script>?"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_fixtures import contents
 from safetensors.torch import save_file
 
 from oral_ray.adapters import streamed
@@ -21,6 +22,7 @@ from oral_ray.store.adapters import AdapterStore
 
 MakeArtifact = Callable[..., AdapterArtifact]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIGEST = "0" * 64
 
 
 @pytest.mark.parametrize("part_bytes", [1, 7, 1 << 20])
@@ -138,43 +140,67 @@ def test_weights_that_change_while_they_are_stored_get_no_marker(
 
 
 def test_a_folder_appears_whole_by_one_rename_and_a_failure_leaves_nothing(tmp_path: Path):
-    with arriving(tmp_path / "x" / "new") as temporary:
+    with arriving(tmp_path / "x" / "new", DIGEST) as temporary:
         (temporary / CONFIG).write_text("1")
         assert not (tmp_path / "x" / "new").exists()
     assert [path.name for path in (tmp_path / "x" / "new").iterdir()] == [CONFIG]
-    with pytest.raises(KeyError), arriving(tmp_path / "x" / "failed") as temporary:
+    with pytest.raises(KeyError), arriving(tmp_path / "x" / "failed", DIGEST) as temporary:
         (temporary / CONFIG).write_text("1")
         raise KeyError
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["new"]
 
 
-def test_in_a_folder_that_has_files_the_marker_goes_first_and_comes_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_in_a_folder_that_has_this_adapter_the_marker_goes_first_and_comes_last(
+    make_artifact: MakeArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in (WEIGHTS, CONFIG, "notes.txt"):
-        (tmp_path / name).write_text("old")
+    artifact, folder = make_artifact(1), tmp_path / "mine"
+    write_folder(artifact, folder)
+    (folder / "notes.txt").write_text("old")
     seen: list[set[str]] = []
     real = Path.replace
 
     def replace(self: Path, target: Path) -> Path:
-        seen.append({path.name for path in tmp_path.iterdir() if path.is_file()})
+        seen.append({path.name for path in folder.iterdir()})
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    with arriving(tmp_path) as temporary:
-        for name in (CONFIG, WEIGHTS):
-            (temporary / name).write_text("new")
-    assert seen == [{WEIGHTS, "notes.txt"}, {WEIGHTS, "notes.txt"}]
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        WEIGHTS: "new", CONFIG: "new", "notes.txt": "old",
-    }  # fmt: skip
+    with arriving(folder, artifact.digest) as temporary:
+        write_folder(artifact, temporary)
+    assert [CONFIG in names for names in seen] == [False] * 3 and all("notes.txt" in names for names in seen)
+    assert folder_digest(folder) == artifact.digest and (folder / "notes.txt").read_text() == "old"
+
+
+def test_a_folder_that_holds_something_else_is_named_and_left_alone(make_artifact: MakeArtifact, tmp_path: Path):
+    mine, other = make_artifact(1), make_artifact(2)
+    write_folder(mine, tmp_path / "mine")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/plan.txt").write_text("mine")
+    for name, words in {
+        "mine": f"holds adapter {mine.digest[:16]}, not {other.digest[:16]}",
+        "notes": "'plan.txt'",
+    }.items():
+        before = contents(tmp_path)
+        with (
+            pytest.raises(ArtifactError, match=rf"{name} holds .*choose another folder") as caught,
+            arriving(tmp_path / name, other.digest),
+        ):
+            raise AssertionError("nothing is fetched for a folder that is taken")
+        assert words in str(caught.value) and contents(tmp_path) == before
+
+
+def test_a_folder_that_is_taken_while_files_arrive_is_left_alone(make_artifact: MakeArtifact, tmp_path: Path):
+    mine, other = make_artifact(1), make_artifact(2)
+    with pytest.raises(ArtifactError, match="holds adapter"), arriving(tmp_path / "mine", other.digest) as temporary:
+        write_folder(other, temporary)
+        write_folder(mine, tmp_path / "mine")
+    assert folder_digest(tmp_path / "mine") == mine.digest and [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(StoreError, match=r"cannot write .*/file/a: .*; choose another"),
-        arriving(tmp_path / "file" / "a"),
+        arriving(tmp_path / "file" / "a", DIGEST),
     ):
         pass
 

@@ -1,7 +1,7 @@
 """Adapter folders of any size: digests read in parts, and folders that appear whole or not at all.
 
 digest = folder_digest(folder)           # what AdapterArtifact.digest is of the same adapter in memory
-with arriving(folder) as temporary: ...  # write files into `temporary`; afterwards they are in `folder`
+with arriving(folder, digest) as temporary: ...  # write files into `temporary`; afterwards they are in `folder`
 """
 
 import contextlib
@@ -86,19 +86,41 @@ def folder_digest(folder: Path) -> str:
         raise ArtifactError(f"adapter {folder} is damaged: {' '.join(str(error).split())[:300]}") from None
 
 
+def check_free(folder: Path, digest: str) -> None:
+    """ArtifactError where a folder holds anything but the adapter of a digest, which may be written there again."""
+    try:
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() or folder.is_symlink() else []
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
+    if not names:
+        return
+    remedy = "nothing was written; choose another folder, or remove this one"
+    try:
+        found = folder_digest(folder)
+    except ArtifactError:
+        raise ArtifactError(
+            f"{folder} holds {len(names)} files that are no whole adapter, first {names[0]!r}; {remedy}"
+        ) from None
+    if found != digest:
+        raise ArtifactError(f"{folder} holds adapter {found[:16]}, not {digest[:16]}; {remedy}")
+
+
 @contextlib.contextmanager
-def arriving(folder: Path) -> Iterator[Path]:
+def arriving(folder: Path, digest: str) -> Iterator[Path]:
     """A temporary folder beside `folder` whose files are moved there in the end, or deleted after an error.
 
-    A folder that is not there, or is empty, appears by one rename; in one that has files they are replaced one by one,
-    its old adapter_config.json deleted first and the new one moved last. StoreError where the disk refuses.
+    A folder that is not there, or is empty, appears by one rename; in one that has this very adapter the files are
+    replaced one by one, its adapter_config.json deleted first and moved last. ArtifactError, and nothing is written, where
+    something else lies there. StoreError where the disk refuses.
     """
+    check_free(folder, digest)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.oral-tmp-", dir=folder.parent))
         temporary.chmod(0o755)
         try:
             yield temporary
+            check_free(folder, digest)  # another one may have come meanwhile
             if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
                 temporary.rename(folder)
                 return

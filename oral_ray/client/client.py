@@ -80,7 +80,10 @@ class OralClient:
         return self._run(flows.list_releases(base, self._patience()))
 
     def download(self, adapter_id: str, folder: str | Path) -> Path:
-        """Write an adapter as a PEFT folder; ArtifactError, and nothing written, when its digest is not its id."""
+        """Write an adapter as a PEFT folder.
+
+        ArtifactError, and nothing is written, when its digest is not its id or the folder holds something else.
+        """
         return self._run(flows.download(adapter_id, Path(folder), self._patience()))
 
     def _patience(self) -> Patience:
@@ -159,7 +162,10 @@ class AsyncOralClient:
         return await self._run(flows.list_releases(base, self._patience()))
 
     async def download(self, adapter_id: str, folder: str | Path) -> Path:
-        """Write an adapter as a PEFT folder; ArtifactError, and nothing written, when its digest is not its id."""
+        """Write an adapter as a PEFT folder.
+
+        ArtifactError, and nothing is written, when its digest is not its id or the folder holds something else.
+        """
         return await self._run(flows.download(adapter_id, Path(folder), self._patience()))
 
     def _patience(self) -> Patience:
@@ -203,7 +209,10 @@ def _request(
     strength: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The body: what was not asked for is left out, so that the service's defaults hold."""
-    chosen = {"r": r, "lora_alpha": lora_alpha, "target_modules": list(targets) if targets else None}
+    if isinstance(targets, str):
+        raise ServiceError(f"target_modules is the text {targets!r}; give a list of names, such as ['q', 'v']")
+    chosen: dict[str, Any] = {"r": r, "lora_alpha": lora_alpha}
+    chosen["target_modules"] = None if targets is None else list(targets)
     chosen["strength"] = strength if strength != 1.0 else None
     return {"prompt": prompt, "base": base, "seed": seed} | {k: v for k, v in chosen.items() if v is not None}
 

@@ -154,21 +154,28 @@ def list_releases(base: str | None, patience: Patience) -> Flow[tuple[Release, .
 
 
 def download(adapter_id: str, folder: Path, patience: Patience) -> Flow[Path]:
-    """Write an adapter into a folder once its digest is found to be its id; ArtifactError when it is not."""
+    """Write an adapter into a folder once its digest is found to be its id.
+
+    Raises ArtifactError, and nothing is written, when it is not, or when the folder holds something else already.
+    """
+    from oral_ray.adapters.artifact import parse_artifact, write_folder  # torch: only who downloads needs it
+    from oral_ray.adapters.streamed import arriving, check_free
+
+    check_free(folder, adapter_id)
     adapter = yield from get_adapter(adapter_id, patience)
     files = {}
     for name in adapter.files:
         reply = yield from exchange(Call("GET", f"/v1/adapters/{adapter_id}/files/{name}"), patience)
         files[name] = reply.body
-    from oral_ray.adapters.artifact import parse_artifact, write_folder  # torch: only who downloads needs it
-
     artifact = parse_artifact(files, adapter_id)
     if artifact.digest != adapter_id:
         raise ArtifactError(
             f"the service sent an adapter with digest {artifact.digest[:16]} for {adapter_id[:16]}; nothing was written, "
             "download it again"
         )
-    return write_folder(artifact, folder)
+    with arriving(folder, adapter_id) as temporary:
+        write_folder(artifact, temporary)
+    return folder
 
 
 def _read(model: type[M], reply: Reply) -> M:

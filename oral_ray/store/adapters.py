@@ -165,9 +165,12 @@ class AdapterStore:
         return parse_about(files, where)[1]
 
     def pull(self, digest: str, folder: Path) -> Path:
-        """Write an artifact into a folder; the folder appears (or its marker) when the digest has been checked."""
+        """Write an artifact into a folder; the folder appears (or its marker) when the digest has been checked.
+
+        ArtifactError where the folder holds something else than this adapter.
+        """
         cache = self._objects.cache
-        with arriving(folder) as temporary:
+        with arriving(folder, digest) as temporary:
             if cache is None:
                 self._fetch(self.prefix(digest), digest, temporary)
             elif not cache.copy(f"adapter-{digest}", temporary, lambda kept: _is_whole(kept, digest)):
@@ -185,7 +188,7 @@ class AdapterStore:
 
     def pull_published(self, where: str, digest: str, folder: Path, public_key: Path) -> Path:
         """Write a published adapter into a folder, with its card and signature, both digest and signature checked."""
-        with arriving(folder) as temporary:
+        with arriving(folder, digest) as temporary:
             self._fetch(f"{where}/", digest, temporary, public_key)
         return folder
 

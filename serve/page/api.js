@@ -1,5 +1,7 @@
 // What the page asks of the service: JSON in and out, the token from this tab, problems as errors with their detail.
 
+import { decode, encode } from "./json.js";
+
 const TOKEN = "oral_token";
 
 export class Problem extends Error {
@@ -20,7 +22,7 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
   if (body !== undefined) sent["content-type"] = "application/json";
   let answer;
   try {
-    answer = await fetch(path, { method, headers: sent, body: body && JSON.stringify(body), signal });
+    answer = await fetch(path, { method, headers: sent, body: body && encode(body), signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, "The service does not answer. It may be starting, or the connection is gone.");
@@ -29,7 +31,7 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
   return answer;
 }
 
-export const read = async (path, options) => (await call(path, options)).json();
+export const read = async (path, options) => decode(await (await call(path, options)).text());
 
 async function problemOf(answer) {
   const wait = Number(answer.headers.get("retry-after"));
@@ -53,7 +55,7 @@ export async function generate(request, signal, tell) {
   for (let attempt = 1; ; attempt++) {
     try {
       const answer = await call("/v1/adapters", { method: "POST", body: request, headers, signal });
-      const made = await answer.json();
+      const made = decode(await answer.text());
       if (answer.status === 202) return { adapter: await finished(made, signal, tell), stored: false };
       return { adapter: made, stored: (answer.headers.get("cache-status") ?? "").includes("hit") };
     } catch (error) {

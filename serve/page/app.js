@@ -116,7 +116,7 @@ async function submit(event) {
   if (running) return;
   const base = known.bases.find((item) => item.id === $("base").value);
   const kind = base?.lora[$("kind").value] ?? {};
-  const request = { prompt: $("prompt").value, base: $("base").value, seed: Number($("seed").value), ...kind };
+  const request = { prompt: $("prompt").value, base: $("base").value, seed: BigInt($("seed").value), ...kind };
   if (Number($("strength").value) !== 1) request.strength = Number($("strength").value);
   running = new AbortController();
   const started = performance.now();
@@ -143,6 +143,14 @@ async function submit(event) {
   }
 }
 
+const MAX_SEED = 2n ** 63n - 1n;
+
+function checkSeed() {
+  const text = $("seed").value.trim();
+  const good = /^[0-9]{1,19}$/.test(text) && BigInt(text) <= MAX_SEED;
+  $("seed").setCustomValidity(good ? "" : `The seed is a whole number from 0 to ${MAX_SEED}.`);
+}
+
 function busy(is) {
   $("generate").disabled = is;
   $("cancel").hidden = $("progress").hidden = !is;
@@ -161,6 +169,7 @@ $("prompt").addEventListener("keydown", (event) => {
 });
 $("cancel").addEventListener("click", () => running?.abort());
 $("base").addEventListener("change", showKinds);
+for (const event of ["input", "change"]) $("seed").addEventListener(event, checkSeed);
 $("strength").addEventListener("input", () => ($("strength-value").textContent = Number($("strength").value).toFixed(2)));
 $("token-open").addEventListener("click", openToken);
 $("token-dialog").addEventListener("close", () => {

@@ -103,8 +103,10 @@ function heatMap(report) {
 
 function neighbours(report) {
   const text = "Nearest known adapters";
+  const skipped = (report?.skipped ?? []).map((left) =>
+    h("p", { class: "hint skipped" }, `Not compared: ${left.id ? short(left.id) : `run ${short(left.run)}`}. ${left.reason}`));
   if (!report?.nearest.length) {
-    return section(text, h("p", { class: "empty" }, "The store has no corpus adapter of this shape to compare with."));
+    return section(text, h("p", { class: "empty" }, "The store has no other corpus adapter of this shape to compare with."), skipped);
   }
   const items = report.nearest.map((near) =>
     h("li", {},
@@ -112,7 +114,7 @@ function neighbours(report) {
       h("span", { class: "hint" }, near.base),
       h("span", { class: "score" }, near.distance.toFixed(2))));
   return section(text, h("ol", { class: "near" }, items),
-    h("p", { class: "hint" }, "Relative distance of ΔW: 0 is a copy, about 1.4 is unrelated."));
+    h("p", { class: "hint" }, "Relative distance of ΔW: 0 is equal, about 1.4 is unrelated."), skipped);
 }
 
 function provenance(adapter) {
