@@ -9,6 +9,7 @@ from oral_ray.objects import Objects, in_parallel
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.generators import read_metrics, verify_generator
 from oral_ray.store.releases import ReleaseStore
+from oral_ray.store.tasks import damaged_tasks
 
 
 def find_faults(objects: Objects, published: str = "published", public_key: Path | None = None) -> Iterator[str]:
@@ -31,6 +32,7 @@ def find_faults(objects: Objects, published: str = "published", public_key: Path
     yield from filter(None, in_parallel(objects, lambda digest: _fault(lambda: store.check(digest)), digests))
     whole = {name for name, files in folders.items() if CONFIG in files}
     yield from _releases(objects, store, published, whole, public_key)
+    yield from damaged_tasks(objects)
     for recipe in sorted({info.key.split("/")[1] for info in objects.list("generators/")}):
         for ask in (verify_generator, read_metrics):
             if fault := _fault(lambda ask=ask, recipe=recipe: ask(objects, recipe)):
