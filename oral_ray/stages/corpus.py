@@ -20,10 +20,10 @@ from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, 
 from oral_ray.errors import ArtifactError, ConfigError
 from oral_ray.objects import Objects, in_parallel, open_objects
 from oral_ray.stages import bases as bases_stage
-from oral_ray.stages.own_tasks import check_answers, task_of
+from oral_ray.stages.own_tasks import check_answers, subject_of, task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
-from oral_ray.tasks import Task, expand, subject
+from oral_ray.tasks import Task, expand
 
 RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
 # Of CorpusConfig; the rest says how a run is made.
@@ -88,8 +88,8 @@ def check_start(config: Config, found: dict[str, BaseRecord]) -> None:
 
 def _unseen_among(config: Config, trained: Sequence[str]) -> tuple[str, str] | None:
     """The first of `tasks.unseen` that has the examples of one of these tasks, and that one."""
-    known = {subject(task_id): task_id for task_id in trained}
-    pairs = ((task_id, known.get(subject(task_id))) for task_id in expand(config.tasks.unseen))
+    known = {subject_of(config, task_id): task_id for task_id in trained}
+    pairs = ((task_id, known.get(subject_of(config, task_id))) for task_id in expand(config.tasks.unseen))
     return next(((task_id, found) for task_id, found in pairs if found), None)
 
 

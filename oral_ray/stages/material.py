@@ -20,10 +20,10 @@ from oral_ray.generator.spec import FunctionalItem
 from oral_ray.generator.training import FunctionalDraw
 from oral_ray.objects import Objects
 from oral_ray.stages import corpus
-from oral_ray.stages.own_tasks import task_of
+from oral_ray.stages.own_tasks import subject_of, task_of
 from oral_ray.store.bases import stored_probes
 from oral_ray.store.shards import ShardManifest, read_stats
-from oral_ray.tasks import expand, subject
+from oral_ray.tasks import expand
 
 
 def further_tasks(config: Config) -> list[str]:
@@ -33,9 +33,9 @@ def further_tasks(config: Config) -> list[str]:
     """
     if not config.training.functional.steps:
         return []
-    unseen = {subject(task_id) for task_id in expand(config.tasks.unseen)}
+    unseen = {subject_of(config, task_id) for task_id in expand(config.tasks.unseen)}
     further = [task_id for task_id in expand(config.tasks.further) if task_id not in config.tasks.ids]
-    return [task_id for task_id in further if subject(task_id) not in unseen]
+    return [task_id for task_id in further if subject_of(config, task_id) not in unseen]
 
 
 def training_prompts(config: Config, task_id: str) -> tuple[str, ...]:

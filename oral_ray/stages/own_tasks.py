@@ -12,13 +12,13 @@ from pathlib import Path
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.tokenizer import load_tokenizer
 from oral_ray.cluster import in_submitted_job
-from oral_ray.config import Config, StoreConfig, canonical_json
+from oral_ray.config import Config, StoreConfig, canonical_json, fingerprint
 from oral_ray.errors import ConditionError, TaskError
 from oral_ray.generator.condition import check_prompt
 from oral_ray.modalities import modality_of
 from oral_ray.objects import open_objects
 from oral_ray.store.tasks import get_task, put_task
-from oral_ray.tasks import Task, expand, is_shipped, load_task, read_folder, split_variant
+from oral_ray.tasks import Task, expand, is_shipped, load_task, read_folder, split_variant, subject
 from oral_ray.tasks.folder import SOURCE
 
 _LISTS = ("ids", "further", "unseen")
@@ -55,6 +55,17 @@ def enter_tasks(config: Config, keep: bool = True) -> Config:
     for task_id in before:
         task_of(entered, task_id)  # refused here rather than by a worker
     return entered
+
+
+def subject_of(config: Config, task_id: str) -> str:
+    """What a task is about: of one's own its examples, so that a copy of a folder is no other task; else `subject`."""
+    bare = split_variant(task_id)[1]
+    if bare not in config.tasks.folders:
+        return subject(task_id)
+    task = task_of(config, bare)
+    return fingerprint(
+        *(sorted([e.text, e.label] for e in split) for split in (task.train, task.validation, task.test))
+    )
 
 
 def check_answers(config: Config, asked: Iterable[tuple[str, Sequence[BaseRecord]]]) -> None:
@@ -131,5 +142,5 @@ def _entered(store: StoreConfig, folders: dict[str, str], task_id: str) -> Task:
 
 
 @lru_cache(maxsize=64)
-def _stored(store: str, task_id: str, fingerprint: str) -> Task:
-    return get_task(open_objects(StoreConfig.model_validate_json(store)), task_id, fingerprint)
+def _stored(store: str, task_id: str, content: str) -> Task:
+    return get_task(open_objects(StoreConfig.model_validate_json(store)), task_id, content)

@@ -14,6 +14,7 @@ from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.generators import read_metrics, verify_generator
 from oral_ray.store.records import Records
 from oral_ray.store.releases import Release, ReleaseKey, parse_key, read_release
+from oral_ray.store.tasks import damaged_tasks
 
 # What makes again what a record of a kind names: the job does so by itself, where the adapter is asked for.
 _MADE_BY = {
@@ -45,6 +46,7 @@ def find_faults(objects: Objects, published: str = "published", public_key: Path
     whole = {name for name, files in folders.items() if CONFIG in files}
     yield from _records(objects, whole)
     yield from _releases(objects, store, published, whole, public_key)
+    yield from damaged_tasks(objects)
     for recipe in sorted({info.key.split("/")[1] for info in objects.list("generators/")}):
         for ask in (verify_generator, read_metrics):
             if fault := _fault(lambda ask=ask, recipe=recipe: ask(objects, recipe)):

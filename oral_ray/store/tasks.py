@@ -3,12 +3,15 @@
 Content is named by its fingerprint and never changed: another text in the folder is another object beside the first.
 """
 
+from collections.abc import Iterator
+
 from pydantic import ValidationError
 
 from oral_ray.config import canonical_json
-from oral_ray.errors import MissingObjectError, StoreError
+from oral_ray.errors import MissingObjectError, OralError, StoreError
 from oral_ray.objects import Objects
 from oral_ray.tasks import Task
+from oral_ray.tasks.folder import SOURCE
 
 
 def put_task(objects: Objects, task: Task) -> None:
@@ -32,6 +35,16 @@ def get_task(objects: Objects, task_id: str, fingerprint: str) -> Task:
     if task is None or (task.id, task.fingerprint) != (task_id, fingerprint):
         raise StoreError(f"{key} in {objects.uri} is damaged; name the task's folder again, or delete the object")
     return task
+
+
+def damaged_tasks(objects: Objects) -> Iterator[str]:
+    """One sentence for each task that is not what its name says."""
+    for info in objects.list("tasks/"):
+        name, _, file = info.key.removeprefix("tasks/").partition("/")
+        try:
+            get_task(objects, f"{SOURCE}/{name}", file.removesuffix(".json"))
+        except OralError as error:
+            yield str(error)
 
 
 def _key(task_id: str, fingerprint: str) -> str:
