@@ -8,14 +8,14 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from loopback import Answer, Server, problem, serve_artifacts, serving
+from loopback import Answer, Asked, Server, problem, serve_artifacts, serving
 from vllm_interface import Engine, LoRARequest, Registry, install
 
-from oral_ray.adapters.artifact import AdapterArtifact, read_folder
+from oral_ray.adapters.artifact import AdapterArtifact, read_folder, rebased
 from oral_ray.errors import OralError
 from oral_ray.objects import FileObjects
 from oral_ray.plugins.vllm import register, stable_id
-from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.adapters import AdapterStore, Use
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
 Make = Callable[..., AdapterArtifact]
@@ -152,6 +152,79 @@ def test_an_adapter_of_another_base_is_refused_unless_the_base_is_named(
     registry.resolvers.clear()
     register(environment(tmp_path, ORAL_STORE=objects.uri, ORAL_BASE="small-llama"))
     assert resolve(registry, digest, "spam-1", model="org/other-base") != [None, None]
+
+
+def release_for(objects: FileObjects, artifact: AdapterArtifact, base: str, served_name: str) -> tuple[str, str]:
+    """Release an adapter of another base for a base, as the nightly job does; the digests before and after."""
+    moved = rebased(artifact, base, "f", served_name)
+    store = AdapterStore(objects)
+    source, digest = store.put(artifact), store.put(moved)
+    uri = store.publish(digest, "published", base, "spam-1", use=Use(moved.provenance, "spam", "reuse_new"))
+    adapter = ReleasedAdapter(
+        task="spam", arm="reuse_new", adapter_id="spam-1", digest=digest, uri=uri, score=1.0, scores={}
+    )
+    releases = ReleaseStore(objects)
+    releases.append(
+        Release(
+            base=base,
+            base_fingerprint="f",
+            generator="g",
+            name="r",
+            served_name=served_name or base,
+            adapters=(adapter,),
+        )
+    )
+    return source, digest
+
+
+@pytest.mark.parametrize(
+    ("served_name", "model", "setting"),
+    [
+        ("", "/models/t3", {}),
+        ("t3", "t3", {}),
+        ("chat", "chat", {}),
+        ("/models/any/where", "/models/any/where", {}),
+        ("org/t3", "org/t3", {}),
+        ("chat", "/models/snapshot-1", {"ORAL_BASE": "t3,chat"}),
+        ("", "/models/snapshot-1", {"ORAL_BASE": "t3"}),
+    ],
+)
+def test_what_is_released_for_the_served_base_is_taken_whatever_base_it_was_made_for(
+    registry: Registry, objects: FileObjects, make_artifact: Make, tmp_path: Path, served_name: str, model: str,
+    setting: dict[str, str],
+) -> None:  # fmt: skip
+    source, digest = release_for(objects, make_artifact(1), "t3", served_name)
+    register(environment(tmp_path, ORAL_STORE=objects.uri, **setting))
+    by_name, by_digest, of_another_base = resolve(registry, "spam-1", digest, source, model=model)
+    assert by_name is not None and by_digest is not None and of_another_base is None
+    found = read_folder(Path(by_name.lora_path))
+    assert found.digest == digest
+    assert found.config["base_model_name_or_path"] == (served_name or "t3")
+
+
+def test_a_base_that_is_served_under_another_name_is_found_by_the_service_too(
+    registry: Registry, server: Server, make_artifact: Make, tmp_path: Path
+) -> None:
+    artifact = rebased(make_artifact(1), "t3", "f", "chat")
+    serve_artifacts(server, artifact)
+    adapter = {
+        "task": "spam", "arm": "generated", "adapter_id": "spam-1", "digest": artifact.digest, "uri": "", "score": 1.0
+    }  # fmt: skip
+    released = {"base": "t3", "served_name": "chat", "sequence": 1, "adapters": [adapter]}
+    other = server.route
+    assert other is not None
+
+    def route(asked: Asked) -> Answer:
+        if "/v1/releases" in asked.path:
+            return Answer(200, {"items": [] if "base=chat" in asked.path else [released]})
+        if asked.method == "POST" and asked.json["base"] != "t3":
+            return problem(404, "base 'chat' is not in the store")
+        return other(asked)
+
+    server.route = route
+    register(environment(tmp_path, ORAL_URL=server.url))
+    by_name, by_digest, by_prompt = resolve(registry, "spam-1", artifact.digest, "prompt:spam?", model="chat")
+    assert by_name is not None and by_digest is not None and by_prompt is not None
 
 
 def test_without_settings_nothing_is_registered_and_twice_is_once(registry: Registry, tmp_path: Path) -> None:

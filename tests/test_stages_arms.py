@@ -149,6 +149,14 @@ def test_strength_scales_the_change_of_the_weights(objects: FileObjects, tiny_be
         assert ((b @ a) * 0.5 - after[name][1] @ after[name][0]).abs().max() < 1e-6
 
 
+def test_a_scaled_adapter_says_its_strength(objects: FileObjects, tiny_bert):
+    layout, store = layout_of(tiny_bert), AdapterStore(objects)
+    digest = store.put(random_artifact(layout, seed=3))
+    half = arms._stronger(store, digest, layout, 0.5)
+    assert store.get(half).provenance == store.get(digest).provenance.model_copy(update={"strength": 0.5})
+    assert store.get(arms._stronger(store, half, layout, 0.5)).provenance.strength == 0.25
+
+
 def test_refinement_starts_from_the_arm_it_is_named_after(objects: FileObjects, monkeypatch: pytest.MonkeyPatch):
     plans: list[static.StaticRun] = []
 

@@ -7,10 +7,14 @@ import pytest
 import torch
 from nightly_fixtures import copied, published, tiny_config
 
+from oral_ray.adapters.artifact import read_folder
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError
+from oral_ray.objects import FileObjects
 from oral_ray.stages import cells, gate, regenerate, static
 from oral_ray.stages.gate import Item, Outcome
+from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.fsck import find_faults
 from oral_ray.tasks import Task
 
 TASK = "wordnet/matter"
@@ -45,7 +49,9 @@ def test_a_planted_bad_generated_adapter_is_not_published_but_reuse_is(due, plan
     plant(base=5, generated=4, reuse_new=12, reuse_old=11)
     outcome, adapter = gate.regenerate_item(config, item)
     assert adapter is not None
-    assert (adapter.arm, adapter.digest) == ("reuse_new", item.reuse["reuse_new"])
+    provenance = AdapterStore(FileObjects(store)).get(adapter.digest).provenance
+    source = item.reuse["reuse_new"]
+    assert (adapter.arm, provenance.source or adapter.digest) == ("reuse_new", source)
     assert published(store) == {f"{item.base.id}/{adapter.adapter_id}"}
     assert outcome.scores == {"base": 0.25, "generated": 0.2, "reuse_new": 0.6, "reuse_old": 0.55}
 
@@ -176,3 +182,103 @@ def test_no_test_data_is_read(due, monkeypatch: pytest.MonkeyPatch):
     outcome = gate._decide(config, item)
     assert set(outcome.scores) == {"base", "generated", "reuse_new", "reuse_old"}
     assert set(asked) == {"validation"}
+
+
+@pytest.mark.parametrize("served_name", ["", "chat", "/models/any/where"])
+@pytest.mark.parametrize("arm", ["generated", "joint", "reuse_new", "reuse_old"])
+def test_whatever_wins_names_the_base_that_it_is_released_for_as_it_is_served(due, plant, arm: str, served_name: str):
+    store, config, item = due
+    regenerate_ = config.regenerate.model_copy(
+        update={"served_names": {item.base.id: served_name} if served_name else {}}
+    )
+    config = config.model_copy(update={"regenerate": regenerate_})
+    adapters = AdapterStore(FileObjects(store))
+    if arm == "joint":
+        item = item.model_copy(update={"reuse": {**item.reuse, "joint": item.reuse["reuse_old"]}})
+    plant(**{"base": 5, "generated": 6, "joint": 6, "reuse_new": 6, "reuse_old": 6, arm: 12})
+    outcome, adapter = gate.regenerate_item(config, item)
+    assert adapter is not None and adapter.arm == arm
+    wanted = served_name or item.base.id
+    folder = store / "published" / item.base.id / adapter.adapter_id
+    published_ = read_folder(folder)
+    assert published_.digest == adapter.digest == adapters.get(adapter.digest).digest
+    assert published_.config["base_model_name_or_path"] == wanted
+    said = published_.provenance
+    assert (said.base, said.base_fingerprint, said.served_name) == (item.base.id, item.base.fingerprint, served_name)
+    made = adapters.get(outcome.digest)
+    assert all(torch.equal(published_.tensors[name], made.tensors[name]) for name in made.tensors)
+    if said.source:
+        assert (said.source, said.source_base) == (outcome.digest, made.provenance.base)
+    else:
+        assert adapter.digest == outcome.digest, "nothing changes where it was made for this base"
+    card = (folder / "README.md").read_text()
+    assert wanted in card.splitlines()[2] and f"- task: {TASK}\n- released as: {arm}\n" in card
+    assert list(find_faults(FileObjects(store))) == []
+
+
+@pytest.mark.parametrize("damage", ["delete", "damage"])
+def test_a_generated_candidate_that_is_lost_is_generated_again(due, plant, damage: str):
+    store, config, item = due
+    plant(base=5, generated=9, reuse_new=7, reuse_old=7)
+    first, adapter = gate.regenerate_item(config, item)
+    assert adapter is not None
+    spoil(store / "adapters" / first.digest, damage)
+    assert gate.regenerate_item(config, item) == (first, adapter)
+    assert AdapterStore(FileObjects(store)).is_whole(first.digest)
+    spoil(store / "adapters" / first.digest, damage)
+    assert gate._decide(config, item) == first, "and so it is before the decision"
+
+
+def test_a_reuse_candidate_that_is_damaged_is_refused_and_blocks_no_other(due, plant):
+    store, config, item = due
+    plant(base=5, generated=7, reuse_new=9, reuse_old=6)
+    first, _ = gate.regenerate_item(config, item)
+    assert first.decision.arm == "reuse_new"
+    spoil(store / "adapters" / first.digest, "damage")
+    if item.reuse["reuse_new"] == item.reuse["reuse_old"]:
+        item = item.model_copy(update={"reuse": {"reuse_new": first.digest}})
+        gate.regenerate_item(config, item)
+    outcome, adapter = gate.regenerate_item(config, item)
+    assert adapter is not None and outcome.decision.arm == "generated"
+    assert "it was changed or damaged; delete that folder" in outcome.refused["reuse_new"]
+
+
+def test_a_deleted_adapter_of_the_corpus_is_trained_again(due):
+    store, config, item = due
+    [folder, *_] = [store / "adapters" / digest for digest in item.reuse.values()]
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    spoil(folder, "delete")
+    assert any("records/corpus/" in fault and folder.name in fault for fault in find_faults(FileObjects(store)))
+    regenerate._items(config, config, item.recipe, regenerate.survey(config, item.recipe))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert list(find_faults(FileObjects(store))) == []
+
+
+def test_an_adapter_that_another_use_made_first_says_how_it_was_made_and_is_released_for_its_task(due, plant):
+    store, config, item = due
+    [request] = gate._requests(config, item)
+    wrong = request.model_copy(update={"arm": "wrong_prompt", "task": "wordnet/mind"})
+    [first] = cells.generate_here(config, [wrong], {item.base.id: item.base})
+    folder = store / "adapters" / first
+    said = (folder / "provenance.json").read_bytes()
+    plant(base=5, generated=9, reuse_new=7, reuse_old=7)
+    outcome, adapter = gate.regenerate_item(config, item)
+    assert adapter is not None and outcome.digest == first
+    assert (adapter.task, adapter.arm) == (TASK, "generated")
+    assert (folder / "provenance.json").read_bytes() == said
+    provenance = AdapterStore(FileObjects(store)).get(first).provenance
+    assert (provenance.origin, provenance.task, provenance.prompt) == ("generated", "", request.prompt)
+    spoil(folder, "delete")
+    cells.generate_here(config, [request], {item.base.id: item.base})
+    assert (folder / "provenance.json").read_bytes() == said, "whoever is first writes the same"
+    assert f"- task: {TASK}\n" in (store / "published" / item.base.id / adapter.adapter_id / "README.md").read_text()
+
+
+def spoil(folder: Path, how: str) -> None:
+    """Delete an adapter, or change a byte of its weights."""
+    for path in list(folder.iterdir()):
+        data = bytearray(path.read_bytes())
+        path.unlink()  # files of the store may be linked to those of another one
+        if how == "damage":
+            data[-10] ^= path.name.endswith(".safetensors")
+            path.write_bytes(data)

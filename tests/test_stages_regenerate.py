@@ -99,6 +99,69 @@ def test_a_pattern_that_no_landed_base_matches_is_named(nightly: tuple[Path, Con
     assert regenerate.survey(settings, recipe, only=["v9"]).skipped == []  # an event names the bases it is about
 
 
+def test_two_configurations_over_one_store_do_not_undo_each_other(nightly: tuple[Path, Config]):
+    store, config = nightly
+    regenerate.run(config)
+    other = config.model_copy(update={"name": "other"})
+    assert {item.action for item in regenerate.run(other).plan} == {"generate"}
+    before = state(store)
+    for settings in (config, other):
+        assert {item.reason for item in regenerate.run(settings).plan} == {"already released"}
+    assert state(store) == before
+    releases = ReleaseStore(FileObjects(store))
+    assert {name: releases.sequence("v9", name) for name in releases.names("v9")} == {"other": [1], "tiny": [1]}
+
+
+def test_a_base_that_is_served_under_another_name_is_released_again_under_it(nightly: tuple[Path, Config]):
+    store, config = nightly
+    regenerate.run(config)
+    names = config.regenerate.model_copy(update={"served_names": {"v9": "chat", "v-typo": "x"}})
+    summary = regenerate.run(config.model_copy(update={"regenerate": names}))
+    assert {item.base for item in summary.plan if item.action == "generate"} == {"v9"}
+    assert [(item.id, item.reason) for item in summary.skipped_bases] == [
+        ("v-typo", "nothing under bases/ has such a name; see regenerate.served_names")
+    ]
+    releases = ReleaseStore(FileObjects(store))
+    assert releases.sequence("v9", "tiny") == [1, 2]
+    latest = releases.latest("v9", "tiny")
+    assert latest is not None and latest.served_name == "chat" and len(latest.adapters) == 2
+    for released in latest.adapters:
+        assert (
+            json.loads((store / released.uri / "adapter_config.json").read_text())["base_model_name_or_path"] == "chat"
+        )
+    assert list(find_faults(FileObjects(store))) == []
+
+
+@pytest.mark.parametrize("lost", ["runs/", "releases"])
+def test_the_summary_of_a_run_outlives_a_store_that_fails_at_its_end(
+    nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch, lost: str
+):
+    _, config = nightly
+    real_put, real_latest, asked = FileObjects.put, regenerate.latest_of, []
+
+    def put(self: FileObjects, key: str, data: bytes) -> None:
+        if key.startswith(lost):
+            raise StoreError("403 ExpiredToken")
+        real_put(self, key, data)
+
+    def latest(objects: FileObjects, name: str):
+        asked.append(name)
+        if lost == "releases" and len(asked) > 1:
+            raise StoreError("403 ExpiredToken")
+        return real_latest(objects, name)
+
+    monkeypatch.setattr(FileObjects, "put", put)
+    monkeypatch.setattr(regenerate, "latest_of", latest)
+    summary = regenerate.run(config)
+    said = {
+        "runs/": "this summary is not kept in the store: 403 ExpiredToken",
+        "releases": "what is released cannot be read (403 ExpiredToken); see oral-ray list",
+    }
+    assert summary.failed == (FailedItem(base="*", task="*", reason=said[lost]),)
+    assert len(summary.outcomes) == 4
+    assert len(summary.published) == (4 if lost == "runs/" else 0)
+
+
 def test_what_another_code_decides_again_changes_no_release(
     nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
 ):

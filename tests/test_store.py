@@ -5,14 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from oral_ray.adapters.artifact import AdapterArtifact, read_folder
+from oral_ray.adapters.artifact import AdapterArtifact, read_folder, rebased
 from oral_ray.bases.catalog import describe_base
 from oral_ray.config import ConditionConfig
 from oral_ray.errors import ArtifactError, BaseModelError, OralError, ReleaseError, StoreError
 from oral_ray.objects import FileObjects
-from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.adapters import AdapterStore, Use
 from oral_ray.store.bases import BaseShelf, stored_probes
+from oral_ray.store.fsck import find_faults
 from oral_ray.store.records import Records
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
@@ -297,3 +299,63 @@ def test_damaged_probes_are_computed_again(objects: FileObjects, tiny_bert: Path
 
 def snapshot(objects: FileObjects) -> dict[str, bytes]:
     return {info.key: objects.get(info.key) for info in objects.list()}
+
+
+def test_a_damaged_adapter_is_replaced_when_it_is_stored_again(objects: FileObjects, make_artifact: MakeArtifact):
+    store, artifact = AdapterStore(objects), make_artifact(seed=1)
+    digest = store.put(artifact)
+    for name in ("adapter_model.safetensors", "provenance.json", "adapter_config.json"):
+        key = f"adapters/{digest}/{name}"
+        whole = objects.get(key)
+        for damage in (lambda key=key: objects.put(key, b"{"), lambda key=key: objects.delete(key)):
+            damage()
+            assert not store.is_whole(digest)
+            assert store.put(artifact) == digest
+            assert store.is_whole(digest) and objects.get(key) == whole
+
+
+def test_a_record_whose_work_is_lost_is_replaced_and_no_other(objects: FileObjects):
+    records = Records(objects)
+    records.commit("corpus", "f", {"a": 1})
+    assert records.commit("corpus", "f", {"a": 2}, holds=lambda kept: kept["a"] == 1) == {"a": 1}
+    assert records.commit("corpus", "f", {"a": 2}, holds=lambda kept: kept["a"] != 1) == {"a": 2}
+    assert records.get("corpus", "f") == {"a": 2}
+
+
+def test_what_is_released_for_another_base_names_that_base_and_says_what_it_was_made_from(
+    objects: FileObjects, make_artifact: MakeArtifact
+):
+    made = make_artifact(seed=1, task="spam")
+    assert rebased(made, "small-llama", "f") is made, "nothing changes"
+    moved = rebased(made, "t3", "f3", "/models/chat")
+    assert moved.config["base_model_name_or_path"] == "/models/chat" and moved.digest != made.digest
+    assert all(torch.equal(moved.tensors[name], made.tensors[name]) for name in made.tensors)
+    said = moved.provenance
+    assert (said.base, said.base_fingerprint, said.served_name) == ("t3", "f3", "/models/chat")
+    assert (said.source, said.source_base, said.source_base_fingerprint) == (made.digest, "small-llama", "f")
+    assert (said.origin, said.task) == ("trained", "spam")
+    again = rebased(made, "small-llama", "f2")
+    assert again.digest == made.digest and again.provenance.base_fingerprint == "f2", "another upload of the same base"
+    store = AdapterStore(objects)
+    store.publish(store.put(moved), "published", "t3", "mail-1", use=Use(said, "mail", "reuse_new"))
+    card = objects.get("published/t3/mail-1/README.md").decode()
+    assert 'base_model: "/models/chat"\n' in card and "- task: mail\n- released as: reuse_new\n" in card
+    assert "(`trained`, made for `small-llama` (fingerprint `f`)) for base `/models/chat` (fingerprint `f3`)" in card
+    assert store.published_for("published/t3/mail-1") == said and store.published_for("published/t3/other") is None
+
+
+def test_fsck_says_which_record_names_what_is_not_there_and_what_makes_it_again(objects: FileObjects):
+    for kind, record in {
+        "corpus": {"digests": ["c" * 64]}, "gate": {"digest": "d" * 64}, "scores": {"digest": "e" * 64},
+        "static": {"digest": "f" * 64}, "generated": {"digest": "a" * 64},
+    }.items():  # fmt: skip
+        Records(objects).commit(kind, "x", record)
+    Records(objects).commit("gate", "nothing-won", {"digest": ""})
+    objects.put("records/corpus/bad.json", b"{")
+    faults = list(find_faults(objects))
+    assert [fault.partition(",")[0] for fault in faults] == [
+        "record 'records/corpus/bad.json' is damaged; delete it to do the work again",
+        f"records/corpus/x.json names adapter {'c' * 64}", f"records/gate/x.json names adapter {'d' * 64}",
+        f"records/generated/x.json names adapter {'a' * 64}", f"records/static/x.json names adapter {'f' * 64}",
+    ]  # fmt: skip
+    assert "jobs/corpus.py trains it again" in faults[1]

@@ -93,7 +93,13 @@ class ServiceSource:
 
     def digest_of(self, base: str, name: str) -> str | None:
         if name.startswith(PROMPT):
-            return self._client.generate(name.removeprefix(PROMPT), base).id
+            try:
+                return self._client.generate(name.removeprefix(PROMPT), base).id
+            except ServiceError as error:
+                if error.status != 404:
+                    raise
+                logger.warning("%s", error)  # the service has no such base
+                return None
         released = (adapter for release in self._client.releases(base) for adapter in release.adapters)
         return next((adapter.digest for adapter in released if adapter.adapter_id == name), None)
 
@@ -142,18 +148,15 @@ class OralResolver:
 
     def _digest_of(self, base_model_name: str, lora_name: str) -> str | None:
         """What a published name or a prompt stands for, on the base that is served."""
-        for base in self._bases(base_model_name, look_first=lora_name.startswith(PROMPT)):
+        for base in self._bases(base_model_name):
             if re.fullmatch(IDENTIFIER, base) and (digest := self._source.digest_of(base, lora_name)) is not None:
                 return digest
         return None
 
-    def _bases(self, base_model_name: str, look_first: bool) -> Iterator[str]:
-        """Ids that the served base may have. Which base is released under its name is a question to the source: a prompt
-        asks it first, since the service refuses a base that it does not know."""
+    def _bases(self, base_model_name: str) -> Iterator[str]:
+        """Ids that the served base may have, the likely one first."""
         if self._names:
             yield self._names[0]
-        elif look_first:
-            yield from self._source.served_as(base_model_name) or [_last_part(base_model_name)]
         else:
             yield _last_part(base_model_name)
             yield from self._source.served_as(base_model_name)
