@@ -88,7 +88,7 @@ def spoil_tensors(rng: random.Random, folder: Path) -> str:
 def spoil_bytes(rng: random.Random, folder: Path) -> str:
     path, how = folder / rng.choice([CONFIG, WEIGHTS]), rng.choice(["truncate", "flip", "insert"])
     data = bytearray(path.read_bytes())
-    at = rng.randrange(len(data) if rng.random() < 0.5 else 600)  # half of them in the header
+    at = rng.randrange(len(data) if rng.random() < 0.5 else min(600, len(data)))  # half of them in the header
     if how == "truncate":
         del data[at:]
     elif how == "flip":
