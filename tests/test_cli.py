@@ -66,7 +66,7 @@ REFUSED = {
     "base of a garbled tokenizer": (["verify", "adapter", "--base=garbled"], ["transformers cannot load", "garbled"]),
     "package without a name": (["inspect", "pypi:"], ["package '' is not installed"]),
     "adapter of another method": (["score", "ia3", "--base=store/bases/v1", "--task=wordnet/mind"], ["no plain LoRA"]),
-    "adapter with biases": (["verify", "biased", "--base=store/bases/v1"], ["no plain LoRA", "bias"]),
+    "adapter with biases": (["verify", "biased", "--base=store/bases/v1"], ["has bias: 'zz'", "'lora_only'"]),
     "adapter that peft refuses": (["verify", "odd", "--base=store/bases/v1"], ["peft refuses odd", "'FOO'"]),
     "unknown task": (["score", "adapter", "--base=store/bases/v1", "--task=no/task"], ["'no/task'", "wordnet/matter"]),
     "no examples": (["score", "adapter", "--base=store/bases/v1", "--task=wordnet/mind", "--limit=0"], ["limit", "0"]),

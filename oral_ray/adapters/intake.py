@@ -70,10 +70,10 @@ def take(base: LoadedBase, artifact: AdapterArtifact, name: str = "") -> Adapter
 
 def take_in(base: LoadedBase, artifact: AdapterArtifact, name: str = "") -> Intake:
     """`take`, with what a comparison with peft needs."""
-    name = name or artifact.digest[:12]
     if _is_plain(artifact):
         artifact.check(_layout(base, artifact))
         return Intake(artifact, artifact.tensors, is_renamed=False)
+    name = name or artifact.digest[:12]
     settings = read_settings(artifact.config, name)
     modules = [path for path, _ in base.model.named_modules() if path]
     adapted = adapted_modules(base.model, settings, name, base.record.id)

@@ -8,6 +8,7 @@ peft known here writes, with a value that is not empty, may change what the adap
     settings.r, settings.lora_alpha, settings.target_modules
 """
 
+import difflib
 import math
 import re
 from collections.abc import Iterator
@@ -59,10 +60,10 @@ class LoraFileSettings(BaseModel):
     exclude_modules: StrictStr | list[StrictStr] | None = None
     layers_to_transform: StrictInt | list[StrictInt] | None = None
     layers_pattern: StrictStr | list[StrictStr] | None = None
-    rank_pattern: dict[str, Any] | None = None
-    alpha_pattern: dict[str, Any] | None = None
-    use_rslora: StrictBool = False
-    fan_in_fan_out: StrictBool = False
+    rank_pattern: dict[str, Any] = {}
+    alpha_pattern: dict[str, Any] = {}
+    use_rslora: StrictBool | None = False
+    fan_in_fan_out: StrictBool | None = False
     lora_dropout: float = Field(default=0.0, ge=0, le=1, strict=True)
     task_type: StrictStr | None = None
 
@@ -95,9 +96,11 @@ def read_settings(config: dict[str, Any], name: str) -> LoraFileSettings:
     known = LoraFileSettings.model_fields
     for key, value in config.items():
         if key not in known and key not in _NO_EFFECT and key not in _SPOKEN_OF and value:
+            near = difflib.get_close_matches(key.lower(), [*known, *_NO_EFFECT, *_SPOKEN_OF], 1, 0.85)
+            remedy = f"is {near[0]!r} meant?" if near else "remove the key if it does not, or save it as a plain LoRA"
             raise ArtifactError(
                 f"{where} has {_shown(key)}: {_shown(value)}, which the peft known here does not have and which may "
-                "change what the adapter computes; remove the key if it does not, or save the adapter as a plain LoRA"
+                f"change what the adapter computes; {remedy}"
             )
     try:
         settings = LoraFileSettings(**{key: value for key, value in config.items() if key in known})
@@ -137,8 +140,10 @@ def _beyond_lora(config: dict[str, Any]) -> Iterator[str]:
         if config.get(key):
             yield f"{what} ({key}: {_shown(config[key])}); {remedy}"
     bias = config.get("bias", "none")
-    if bias != "none":
-        yield f"is no plain LoRA: it trains biases of the base (bias: {_shown(bias)}); train it with none, or merge it"
+    if bias in ("all", "lora_only"):
+        yield f"is no plain LoRA: it trains biases of the base (bias: {bias!r}); train it with bias 'none', or merge it"
+    elif bias != "none":
+        yield f"has bias: {_shown(bias)}, and peft knows 'none', 'all' and 'lora_only'; correct it in adapter_config.json"
     init = config.get("init_lora_weights", True)
     if not init or init is True:
         return
@@ -157,16 +162,16 @@ def _beyond_lora(config: dict[str, Any]) -> Iterator[str]:
 
 def _check_patterns(settings: LoraFileSettings, where: str) -> None:
     """Ranks and alphas by pattern are possible values, and every regular expression is one."""
-    for module, r in (settings.rank_pattern or {}).items():
+    for module, r in settings.rank_pattern.items():
         if not isinstance(r, int) or isinstance(r, bool) or r < 1:
             raise ArtifactError(f"{where} says rank {_shown(r)} for {module!r} (rank_pattern); a rank is 1 or more")
-    for module, alpha in (settings.alpha_pattern or {}).items():
+    for module, alpha in settings.alpha_pattern.items():
         if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
             raise ArtifactError(
                 f"{where} says alpha {_shown(alpha)} for {module!r} (alpha_pattern); it must be above 0"
             )
     texts = (settings.target_modules, settings.exclude_modules)
-    patterns = [*(settings.rank_pattern or ()), *(settings.alpha_pattern or ())]
+    patterns = [*settings.rank_pattern, *settings.alpha_pattern]
     patterns += [text for text in texts if isinstance(text, str)]
     layers = settings.layers_pattern or []
     patterns += [layers] if isinstance(layers, str) else layers
@@ -177,9 +182,9 @@ def _check_patterns(settings: LoraFileSettings, where: str) -> None:
             raise ArtifactError(f"{where}: {pattern[:80]!r} is no regular expression: {error}; correct it") from None
 
 
-def _matched(patterns: dict[str, Any] | None, module: str, default: float) -> float:
+def _matched(patterns: dict[str, Any], module: str, default: float) -> float:
     """The value of the first pattern that matches the end of a module's name, as peft matches it."""
-    for pattern, value in (patterns or {}).items():
+    for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
