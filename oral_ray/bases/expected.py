@@ -21,7 +21,6 @@ from typing import Any
 
 from oral_ray.bases.foreign import transformers_reads
 from oral_ray.bases.headers import FLOAT_DTYPES, TensorEntry
-from oral_ray.bases.skeleton import Kind
 from oral_ray.bases.storage import without_quantization
 from oral_ray.errors import BaseModelError
 
@@ -37,7 +36,7 @@ class ExpectedModel:
     """A transformers class, built from one config on the meta device, as the judge of a checkpoint's names."""
 
     model: Any
-    kind: Kind
+    kind: str
 
     @property
     def class_name(self) -> str:
@@ -221,7 +220,7 @@ class ExpectedModel:
         return len(found & self.shapes.keys()) > len(found) // 2
 
 
-def expected_model(config: Mapping[str, Any], kind: Kind, tensors: Iterable[str], where: str) -> ExpectedModel | None:
+def expected_model(config: Mapping[str, Any], kind: str, tensors: Iterable[str], where: str) -> ExpectedModel | None:
     """The class that is loaded for a config; None where nothing here loads models of this kind.
 
     Raises BaseModelError where config.json contradicts itself or transformers refuses it.
@@ -239,7 +238,7 @@ def has_pooler(names: Iterable[str]) -> bool:
     return any(re.search(r"(^|\.)pooler\.", name) for name in names)
 
 
-def build_options(kind: Kind, config: Any, with_pooler: bool) -> dict[str, Any]:
+def build_options(kind: str, config: Any, with_pooler: bool) -> dict[str, Any]:
     """What the class of a transformers config is told, so that it has no pooler where there are no weights for one."""
     import inspect
 
@@ -280,7 +279,7 @@ def _check_named(config: Mapping[str, Any], where: str) -> None:
 
 
 @lru_cache(maxsize=32)
-def _expected_model(config_text: str, kind: Kind, with_pooler: bool) -> ExpectedModel | None:
+def _expected_model(config_text: str, kind: str, with_pooler: bool) -> ExpectedModel | None:
     import torch
     import transformers
     from transformers import AutoConfig

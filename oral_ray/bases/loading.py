@@ -26,6 +26,7 @@ from oral_ray.bases.sources import SourceFolder, local_path, put_folder
 from oral_ray.bases.storage import check_plain, without_quantization
 from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
+from oral_ray.modalities import Modality, modality_of
 from oral_ray.objects import FileObjects, Objects
 from oral_ray.packages import cache_folder
 
@@ -71,13 +72,12 @@ def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
     Raises BaseModelError where the folder holds anything but one whole checkpoint in plain floats with its tokenizer, or
     where transformers refuses the files.
     """
-    if kind not in ("encoder", "causal"):
-        raise BaseModelError(f"{folder} is of kind {kind!r}; it has layouts, but nothing here trains or scores on it")
+    modality = modality_of(kind)
     checkpoint = read_checkpoint(SourceFolder(folder))
     check_plain(checkpoint.config, checkpoint.tensors, str(folder))
     check_tokenizer(checkpoint.files, str(folder))
     with _only(folder, checkpoint) as view:
-        model = _load_model(view, checkpoint, kind, str(folder))
+        model = _load_model(view, checkpoint, modality, str(folder))
         tokenizer = _load_tokenizer(view, model, str(folder))
     return model.eval().requires_grad_(False), tokenizer
 
@@ -99,33 +99,31 @@ def import_base(source: str, objects: Objects, prefix: str) -> None:
         put_folder(folder, objects, prefix)
 
 
-def _load_model(view: Path, checkpoint: Checkpoint, kind: str, where: str) -> Any:
+def _load_model(view: Path, checkpoint: Checkpoint, modality: Modality, where: str) -> Any:
     """The model in a folder, with exactly the weights that lie there, in memory of its own."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    import transformers
+    from transformers import AutoConfig
 
-    auto = AutoModelForCausalLM if kind == "causal" else AutoModel
+    auto = getattr(transformers, modality.auto_class)
     with transformers_reads(f"the base model at {where}"):
         config = AutoConfig.from_pretrained(str(view), local_files_only=True, trust_remote_code=False)
         model, report = auto.from_pretrained(
             str(view), config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False,
             dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
-            **build_options(kind, config, has_pooler(checkpoint.tensors)),
+            **build_options(modality.name, config, has_pooler(checkpoint.tensors)),
         )  # fmt: skip
-    _check_report(model, kind, report, checkpoint, where)
+    _check_report(ExpectedModel(model, modality.name), report, checkpoint, where)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
-        value.data = (
-            value.data.clone()
-        )  # float32 weights are the mapped file itself: who writes to it would change them
-        if (
-            value.is_floating_point() and not torch.isfinite(value).all()
-        ):  # the catalog reads samples of the weights only
+        # float32 weights are the mapped file itself: who writes to it would change them
+        value.data = value.data.clone()
+        # the catalog reads samples of the weights only
+        if value.is_floating_point() and not torch.isfinite(value).all():
             raise BaseModelError(f"{where}: {name} holds values that are not finite; do not use this base")
     return model
 
 
-def _check_report(model: Any, kind: str, report: dict[str, Any], checkpoint: Checkpoint, where: str) -> None:
+def _check_report(expected: ExpectedModel, report: dict[str, Any], checkpoint: Checkpoint, where: str) -> None:
     """BaseModelError unless the loader found every tensor in the files, in its shape, and left none of them over."""
-    expected = ExpectedModel(model, "causal" if kind == "causal" else "encoder")
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise BaseModelError(
             f"{where}: {name!r} is {tuple(stored)}, config.json says {tuple(wanted)}; upload the config.json that belongs "
