@@ -214,7 +214,7 @@ def _converted_gguf(path: Path) -> Path:
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
         except ImportError:
             raise BaseModelError(f"reading {path.name} needs the package gguf; run pip install gguf") from None
-    _check_report(loaded, "causal", report, Checkpoint({}, {}, ()), str(path))
+    _check_report(ExpectedModel(loaded, "causal"), report, Checkpoint({}, {}, ()), str(path))
     # save_pretrained refuses a model with a quantization_config, though its weights are plain float32 by now.
     config = type(loaded.config).from_dict(
         {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
