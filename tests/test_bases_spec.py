@@ -68,12 +68,24 @@ def test_the_architecture_digest_is_that_of_the_shapes_and_not_of_the_version(tm
         (LLAMA_8B | {"hidden_size": 32.0}, "gives hidden_size=32.0; "),
         (LLAMA_8B | {"num_attention_heads": 0}, "gives num_attention_heads=0; "),
         (LLAMA_8B | {"text_config": {"head_dim": -1}}, "gives text_config.head_dim=-1; "),
-        (LLAMA_8B | {"num_attention_heads": 7}, "The hidden size (4096) is not a multiple of the number of attention heads"),
-        (LLAMA_8B | {"hidden_act": "cosh"}, "cannot build a llama model from it: KeyError 'cosh'; compare it with the "),
-        (LLAMA_8B | {"intermediate_size": [3]}, "Field 'intermediate_size' expected int, got list (value: [3]); compare"),
+        (
+            LLAMA_8B | {"num_attention_heads": 7},
+            "The hidden size (4096) is not a multiple of the number of attention heads",
+        ),
+        (
+            LLAMA_8B | {"hidden_act": "cosh"},
+            "cannot build a llama model from it: KeyError 'cosh'; compare it with the ",
+        ),
+        (
+            LLAMA_8B | {"intermediate_size": [3]},
+            "Field 'intermediate_size' expected int, got list (value: [3]); compare",
+        ),
         (LLAMA_8B | {"head_dim": 500_000}, "makes model.layers.0.self_attn.q_proj 16000000 x 4096; check its numbers"),
         ({"model_type": "clip_text_model", "num_hidden_layers": None}, "Field 'num_hidden_layers' expected int"),
-        ({"model_type": "novel", "hidden_size": 8}, "does not know model type 'novel'; upgrade transformers to a version"),
+        (
+            {"model_type": "novel", "hidden_size": 8},
+            "does not know model type 'novel'; upgrade transformers to a version",
+        ),
         ({"model_type": "novel", "auto_map": {"AutoConfig": "x.Y"}}, "; its own code (auto_map) is never run; upgrade"),
         ({"model_type": "resnet"}, "config.json describes a resnet without linear modules in layers; nothing to adapt"),
     ],
