@@ -27,7 +27,9 @@ def add_adapter_commands(commands: Any, show: Callable[[str], None]) -> None:
     command.add_argument("base", help="folder, config.json, pypi:DIST/PATH, hf:ORG/NAME or s3://...")
     command.add_argument("--r", type=int, default=8, help="LoRA rank (default 8)")
     command.add_argument("--alpha", type=float, default=16.0, help="LoRA alpha (default 16)")
-    command.add_argument("--targets", default="q,v", help="roles or module names, comma-separated (default q,v)")
+    command.add_argument(
+        "--targets", help="roles or module names, comma-separated (default q,v; qkv where a model fuses them)"
+    )
     command.add_argument("--token-dim", type=int, default=384, help="values in one weight token (default 384)")
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -63,10 +65,14 @@ def _inspect(args: argparse.Namespace, show: Callable[[str], None]) -> None:
     from oral_ray.bases.spec import read_spec
     from oral_ray.config import build_config
 
-    lora = {"r": args.r, "lora_alpha": args.alpha, "target_modules": args.targets.split(",")}
+    lora = {"r": args.r, "lora_alpha": args.alpha, "target_modules": (args.targets or "q,v").split(",")}
     config = build_config({"lora": lora, "tokens": {"token_dim": args.token_dim}})
     with open_source(args.base) as (objects, prefix):
         spec = read_spec(objects, prefix)
+    if not args.targets:
+        roles = {module.role for module in spec.modules}
+        usual = tuple(role for role in ("q", "v", "qkv") if role in roles) or tuple(sorted(roles))
+        config = config.model_copy(update={"lora": config.lora.model_copy(update={"target_modules": usual})})
     layout = AdapterLayout.of(spec, config.lora, config.tokens.token_dim)
     if args.json:
         slots = [slot.model_dump() for slot in layout.slots]

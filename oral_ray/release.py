@@ -86,9 +86,7 @@ def refuse_base(base: BaseRecord, architectures: Collection[str], lora: LoraSett
     if base.spec.digest not in architectures:
         return f"the generator has not seen architecture {base.spec.digest[:12]} ({base.spec.model_type})"
     try:
-        layout = AdapterLayout.of(base.spec, lora, token_dim=base.spec.hidden_size)
+        AdapterLayout.of(base.spec, lora, token_dim=base.spec.hidden_size).check_rank()
     except LayoutError as error:
         return str(error)
-    if lora.r > layout.max_rank:
-        return f"rank r={lora.r} is larger than every target module allows ({layout.max_rank}); lower lora.r"
     return ""

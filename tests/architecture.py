@@ -32,6 +32,7 @@ SOLE_IMPORTERS = {
     "deepspeed": ("oral_ray/generator/zero.py",),
     "boto3": ("oral_ray/objects/s3.py", "oral_ray/bases/events.py", "oral_ray/bench/store.py"),
     "peft": ("oral_ray/adapters/",),
+    "diffusers": ("oral_ray/bases/skeleton.py", "oral_ray/export.py"),
     "matplotlib": ("oral_ray/report/figures.py",),
     "httpx": ("oral_ray/client/client.py",),
     "model_signing": ("oral_ray/store/signing.py",),

@@ -124,3 +124,22 @@ def test_zero_reference_does_not_harm() -> None:
     factors = draw(3, 0)
     fixed = canonical(factors, zero)
     assert all(torch.allclose(product(fixed)[m], product(factors)[m]) for m in factors)
+
+
+@EXAMPLES
+@given(r=st.integers(9, 24), seed=SEEDS, with_reference=st.booleans())
+def test_a_rank_above_the_width_of_a_module_keeps_the_change_in_the_rows_that_it_needs(
+    r: int, seed: int, with_reference: bool
+) -> None:
+    factors = draw(r, seed)  # "n" has 9 outputs, "m" 17 inputs
+    reference = canonical(draw(r, seed + 1)) if with_reference else None
+    fixed = canonical(factors, reference)
+    assert {name: (a.shape, b.shape) for name, (a, b) in fixed.items()} == {
+        name: (a.shape, b.shape) for name, (a, b) in factors.items()
+    }
+    for name, wanted in product(factors).items():
+        assert (product(fixed)[name] - wanted).norm() < 1e-9 * wanted.norm()
+    assert distance(canonical(regauged(factors, seed + 2), reference), fixed) < 1e-5
+    if reference is None:
+        assert not fixed["n"][0][9:].any()
+        assert not fixed["n"][1][:, 9:].any()

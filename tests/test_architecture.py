@@ -10,7 +10,7 @@ from architecture import FLOORS, SOLE_IMPORTERS, edges, read_sources, violations
 ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
     "oral_ray.config", "oral_ray.objects", "oral_ray.release", "oral_ray.cli", "oral_ray.tasks", "oral_ray.bases.spec",
-    "oral_ray.bases.headers", "oral_ray.bases.sources", "oral_ray.adapters.layout",
+    "oral_ray.bases.skeleton", "oral_ray.bases.headers", "oral_ray.bases.sources", "oral_ray.adapters.layout",
 )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_a_field_that_is_only_written_does_not_count_as_read(house: Path):
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_what_plans_and_reads_shapes_imports_no_torch_and_no_ray(module: str):
-    assert loaded_by(f"import {module}") & {"torch", "ray", "transformers", "peft", "boto3"} == set()
+    assert loaded_by(f"import {module}") & {"torch", "ray", "transformers", "diffusers", "peft", "boto3"} == set()
 
 
 def test_an_ingress_starts_without_the_packages_that_only_generators_need():

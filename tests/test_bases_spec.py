@@ -68,7 +68,10 @@ def test_the_architecture_digest_is_that_of_the_shapes_and_not_of_the_version(tm
         (LLAMA_8B | {"hidden_size": 32.0}, "gives hidden_size=32.0; "),
         (LLAMA_8B | {"num_attention_heads": 0}, "gives num_attention_heads=0; "),
         (LLAMA_8B | {"text_config": {"head_dim": -1}}, "gives text_config.head_dim=-1; "),
-        (LLAMA_8B | {"num_attention_heads": 7}, "The hidden size (4096) is not a multiple of the number of attention"),
+        (
+            LLAMA_8B | {"num_attention_heads": 7},
+            "The hidden size (4096) is not a multiple of the number of attention heads",
+        ),
         (
             LLAMA_8B | {"hidden_act": "cosh"},
             "cannot build a llama model from it: KeyError 'cosh'; compare it with the ",

@@ -118,6 +118,13 @@ class AdapterLayout(BaseModel):
         """The largest rank that a change of any of the modules can have; more rows of factors add nothing."""
         return max(min(slot.d_in, slot.d_out) for slot in self.slots)
 
+    def check_rank(self) -> None:
+        """Raise LayoutError where every module is narrower than the rank: nobody should generate such adapters."""
+        if self.lora.r > self.max_rank:
+            raise LayoutError(
+                f"rank r={self.lora.r} is larger than every target module allows ({self.max_rank}); lower lora.r"
+            )
+
     @property
     def num_tokens(self) -> int:
         last = self.slots[-1]

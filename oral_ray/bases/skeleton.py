@@ -127,8 +127,7 @@ def _of_transformers(config: dict[str, Any]) -> Skeleton:
         kind, auto = _kind(config, own_config)
         if type(own_config) not in auto._model_mapping:
             raise BaseModelError(
-                f"{package} has no {auto.__name__} for model type {model_type!r}, which is a part of other models; "
-                "take the folder of a whole model"
+                f"{package} has no {auto.__name__} for model type {model_type!r}; take a base of another type"
             )
         model = _on_meta(lambda: auto.from_config(own_config, trust_remote_code=False))
     if kind == "encoder":

@@ -59,6 +59,15 @@ def adapted(model: nn.Module, targets: Sequence[str] | str, r: int = 4, **option
         wrapped.unload()
 
 
+def named(model: nn.Module, targets: Sequence[str]) -> set[str]:
+    """The modules that peft takes these `target_modules` for."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = LoraConfig(target_modules=list(targets))
+    return {name for name, _ in model.named_modules() if check_target_module_exists(config, name)}
+
+
 def differences(layout: AdapterLayout, model: nn.Module) -> list[str]:
     """One sentence for every tensor that only one of peft and the layout has, or that they have in two shapes."""
     wanted = {slot.key: slot.shape(layout.lora.r) for slot in layout.slots}

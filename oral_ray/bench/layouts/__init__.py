@@ -34,4 +34,6 @@ def layout_of(model: str, targets: str, r: int, token_dim: int) -> AdapterLayout
     wanted = ("q", "v", "qkv") if targets == "q,v" else ("q", "k", "v", "qkv", "o", "gate", "up", "down")
     roles = {module.role for module in spec.modules}
     chosen = tuple(role for role in wanted if role in roles)
-    return AdapterLayout.of(spec, LoraSettings(r=r, lora_alpha=2.0 * r, target_modules=chosen), token_dim)
+    layout = AdapterLayout.of(spec, LoraSettings(r=r, lora_alpha=2.0 * r, target_modules=chosen), token_dim)
+    layout.check_rank()
+    return layout
