@@ -43,7 +43,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="oral-wild-") as name:
         wild, pristine = Path(os.environ["WILD"]), args.work or Path(name) / "pristine"
-        if not (pristine / "store").exists():
+        if not (pristine / "store" / "generators").exists():
             build_store(pristine, wild / "tiny" / "llama")
         store = Path(name) / "store"
         shutil.copytree(pristine / "store", store)
@@ -68,7 +68,7 @@ def build_store(work: Path, llama: Path) -> None:
     versions = []
     for number, seen in enumerate((True, True, False)):
         folder = work / f"llama-{number}"
-        shutil.copytree(llama, folder)
+        shutil.copytree(llama, folder, dirs_exist_ok=True)
         shake(folder, 1e-3 * number, number)
         origin = f'origin = {{ kind = "import", source = "{folder}" }}'
         versions.append(f'[[bases.versions]]\nid = "llama-t{number}"\nseen = {str(seen).lower()}\n{origin}\n')

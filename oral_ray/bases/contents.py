@@ -77,7 +77,8 @@ def _without_weights(names: Sequence[str], top: Sequence[str]) -> str:
             "or scores on it"
         )
     if found := [name for name in _ending(top, (".safetensors",)) if not name.startswith("adapter_model")]:
-        return f"has weights under another name ({_shown(found)}); rename them to {SINGLE}, or add {INDEX} for shards"
+        remedy = f"rename it to {SINGLE}" if len(found) == 1 else f"add the {INDEX} that belongs to them"
+        return f"has weights under another name ({_shown(found)}); {remedy}"
     if found := [name for name in top if name.startswith("adapter_model.")]:
         return f"is an adapter ({found[0]}) with a config.json and no weights of a base; add the base's weights"
     if found := _ending(top, _PICKLE):
