@@ -209,11 +209,12 @@ def _converted_gguf(path: Path) -> Path:
         return cache
     with transformers_reads(f"the GGUF file {path}"):
         try:
-            loaded, report = AutoModelForCausalLM.from_pretrained(
+            answer: Any = AutoModelForCausalLM.from_pretrained(
                 str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True,
                 trust_remote_code=False, output_loading_info=True,
             )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+            loaded, report = answer
         except ImportError:
             raise BaseModelError(f"reading {path.name} needs the package gguf; run pip install gguf") from None
     _check_report(loaded, "causal", report, Checkpoint({}, {}, ()), str(path))
