@@ -63,7 +63,7 @@ REFUSED = {
     "nan adapter": (["verify", "nan", "--base=store/bases/v1"], ["not finite", "train it again"]),
     "other digest": (["verify", "adapter", "--base=store/bases/v1", "--digest=ab"], ["expected ab", "pull it again"]),
     "base without tokenizer": (["verify", "adapter", "--base=wordless"], ["wordless has no tokenizer", "add its files"]),
-    "base of a garbled tokenizer": (["verify", "adapter", "--base=garbled"], ["transformers cannot load", "garbled"]),
+    "base of a garbled tokenizer": (["verify", "adapter", "--base=garbled"], ["transformers cannot read the tokenizer", "garbled"]),
     "package without a name": (["inspect", "pypi:"], ["package '' is not installed"]),
     "adapter of another method": (["score", "ia3", "--base=store/bases/v1", "--task=wordnet/mind"], ["no plain LoRA"]),
     "adapter with biases": (["verify", "biased", "--base=store/bases/v1"], ["has bias: 'zz'", "'lora_only'"]),

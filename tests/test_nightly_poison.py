@@ -115,7 +115,7 @@ CHECKPOINTS: dict[Callable[[Path], None], str] = {
     nan_in_a_target: "query.weight holds values that are not finite",
     nan_elsewhere: "embeddings.position_embeddings.weight holds values that are not finite",
     wrong_shape: "is (32, 16), config.json says (32, 32)",
-    wrong_vocabulary: "transformers cannot load the base model",
+    wrong_vocabulary: "'embeddings.word_embeddings.weight' is (7, 32), config.json says (",
     pickle_only: "pickle files are never read",
     linked_file: "is a link that leaves the store",
     linked_folder: "and no link is followed here; copy it with cp -rL",
@@ -123,7 +123,7 @@ CHECKPOINTS: dict[Callable[[Path], None], str] = {
     surrogate_in_config: "has '\\ud800' in config.json",
     empty: "is empty; put the files of a checkpoint directly below it",
     traversing: "shard '../tiny-t2/model.safetensors' of",
-    garbage_sizes: "config.json lacks or garbles",
+    garbage_sizes: "config.json gives hidden_size='many'; it has to be a whole number",
 }
 
 

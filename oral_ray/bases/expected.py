@@ -13,7 +13,7 @@ import json
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -169,6 +169,7 @@ class ExpectedModel:
         for target, groups in parts.items():
             wanted = most[re.sub(r"\.\d+\.", ".*.", target)]
             for names in groups.values():
+                _check_count(names, target, where)
                 if len(names) < wanted:
                     raise BaseModelError(
                         f"{where} lacks parts of {target!r}: {len(names)} tensors like {names[0]!r} where there must be "
@@ -250,6 +251,18 @@ def build_options(kind: str, config: Any, with_pooler: bool) -> dict[str, Any]:
     model_class = _get_model_class(config, AutoModel._model_mapping)
     takes_it = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     return {"add_pooling_layer": False} if takes_it else {}
+
+
+def _check_count(names: Sequence[str], target: str, where: str) -> None:
+    """BaseModelError unless the parts of a tensor are numbered from 0: the loader puts them together in their order."""
+    numbers = zip(*(re.findall(r"\d+", name) for name in names), strict=False)
+    counts = [sorted(map(int, column)) for column in numbers if len(set(column)) > 1]
+    alike = len({re.sub(r"\d+", "0", name) for name in names}) == 1
+    if len(names) > 1 and not (alike and counts == [list(range(len(names)))]):
+        raise BaseModelError(
+            f"{where}: the parts of {target!r} are not numbered from 0 to {len(names) - 1} ({min(names)!r}, "
+            f"{max(names)!r}); upload the checkpoint as it was published"
+        )
 
 
 def _and_more(names: Collection[str]) -> str:

@@ -207,11 +207,12 @@ def _converted_gguf(path: Path) -> Path:
         return cache
     with transformers_reads(f"the GGUF file {path}"):
         try:
-            loaded, report = AutoModelForCausalLM.from_pretrained(
+            answer: Any = AutoModelForCausalLM.from_pretrained(
                 str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True,
                 trust_remote_code=False, output_loading_info=True,
             )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+            loaded, report = answer
         except ImportError:
             raise BaseModelError(f"reading {path.name} needs the package gguf; run pip install gguf") from None
     _check_report(ExpectedModel(loaded, "causal"), report, Checkpoint({}, {}, ()), str(path))
@@ -226,12 +227,26 @@ def _converted_gguf(path: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=cache.parent) as name:
         plain.save_pretrained(name)
         tokenizer.save_pretrained(name)
+        _drop_made_up_tokens(Path(name), plain.get_input_embeddings().weight.shape[0])
         note = {"source": path.name, "note": "dequantised from GGUF, float32"}
         (Path(name) / "oral_source.json").write_text(json.dumps(note))
         with contextlib.suppress(OSError):  # another process was faster
             Path(name).rename(cache)
             Path(name).mkdir()
     return cache
+
+
+def _drop_made_up_tokens(folder: Path, num_rows: int) -> None:
+    """Take out of a saved tokenizer what the model has no embedding for: transformers gives GPT-2's own special tokens
+    to every tokenizer that it converts from GGUF."""
+    path, settings_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    tokenizer, settings = (json.loads(file.read_text(encoding="utf-8")) for file in (path, settings_path))
+    made_up = {token["content"] for token in tokenizer["added_tokens"] if token["id"] >= num_rows}
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < num_rows]
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    kept = {key: value for key, value in settings.items() if not (isinstance(value, str) and value in made_up)}
+    kept.pop("added_tokens_decoder", None)
+    settings_path.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def _gguf_key(path: Path) -> str:

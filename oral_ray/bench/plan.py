@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.bases.expected import expected_model
+from oral_ray.bases.skeleton import Kind
 from oral_ray.bench.harness import BenchOptions, Result, Row, with_peak_memory
 from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.objects import FileObjects, ObjectInfo, Objects
@@ -130,7 +131,7 @@ def land(objects: Objects, number: int, version: int = 0) -> None:
     """A checkpoint of one of six families; another version has other weights."""
     model_type = list(_FAMILIES)[number % len(_FAMILIES)]
     config = {"model_type": model_type, **_FAMILIES[model_type]}
-    kind = "encoder" if model_type == "bert" else "causal"
+    kind: Kind = "encoder" if model_type == "bert" else "causal"
     expected = expected_model(config, kind, (), model_type)
     if expected is None:
         raise AssertionError(f"transformers loads no {model_type}")

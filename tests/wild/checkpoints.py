@@ -242,6 +242,11 @@ def drop_expert(folder: Path) -> None:
     put(folder, {name: value for name, value in weights.items() if name != lost})
 
 
+def renumber_expert(folder: Path) -> None:
+    weights = weights_of(folder)
+    put(folder, {name.replace("experts.1.", "experts.7."): value for name, value in weights.items()})
+
+
 _GQA = TINY | {"num_key_value_heads": 2}
 _ONES = torch.ones(32, 32)
 _QUANTISED_BY = {
@@ -318,7 +323,11 @@ REFUSED: dict[str, Kind] = {
     "embedding left out": Kind(without("model.embed_tokens.weight"), "lacks 'model.embed_tokens.weight' of the 21"),
     "expert left out": Kind(
         other_model("MixtralForCausalLM", "MixtralConfig", drop_expert, num_local_experts=4, **_GQA),
-        "tensors like 'model.layers.0.",
+        "are not numbered from 0 to 2 (",
+    ),
+    "experts that do not count": Kind(
+        other_model("MixtralForCausalLM", "MixtralConfig", renumber_expert, num_local_experts=4, **_GQA),
+        "are not numbered from 0 to 3 (",
     ),
     "fewer layers in config": Kind(
         edited(lambda f: configure(f, num_hidden_layers=1)),
