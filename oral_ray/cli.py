@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from oral_ray import __version__
 from oral_ray.cli_adapters import add_adapter_commands
+from oral_ray.cli_config import add_config_commands
 from oral_ray.cli_store import add_store_commands
 from oral_ray.config import Config, load_config
 from oral_ray.errors import OralError, OutOfTimeError
@@ -138,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_adapter_commands(commands, print)
     add_store_commands(commands, print)
+    add_config_commands(commands, print, _config_arguments, _config)
 
     command = add("report", _report, "Rebuild report.html and report.md from the tables of an output folder.")
     command.add_argument("folder", type=Path, help="output folder, such as out/quickstart")

@@ -21,7 +21,7 @@ FLOORS = (
     ("factory", "release", "report", "evidence", "client"),
     ("stages", "service", "verify", "plugins", "export"),
     ("bench",),
-    ("cli_adapters", "cli_store"),
+    ("cli_adapters", "cli_config", "cli_store"),
     ("cli",),
     ("jobs", "serve"),
 )

@@ -278,3 +278,10 @@ def test_what_a_command_does_not_know_is_refused(extra: tuple[str, ...], capsys)
     with pytest.raises(SystemExit):
         main(["study", "smollm2", "--stage", "tasks", *extra])
     assert extra[0] in capsys.readouterr().err
+
+
+def test_config_show_prints_overridden_values_and_explain_what_a_key_means(capsys: pytest.CaptureFixture[str]):
+    assert main(["config", "show", "--config", str(ROOT / "infra/configs/quickstart.toml"), "training.steps=7"]) == 0
+    assert "training.steps = 7" in capsys.readouterr().out.splitlines()
+    assert main(["config", "explain", "serve.min_replicas"]) == 0
+    assert "Generator replicas at least" in capsys.readouterr().out

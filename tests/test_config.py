@@ -17,7 +17,10 @@ from oral_ray.config import (
     fingerprint,
     load_config,
 )  # fmt: skip
+from oral_ray.config.explain import described_fields, explained, resolved_toml
 from oral_ray.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
 
 QUICKSTART = Path(__file__).parents[1] / "infra/configs/quickstart.toml"
 
@@ -254,3 +257,34 @@ def test_a_derived_seed_is_the_same_for_ever_and_differs_by_seed_and_name():
     seeds = [derive_seed(seed, *names) for seed in (0, 1) for names in ((), ("a",), ("b",), ("a", "b"), ("a", 1))]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_every_key_has_a_description_that_is_a_sentence():
+    for key, field in described_fields():
+        assert field.description and field.description.endswith("."), f"{key} has no description"
+
+
+def test_the_resolved_configuration_is_a_file_that_gives_the_same_one(tmp_path: Path):
+    for path in sorted((ROOT / "infra" / "configs").glob("*.toml")):
+        config = load_config(path)
+        (tmp_path / path.name).write_text(resolved_toml(config))
+        assert load_config(tmp_path / path.name) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("training.steps", ("Steps of the diffusion phase.", "whole number", "default: 1000")),
+        ("training.engine.zero_stage", ("one of 0, 1, 2, 3", "default: 2")),
+        ("corpus.seeds_per_generator", ("whole number or none", "default: none")),
+        ("bases.versions.id", ("none, it must be given",)),
+        ("sampling", ("sampling.num_steps: Denoising steps.",)),
+    ],
+)
+def test_a_key_is_explained_with_its_type_and_default(key: str, words: tuple[str, ...]):
+    assert all(word in explained(key) for word in words)
+
+
+def test_an_unknown_key_is_answered_with_the_one_that_was_meant():
+    with pytest.raises(ConfigError, match=r"training\.step'; did you mean training\.steps"):
+        explained("training.step")

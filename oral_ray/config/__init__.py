@@ -8,45 +8,32 @@ fingerprint of a recipe names everything a job writes.
     print(fingerprint(config.training))
 """
 
-from oral_ray.config.identity import canonical_json, derive_seed, fingerprint
-from oral_ray.config.material import (
-    BasesConfig,
-    BaseVersion,
-    CacheConfig,
-    CorpusConfig,
-    EvolveOrigin,
-    ImportOrigin,
-    LandedOrigin,
-    LoraSettings,
-    PretrainOrigin,
-    S3Config,
-    SigningConfig,
-    StoreConfig,
-    TasksConfig,
-    TokensConfig,
-)
-from oral_ray.config.method import (
+from oral_ray.config.bases import BasesConfig, BaseVersion, EvolveOrigin, ImportOrigin, LandedOrigin, PretrainOrigin
+from oral_ray.config.cluster import ClusterConfig
+from oral_ray.config.corpus import CorpusConfig
+from oral_ray.config.evaluation import ALL_ARMS, Arm, EvaluationConfig, StudyConfig
+from oral_ray.config.generator import (
     ConditionConfig,
-    DeepSpeedEngine,
     DiffusionObjective,
-    FunctionalPhase,
     GeneratorConfig,
     LatentConfig,
     RegressionObjective,
+)
+from oral_ray.config.identity import canonical_json, derive_seed, fingerprint
+from oral_ray.config.lora import LoraSettings
+from oral_ray.config.nightly import RegenerateConfig
+from oral_ray.config.section import IDENTIFIER, Distinct, Dtype, Fraction, Identifier, Section
+from oral_ray.config.serve import ServeConfig
+from oral_ray.config.store import CacheConfig, S3Config, SigningConfig, StoreConfig
+from oral_ray.config.tasks import TasksConfig
+from oral_ray.config.tokens import TokensConfig
+from oral_ray.config.training import (
+    DeepSpeedEngine,
+    FunctionalPhase,
     SamplingConfig,
     TorchEngine,
     TrainingConfig,
 )
-from oral_ray.config.running import (
-    ALL_ARMS,
-    Arm,
-    ClusterConfig,
-    EvaluationConfig,
-    RegenerateConfig,
-    ServeConfig,
-    StudyConfig,
-)
-from oral_ray.config.section import IDENTIFIER, Distinct, Dtype, Fraction, Identifier, Section
 from oral_ray.config.tree import Config, build_config, build_section, load_config, with_overrides
 
 __all__ = [

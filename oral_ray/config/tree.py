@@ -5,37 +5,52 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from oral_ray.config.material import BasesConfig, CorpusConfig, LoraSettings, StoreConfig, TasksConfig, TokensConfig
-from oral_ray.config.method import ConditionConfig, GeneratorConfig, SamplingConfig, TrainingConfig
-from oral_ray.config.running import ClusterConfig, EvaluationConfig, RegenerateConfig, ServeConfig, StudyConfig
+from oral_ray.config.bases import BasesConfig
+from oral_ray.config.cluster import ClusterConfig
+from oral_ray.config.corpus import CorpusConfig
+from oral_ray.config.evaluation import EvaluationConfig, StudyConfig
+from oral_ray.config.generator import ConditionConfig, GeneratorConfig
+from oral_ray.config.lora import LoraSettings
+from oral_ray.config.nightly import RegenerateConfig
 from oral_ray.config.section import Identifier, S, Section
+from oral_ray.config.serve import ServeConfig
+from oral_ray.config.store import StoreConfig
+from oral_ray.config.tasks import TasksConfig
+from oral_ray.config.tokens import TokensConfig
+from oral_ray.config.training import SamplingConfig, TrainingConfig
 from oral_ray.errors import ConfigError
 
 
 class Config(Section):
     """The whole tree; one run is one complete file."""
 
-    name: Identifier = "run"
-    seed: int = 0
-    determinism: bool = False
-    out: str = "out/run"
-    store: StoreConfig = StoreConfig()
-    bases: BasesConfig = BasesConfig()
-    tasks: TasksConfig = TasksConfig()
-    lora: LoraSettings = LoraSettings()
-    corpus: CorpusConfig = CorpusConfig()
-    tokens: TokensConfig = TokensConfig()
-    condition: ConditionConfig = ConditionConfig()
-    generator: GeneratorConfig = GeneratorConfig()
-    training: TrainingConfig = TrainingConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    regenerate: RegenerateConfig = RegenerateConfig()
-    serve: ServeConfig = ServeConfig()
-    study: StudyConfig = StudyConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    name: Identifier = Field(default="run", description="Name of the run: its generator and its releases carry it.")
+    seed: int = Field(default=0, description="Seed of everything that is random.")
+    determinism: bool = Field(
+        default=False,
+        description="Fixed thread counts, order and kernels, adapters sampled one by one: the same seed gives the same "
+        "digests on the same kind of device.",
+    )
+    out: str = Field(default="out/run", description="Folder of tables, report and summary.")
+    store: StoreConfig = Field(default=StoreConfig(), description="Where everything is kept.")
+    bases: BasesConfig = Field(default=BasesConfig(), description="The base model versions.")
+    tasks: TasksConfig = Field(default=TasksConfig(), description="What adapters are for.")
+    lora: LoraSettings = Field(
+        default=LoraSettings(), description="LoRA settings of what is trained, generated, scored."
+    )
+    corpus: CorpusConfig = Field(default=CorpusConfig(), description="The adapters that the generator learns from.")
+    tokens: TokensConfig = Field(default=TokensConfig(), description="How an adapter becomes weight tokens.")
+    condition: ConditionConfig = Field(default=ConditionConfig(), description="What the generator is told.")
+    generator: GeneratorConfig = Field(default=GeneratorConfig(), description="Sizes of the generator.")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="How the generator is trained.")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How adapters are sampled.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="What is scored.")
+    regenerate: RegenerateConfig = Field(default=RegenerateConfig(), description="The nightly job.")
+    serve: ServeConfig = Field(default=ServeConfig(), description="The generation service.")
+    study: StudyConfig = Field(default=StudyConfig(), description="Variants of an evidence suite.")
+    cluster: ClusterConfig = Field(default=ClusterConfig(), description="The Ray cluster.")
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

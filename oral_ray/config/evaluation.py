@@ -1,0 +1,81 @@
+"""Sections `evaluation` and `study`: what is scored, and the variants of an evidence suite."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from oral_ray.config.section import Distinct, Identifier, Section
+
+Arm = Literal[
+    "base", "prompted", "few_shot", "majority", "trained", "trained_long", "reuse_old", "reuse_new", "joint",
+    "joint_virtual", "mean", "nearest", "multitask", "multitask_instructed", "regression", "generated", "held_out",
+    "wrong_prompt", "refined_scratch", "refined_reuse_new", "refined_joint", "refined_generated", "best_trained",
+    "best_reuse_new", "best_joint", "best_joint_virtual", "best_generated",
+]  # fmt: skip
+Arms = Annotated[tuple[Arm, ...], Distinct, Field(min_length=1)]
+ALL_ARMS: tuple[Arm, ...] = Arm.__args__  # type: ignore[attr-defined]
+_DEFAULT_ARMS: tuple[Arm, ...] = (
+    "base", "majority", "trained", "trained_long", "reuse_old", "reuse_new", "joint", "mean", "nearest", "regression",
+    "generated", "wrong_prompt",
+)  # fmt: skip
+
+
+class EvaluationConfig(Section):
+    """What is scored: arms x bases x tasks x seeds. Choose settings with `split = "validation"`, report `test`."""
+
+    arms: Arms = Field(
+        default=_DEFAULT_ARMS,
+        description="The arms of the table (docs/evidence.md says how each is made).",
+    )
+    arms_on: dict[Identifier, Arms] = Field(
+        default={}, description="Other arms for some base versions, by id; every other version has `arms`."
+    )
+    bases: tuple[Identifier, ...] = Field(
+        default=(), description="Ids of the versions to score on; empty: all configured ones."
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...], Distinct] = Field(
+        default=(0,), min_length=1, description="Sampling seeds of the generated arms."
+    )
+    generator_seeds: Annotated[tuple[NonNegativeInt, ...], Distinct] = Field(
+        default=(0,),
+        min_length=1,
+        description="One generator per entry, trained with this added to `training.seed`; in the tables the seed of its "
+        "adapters is 1000 times its entry plus the sampling seed.",
+    )
+    split: Literal["validation", "test"] = Field(default="test", description="Examples that are scored.")
+    max_test: PositiveInt = Field(default=1000, description="Test examples per task at most.")
+    max_validation: PositiveInt = Field(default=1000, description="Validation examples per task at most.")
+    num_bootstrap: PositiveInt = Field(default=2000, description="Draws of the bootstrap behind each interval.")
+    regression_steps: PositiveInt = Field(default=400, description="Training steps of the `regression` arm.")
+    refine_steps: PositiveInt = Field(
+        default=10,
+        description="Training steps on the very base of the `refined_*` arms.",
+    )
+    task_gradients: NonNegativeInt = Field(
+        default=0,
+        description="Training steps on virtual versions of the static controls (`joint_virtual`, `multitask`); 0: as "
+        "many as the functional phase takes.",
+    )
+    strengths: tuple[PositiveFloat, ...] = Field(
+        default=(1.0, 0.75, 1.25),
+        description="Factors of an adapter's change of the weights that `best_*` arms choose among.",
+    )
+    num_choice: PositiveInt = Field(default=64, description="Validation examples that `best_*` arms choose by.")
+    step_curve: tuple[PositiveInt, ...] = Field(
+        default=(1, 2, 5, 10, 20),
+        description="Numbers of sampling steps to compare.",
+    )
+    step_curve_tasks: PositiveInt = Field(default=2, description="Tasks of that comparison, the first so many.")
+    keep_states: bool = Field(
+        default=False,
+        description="Keep the examples' states below the adapted layers in the cache folder, for tables that are "
+        "scored again with other adapters.",
+    )
+
+
+class StudyConfig(Section):
+    """Variants of an evidence suite, each a list of overrides; `reference` has none of its own."""
+
+    common: tuple[str, ...] = Field(default=(), description="Overrides of every variant, before its own.")
+    variants: dict[Identifier, tuple[str, ...]] = Field(default={}, description="Overrides by name of the variant.")
+    only: tuple[Identifier, ...] = Field(default=(), description="Names of the variants to run; empty: all.")

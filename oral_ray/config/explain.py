@@ -1,0 +1,113 @@
+"""The configuration as a reader sees it: the resolved tree as TOML lines, and what one key means.
+
+print(resolved_toml(config))                    # training.steps = 200 ...
+print(explained("training.engine.zero_stage"))  # description, type, default
+"""
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from oral_ray.config.section import Section
+from oral_ray.config.tree import Config
+from oral_ray.errors import ConfigError
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def resolved_toml(config: Config) -> str:
+    """Every key with its value, one line each: a complete configuration file."""
+    return "\n".join(f"{key} = {_toml(value)}" for key, value in _leaves(config.model_dump(mode="json"), ""))
+
+
+def explained(key: str) -> str:
+    """What a key means: description, type, default; the keys below it where it is a section.
+
+    Raises ConfigError for an unknown key and names the ones that are like it.
+    """
+    found = dict(described_fields())
+    if key not in found:
+        near = difflib.get_close_matches(key, found, n=3, cutoff=0.5)
+        raise ConfigError(f"unknown configuration key {key!r}; did you mean {', '.join(near) or 'one of config show'}?")
+    field = found[key]
+    lines = [key, f"  {field.description}"]
+    below = [other for other in found if other.startswith(f"{key}.") and "." not in other.removeprefix(f"{key}.")]
+    if below:
+        return "\n".join([*lines, "", *(f"  {other}: {found[other].description}" for other in below)])
+    default = (
+        "none, it must be given" if field.is_required() else _toml(_plain(field.get_default(call_default_factory=True)))
+    )
+    return "\n".join([*lines, f"  type: {_type_text(field.annotation)}", f"  default: {default}"])
+
+
+def described_fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of the tree with its field. An entry of a list stands for all of them: `bases.versions.id`.
+
+    The options of a choice stand side by side: `training.engine.zero_stage` is one of DeepSpeed.
+    """
+    yield from dict(_fields(Config, "")).items()
+
+
+def _fields(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        yield prefix + name, field
+        options = list(_sections(field.annotation))
+        for option in options:
+            yield from _fields(option, f"{prefix}{name}.")
+        if len(options) > 1:  # a choice: its `kind` says which of them
+            yield f"{prefix}{name}.kind", _choice([option.model_fields["kind"] for option in options])
+
+
+def _choice(kinds: list[FieldInfo]) -> FieldInfo:
+    names: Any = Literal[tuple(kind.default for kind in kinds)]  # type: ignore[valid-type]
+    text = " ".join(f"`{kind.default}`: {kind.description}" for kind in kinds)
+    return FieldInfo(annotation=names, default=kinds[0].default, description=text)
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for option in get_args(annotation):
+        yield from _sections(option)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        key = prefix + (name if _BARE_KEY.fullmatch(name) else json.dumps(name))
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{key}.")
+        elif value is not None:  # TOML has no null: a key that is left out is one
+            yield key, value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items() if item is not None) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Section) else value
+
+
+def _type_text(annotation: Any) -> str:
+    origin, options = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_text(options[0])
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, options))
+    if origin in (Union, types.UnionType):
+        return " or ".join("none" if option is type(None) else _type_text(option) for option in options)
+    if origin is tuple:
+        return f"list of {_type_text(options[0])}"
+    if origin is dict:
+        return f"table of {_type_text(options[1])}"
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))

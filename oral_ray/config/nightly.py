@@ -1,0 +1,39 @@
+"""Section `regenerate`: the nightly job."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from oral_ray.config.section import Distinct, Section
+
+
+class RegenerateConfig(Section):
+    """Which landed bases get adapters, what competes for publication, and when a candidate is good enough."""
+
+    bases: tuple[str, ...] = Field(
+        default=("*",), description="Patterns of base ids; `*` is everything that has landed."
+    )
+    num_candidates: PositiveInt = Field(default=1, description="Samples of the generator per base and task.")
+    candidates: Annotated[tuple[Literal["generated", "joint", "reuse_new", "reuse_old", "refined"], ...], Distinct] = (
+        Field(
+            default=("generated", "joint", "reuse_new", "reuse_old"),
+            description="What competes; the earlier one wins a tie. `joint` needs a corpus with such adapters; "
+            "`refined` is the best of the others after `refine_steps` on that base.",
+        )
+    )
+    refine_steps: PositiveInt = Field(default=10, description="Training steps of the candidate `refined`.")
+    min_gain_over_base: float = Field(
+        default=0.0,
+        description="Publish nothing unless the best candidate's score is above the bare base's by more than this.",
+    )
+    quiet_period_s: float = Field(
+        default=0.0, description="Seconds that a landed checkpoint must have been unchanged; a file READY waives it."
+    )
+    publish_prefix: str = Field(default="published", description="Key prefix of published adapters in the store.")
+    retries: NonNegativeInt = Field(
+        default=2, description="How often a base and task are tried again whose worker or store failed."
+    )
+    poll_s: PositiveFloat = Field(default=300.0, description="Seconds between two looks at the store with --watch.")
+    events: str = Field(
+        default="", description="Address of an SQS queue of S3 events that --watch follows; empty: none."
+    )
