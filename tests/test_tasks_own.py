@@ -220,6 +220,8 @@ def test_an_id_that_no_folder_gave_is_refused_and_says_what_there_is(shell: Path
     )
     assert "begin with enter_tasks" in refusal(lambda: task_of(config(ids=["./spam"]), "./spam"))
     assert f"no such folder (looked in {shell})" in refusal(lambda: enter_tasks(config(ids=["my/spam"])))
+    assert "no such folder" in refusal(lambda: enter_tasks(config(ids=["~nobody-here/spam"])))
+    assert "cannot be read: File name too long" in refusal(lambda: enter_tasks(config(ids=["x" * 5000])))
     (shell / "empty").mkdir()
     assert "the folder has no task.toml" in refusal(lambda: enter_tasks(config(ids=["empty"])))
     for task_id in ("wordnet/mater", "bigbench/none", "instructed/kind/bord"):

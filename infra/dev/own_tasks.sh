@@ -38,12 +38,13 @@ FIRST=folder/nature-or-culture SECOND=folder/concrete-abstract
 say() { printf '\n== %s\n' "$*"; }
 demand() { grep -q -- "$1" "$2" || { echo "not in $2: $1" >&2; exit 1; }; }
 
-# Each released adapter by the same id everywhere: table, list, provenance, score.
-check_store() { # STORE OUTPUT
+# Each task by the same id everywhere: releases, report, adapter, score.
+check_store() { # STORE PRINTED OUT
   for task in "$FIRST" "$SECOND"; do
     demand "minilm-l6-t3 / $task" "$2"
     adapter=$(ls -d "$1/published/minilm-l6-t3/${task//\//-}"-* | head -1)
-    demand "$task" "$adapter/README.md"
+    head -12 "$adapter/README.md"
+    demand "$task" "$3/report.md"
     folder=$RELATIVE
     [ "$task" = "$FIRST" ] || folder=$ABSOLUTE
     "$BIN/oral-ray" score "$adapter" --base "$1/bases/minilm-l6-t3" --task "$folder" --limit 80 | tee "$WORK/score.json"
@@ -56,7 +57,7 @@ local_run() {
   say "locally, typed in $SHELL_FOLDER: $BOTH"
   "$PYTHON" "$ROOT/jobs/quickstart.py" --config "$CONFIG" --store "$WORK/store" "out=$WORK/out" "$BOTH" "${SHORT[@]}" |
     tee "$WORK/local.txt"
-  check_store "$WORK/store" "$WORK/local.txt"
+  check_store "$WORK/store" "$WORK/local.txt" "$WORK/out"
 }
 
 submitted_run() {
@@ -74,8 +75,8 @@ submitted_run() {
   "$BIN/ray" job submit --address "$address" --working-dir "$SHELL_FOLDER" \
     --runtime-env-json "{\"env_vars\": {\"PYTHONPATH\": \"$ROOT\"}}" -- \
     "$PYTHON" "$ROOT/jobs/quickstart.py" --config "$CONFIG" --store "$WORK/store-submitted" "out=$WORK/out-submitted" \
-    "'$BOTH'" "${SHORT[@]@Q}" | tee "$WORK/submitted.txt"
-  check_store "$WORK/store-submitted" "$WORK/submitted.txt"
+    "$BOTH" "${SHORT[@]}" | tee "$WORK/submitted.txt"
+  check_store "$WORK/store-submitted" "$WORK/submitted.txt" "$WORK/out-submitted"
   kill $head
   wait $head || true
   trap - EXIT

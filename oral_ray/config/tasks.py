@@ -8,9 +8,9 @@ from oral_ray.config.section import Distinct, Section
 
 
 class TasksConfig(Section):
-    """Tasks by id: `wordnet/<name>`, `bigbench/<name>`, `kind/<concept>`, or the path of a task folder.
+    """Tasks by id: `wordnet/<name>`, `bigbench/<name>`, `kind/<concept>`, or the path of a task folder (docs/tasks.md).
 
-    A relative path is one from the folder in which the command is typed.
+    A relative path counts from the folder in which the command is typed.
     """
 
     ids: Annotated[tuple[str, ...], Distinct] = Field(default=(), description="Tasks that get adapters in the corpus.")
@@ -30,6 +30,6 @@ class TasksConfig(Section):
     folders: dict[str, str] = Field(
         default={},
         exclude_if=lambda value: not value,
-        description="Filled in where a run starts: fingerprints of the task folders by their id `folder/<name>`, under "
-        "which the store has them from then on; with it a run can be repeated without the folders.",
+        description="Filled in where a run starts: fingerprints, by id, of the tasks that were read from folders. With it, "
+        "a run is repeated from its store without the folders.",
     )

@@ -18,7 +18,7 @@ from oral_ray.generator.condition import check_prompt
 from oral_ray.modalities import modality_of
 from oral_ray.objects import open_objects
 from oral_ray.store.tasks import get_task, put_task
-from oral_ray.tasks import Task, expand, is_shipped, load_task, read_folder, split_variant, subject
+from oral_ray.tasks import Task, expand, folder_of, is_shipped, load_task, read_folder, split_variant, subject
 from oral_ray.tasks.folder import SOURCE
 
 _LISTS = ("ids", "further", "unseen")
@@ -94,7 +94,7 @@ def _read(paths: Collection[str]) -> dict[str, Task]:
         except TaskError as error:
             faults.append(str(error))
             continue
-        folder = Path(path).expanduser().resolve()
+        folder = folder_of(path).resolve()
         if where.setdefault(task.id, folder) != folder:
             faults.append(
                 f"the folders {str(where[task.id])!r} and {str(folder)!r} are both called {task.id!r}; rename one, or set "
@@ -118,7 +118,7 @@ def _checked(path: str) -> Task:
     except ConditionError as error:
         raise TaskError(f"task folder {path!r}: a wording of its instruction, with all labels in it: {error}") from None
     except TaskError as error:
-        if path.startswith(f"{SOURCE}/") or Path(path).is_absolute() or not in_submitted_job():
+        if path.startswith(f"{SOURCE}/") or folder_of(path).is_absolute() or not in_submitted_job():
             raise
         raise TaskError(
             f"{error}; a submitted job looks in its copy of the folder that --working-dir names, which is without what "

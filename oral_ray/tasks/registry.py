@@ -65,14 +65,26 @@ def is_shipped(task_id: str) -> bool:
     return True
 
 
+def folder_of(path: str) -> Path:
+    """The folder that a path names, `~` written out."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
 def read_folder(path: str) -> Task:
     """The task of a folder; TaskError lists what else there is where the folder is none."""
-    folder = Path(path).expanduser()
-    if path and (folder / HEADER).exists():
+    folder = folder_of(path)
+    try:
+        is_folder, is_task = bool(path) and folder.is_dir(), bool(path) and (folder / HEADER).exists()
+    except OSError as error:
+        raise TaskError(f"task folder {path[:200]!r} cannot be read: {error.strerror}") from None
+    if is_task:
         return load_task_folder(folder)
     if path.startswith(f"{SOURCE}/"):
         why = f"that is what a run calls the task of a folder; give the folder's path, from here ./{path} if it is one"
-    elif path and folder.is_dir():
+    elif is_folder:
         why = f"the folder has no {HEADER}"
     else:
         why = f"no such folder (looked in {Path.cwd()})"
