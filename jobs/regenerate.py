@@ -1,8 +1,8 @@
 """The nightly job: for every complete new base version, generate adapters, gate them on validation data, publish.
 
 Reads landed bases under `<store>/<bases.prefix>/`, generators, corpus; writes `published/<base>/<adapter_id>/` and
-`releases/<base>/<name>/<seq>.json`. Idempotent: what is released is skipped. Prints a summary; exit code 0: all that was due
-is done, 3: some items failed (named in the summary, tried again by the next run), 2: nothing could be done.
+`releases/<base>/<name>/<seq>.json`. Idempotent: what is released is skipped. Prints a summary; exit code 0: all that was
+due is done, 3: some items failed (named in the summary, tried again by the next run), 2: nothing could be done.
 
     python jobs/regenerate.py --config infra/configs/quickstart.toml --dry-run
     python jobs/regenerate.py --config infra/configs/quickstart.toml --summary night.json --summary night.html
