@@ -4,6 +4,7 @@ found = verify_adapter(Path("my-adapter"), "oral-store/bases/minilm-l6-t3")
 found.verdict, found.reason        # "ok", "this base by its fingerprint"
 """
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,11 @@ def verify_adapter(folder: Path, base_source: str, digest: str | None = None) ->
     intake = take_in(base, artifact, str(folder))
     change = _largest_change(base, intake.artifact)
     difference, size = difference_from_peft(base, intake, folder)
+    if not math.isfinite(size):
+        raise ArtifactError(
+            f"adapter {folder} makes the outputs of {base_source} not finite: it changes a weight by {change:.3g} of its "
+            "norm; its alpha or its factors are too large, train it again"
+        )
     if not difference <= _TOLERANCE * max(1.0, size):
         raise ArtifactError(
             f"adapter {folder} computes other values with peft: they differ by {difference:.3g} of {size:.3g}; report it, "

@@ -43,7 +43,7 @@ def parse_json(data: bytes, file: str, name: str) -> dict[str, Any]:
     """The object in a JSON file of an adapter; ArtifactError for any other content, and for a key that stands twice."""
     where = f"adapter {name}: {file}"
     if not data.strip():
-        raise ArtifactError(f"{where} is empty; download it again")
+        raise ArtifactError(f"adapter {name} is damaged: {file} is empty; download it again")
     for mark, encoding in _ENCODINGS.items():
         if data.startswith(mark):
             raise ArtifactError(f"{where} is {encoding}, which peft does not read; save it as plain UTF-8")
@@ -63,9 +63,13 @@ def parse_json(data: bytes, file: str, name: str) -> dict[str, Any]:
     except RecursionError:
         raise ArtifactError(f"{where} is nested too deeply to be a configuration; write it again") from None
     except ValueError as error:
-        raise ArtifactError(f"{where} is not valid JSON: {_short(error)}; correct it or download it again") from None
+        raise ArtifactError(
+            f"adapter {name} is damaged: {file} is not valid JSON: {_short(error)}; correct it or download it again"
+        ) from None
     if not isinstance(value, dict):
-        raise ArtifactError(f"{where} holds a {type(value).__name__}, no JSON object; write it again")
+        raise ArtifactError(
+            f"adapter {name} is damaged: {file} holds a {type(value).__name__}, no JSON object; write it again"
+        )
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -40,6 +40,8 @@ _BEYOND_LORA: dict[str, tuple[str, str]] = {
 }
 """Key -> what an adapter is that sets it, and what would help."""
 
+_MAX_RANK, _MAX_ALPHA = 1_000_000, 1e30  # beyond every width, and beyond what float32 can hold of a product
+
 _CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _NO_EFFECT = frozenset({
@@ -54,8 +56,8 @@ class LoraFileSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    r: int = Field(default=8, gt=0, strict=True)
-    lora_alpha: float = Field(default=8.0, gt=0, allow_inf_nan=False, strict=True)
+    r: int = Field(default=8, gt=0, le=_MAX_RANK, strict=True)
+    lora_alpha: float = Field(default=8.0, gt=0, lt=_MAX_ALPHA, allow_inf_nan=False, strict=True)
     target_modules: StrictStr | list[StrictStr] | None = None
     exclude_modules: StrictStr | list[StrictStr] | None = None
     layers_to_transform: StrictInt | list[StrictInt] | None = None
@@ -163,10 +165,12 @@ def _beyond_lora(config: dict[str, Any]) -> Iterator[str]:
 def _check_patterns(settings: LoraFileSettings, where: str) -> None:
     """Ranks and alphas by pattern are possible values, and every regular expression is one."""
     for module, r in settings.rank_pattern.items():
-        if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-            raise ArtifactError(f"{where} says rank {_shown(r)} for {module!r} (rank_pattern); a rank is 1 or more")
+        if not isinstance(r, int) or isinstance(r, bool) or not 1 <= r <= _MAX_RANK:
+            raise ArtifactError(
+                f"{where} says rank {_shown(r)} for {module!r} (rank_pattern); a rank is 1 to {_MAX_RANK}"
+            )
     for module, alpha in settings.alpha_pattern.items():
-        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
+        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < _MAX_ALPHA:
             raise ArtifactError(
                 f"{where} says alpha {_shown(alpha)} for {module!r} (alpha_pattern); it must be above 0"
             )

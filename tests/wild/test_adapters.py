@@ -216,6 +216,12 @@ def test_verify_refuses_an_intake_that_computes_other_values_than_peft(
         verify_adapter(tmp_path / "a", str(tiny_llama))
 
 
+def test_verify_refuses_outputs_that_are_not_finite(tmp_path: Path, tiny_llama: Path) -> None:
+    write(tmp_path / "a", peft_settings(lora_alpha=1e29), factors(LLAMA))
+    with pytest.raises(ArtifactError, match=r"makes the outputs of .* not finite"):
+        verify_adapter(tmp_path / "a", str(tiny_llama))
+
+
 def test_score_counts_the_scale_of_a_rank_stabilised_adapter(tmp_path: Path, tiny_bert: Path) -> None:
     """What is scored is what peft computes: alpha / sqrt(r), not alpha / r."""
     from oral_ray.evaluation import correct_answers
