@@ -52,7 +52,7 @@ REFUSED = {
     "no package": (["inspect", "pypi:no-such-dist/x"], ["'no-such-dist' is not installed", "pip install"]),
     "hub offline": (["inspect", "hf:no/such"], ["'no/such' could not be fetched"]),
     "unknown target": (["inspect", "llama-8b", "--targets", "q,z"], ["['z'] matches no module", "q_proj"]),
-    "rank too large": (["inspect", "llama-8b", "--r", "2000"], ["r=2000", "(1024)"]),
+    "rank too large": (["inspect", "llama-8b", "--r", "5000"], ["r=5000", "(4096)"]),
     "rank zero": (["inspect", "llama-8b", "--r", "0"], ["'lora.r'", "0"]),
     "token of nothing": (["inspect", "llama-8b", "--token-dim", "0"], ["'tokens.token_dim'", "0"]),
     "alpha nan": (["inspect", "llama-8b", "--alpha", "nan"], ["'lora.lora_alpha'", "nan"]),
@@ -194,11 +194,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(length: int):
     assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
-def test_inspect_describes_an_8_billion_model_in_little_memory_and_without_torch(place: Path):
+def test_inspect_describes_an_8_billion_model_in_little_memory(place: Path):
     code = (
         "import sys; from oral_ray.cli import main\n"
         "code = main(['inspect', 'llama-8b', '--json'])\n"
-        "heavy = sorted({'torch', 'transformers', 'ray', 'peft'} & sys.modules.keys())\n"
+        "heavy = sorted({'ray', 'peft'} & sys.modules.keys())\n"
         "peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]\n"  # ru_maxrss holds the parent's, too
         "print(code, heavy, peak, file=sys.stderr)"
     )
@@ -209,7 +209,7 @@ def test_inspect_describes_an_8_billion_model_in_little_memory_and_without_torch
     assert (about["num_tokens"], len(about["slots"])) == (32 * 8 * (3 * 11 + 3), 128)
     code, heavy, kibibytes = done.stderr.split()
     assert (code, heavy) == ("0", "[]")
-    assert int(kibibytes) < 500 * 1024
+    assert int(kibibytes) < 1000 * 1024  # torch and transformers, no weights
 
 
 @pytest.mark.parametrize("case", ["empty prompt", "unknown digest"])
