@@ -74,6 +74,7 @@ def _inspect(args: argparse.Namespace, show: Callable[[str], None]) -> None:
         usual = tuple(role for role in ("q", "v", "qkv") if role in roles) or tuple(sorted(roles))
         config = config.model_copy(update={"lora": config.lora.model_copy(update={"target_modules": usual})})
     layout = AdapterLayout.of(spec, config.lora, config.tokens.token_dim)
+    layout.check_rank()
     if args.json:
         slots = [slot.model_dump() for slot in layout.slots]
         about = {

@@ -52,6 +52,7 @@ REFUSED = {
     "no package": (["inspect", "pypi:no-such-dist/x"], ["'no-such-dist' is not installed", "pip install"]),
     "hub offline": (["inspect", "hf:no/such"], ["'no/such' could not be fetched"]),
     "unknown target": (["inspect", "llama-8b", "--targets", "q,z"], ["['z'] matches no module", "q_proj"]),
+    "rank too large": (["inspect", "llama-8b", "--r", "5000"], ["r=5000", "(4096)"]),
     "rank zero": (["inspect", "llama-8b", "--r", "0"], ["'lora.r'", "0"]),
     "token of nothing": (["inspect", "llama-8b", "--token-dim", "0"], ["'tokens.token_dim'", "0"]),
     "alpha nan": (["inspect", "llama-8b", "--alpha", "nan"], ["'lora.lora_alpha'", "nan"]),

@@ -11,6 +11,7 @@ from wild.on_meta import LAYOUTS, adapted, differences, model_on_meta, named
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.spec import BaseModelSpec, read_spec
+from oral_ray.cli import main
 from oral_ray.config import LoraSettings
 from oral_ray.errors import BaseModelError, LayoutError
 from oral_ray.objects import FileObjects
@@ -187,3 +188,14 @@ def test_what_a_target_must_not_mean_is_no_part_of_the_digest():
     spec = spec_of("roberta-base")
     assert spec.model_copy(update={"no_targets": {}}).digest == spec.digest
     assert BaseModelSpec.model_validate(json.loads(spec.model_dump_json(exclude={"no_targets"}))).digest == spec.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "slots"),
+    [("falcon-7b", 2 * 32), ("gpt2-xl", 2 * 48), ("deepseek-v3", 2 * 61), ("mamba2-codestral", 2 * 64)],
+)
+def test_inspect_without_targets_takes_what_a_model_has_in_place_of_q_and_v(
+    name: str, slots: int, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["inspect", str(LAYOUTS / name)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{slots} slots, ")
