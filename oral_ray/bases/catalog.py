@@ -1,10 +1,10 @@
 """Which base checkpoints lie under a prefix, and whether each is complete. The listing is the truth.
 
 A checkpoint `<prefix>/<id>/` is complete when config.json is there, every weight file is exactly as long as its header
-says, every tensor of the index is in a shard, and nothing has changed for a quiet period; `READY`, put beside it last,
-waives the quiet period. What is not complete is reported with a reason and never half-used; whatever happens while one
-checkpoint is looked at is said of that one, and the others are looked at. Headers and 16 sampled ranges of a weight file
-are read, never all weights.
+says, every shard of the index is there, its tensors are those of its class (`expected`), and nothing has changed for a
+quiet period; `READY`, put beside it last, waives the quiet period. What is not complete is reported with a reason and
+never half-used; whatever happens while one checkpoint is looked at is said of that one, and the others are looked at.
+Headers and 16 sampled ranges of a weight file are read, never all weights.
 
 What a listing said the last time (keys, sizes, tags) needs no second reading: the catalog keeps its answers in
 `cache/bases/<prefix>.json`, so that a run reads what has changed since. That object is a cache: without it, or when two
