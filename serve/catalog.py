@@ -145,7 +145,7 @@ class Catalog:
 
     def _release_info(self, base: str, name: str, seq: int) -> ReleaseInfo:
         release = self._releases.get(base, name, seq)
-        shown = release.model_dump(include=_SHOWN) | {"sequence": seq}
+        shown: dict[str, Any] = release.model_dump(include=_SHOWN) | {"sequence": seq}
         for adapter, row in zip(release.adapters, shown["adapters"], strict=True):
             row["uri"] = adapter.uri_in(self._stock.objects.uri)
         return ReleaseInfo.model_validate(shown)
