@@ -163,6 +163,6 @@ def _largest_change(base: LoadedBase, plain: AdapterArtifact) -> float:
     for module in {key.removeprefix("base_model.model.").rpartition(".lora_")[0] for key in plain.tensors}:
         a, b = (plain.tensors[key_of(module, factor)].double() for factor in "AB")
         norm = float(torch.sum((a @ a.T) * (b.T @ b)).clamp(min=0).sqrt()) * scale  # ||BA||^2 = tr(A A' B' B)
-        weight = base.model.get_submodule(module).weight
+        weight = base.model.get_parameter(f"{module}.weight")
         largest = max(largest, norm / max(float(weight.detach().float().norm()), 1e-30))
     return largest

@@ -51,16 +51,16 @@ class AdaptedModule:
 
 def adapted_modules(model: nn.Module, settings: LoraFileSettings, name: str, base: str) -> dict[str, AdaptedModule]:
     """The modules of a base that peft would adapt, by name, in the base's order; ArtifactError where it adapts none."""
-    config = LoraConfig(
-        r=1,  # ranks and scales come from the settings; peft allocates what it initialises
-        target_modules=settings.target_modules,
-        exclude_modules=settings.exclude_modules,
-        layers_to_transform=settings.layers_to_transform,
-        layers_pattern=settings.layers_pattern,
-        init_lora_weights=False,
-    )
     try:
-        config = LoraConfig(**config.to_dict() | {"task_type": settings.task_type})
+        config = LoraConfig(
+            r=1,  # ranks and scales come from the settings; peft allocates what it initialises
+            task_type=settings.task_type,
+            target_modules=settings.target_modules,
+            exclude_modules=settings.exclude_modules,
+            layers_to_transform=settings.layers_to_transform,
+            layers_pattern=settings.layers_pattern,
+            init_lora_weights=False,
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of fan_in_fan_out, which follows the module
             wrapped = PeftModel(without_weights(model), config, low_cpu_mem_usage=True)

@@ -217,7 +217,7 @@ def test_verify_refuses_an_intake_that_computes_other_values_than_peft(
 
 
 def test_verify_refuses_outputs_that_are_not_finite(tmp_path: Path, tiny_llama: Path) -> None:
-    write(tmp_path / "a", peft_settings(lora_alpha=1e29), factors(LLAMA))
+    write(tmp_path / "a", peft_settings(lora_alpha=1e29), factors(LLAMA, scale=1e15))
     with pytest.raises(ArtifactError, match=r"makes the outputs of .* not finite"):
         verify_adapter(tmp_path / "a", str(tiny_llama))
 
