@@ -73,7 +73,7 @@ REFUSED = {
     "unknown digest": (["pull", "ab" * 32, "out", "--store=store"], ["no adapter 'abab", "oral-ray list"]),
     "digest that is a path": (["pull", "..", "out", "--store=store"], ["plain relative name"]),
     "unknown id": (["pull", "v1/none", "out", "--store=store"], ["no published adapter 'v1/none'", "has none"]),
-    "pull without store": (["pull", "ab" * 32, "out", "--store=nowhere"], ["there is no store at", "nowhere"]),
+    "pull without store": (["pull", "ab" * 32, "out", "--store=nowhere"], ["there is no store at", "nowhere", "--store"]),
     "a damaged table": (["report", "tables"], ["tables/scores.parquet is damaged", "run the evaluation again"]),
     "a damaged summary": (["report", "summary"], ["summary/summary.json is damaged"]),
     "no tables": (["report", "nowhere"], ["nowhere", "run the evaluation"]),
