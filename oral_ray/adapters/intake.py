@@ -22,6 +22,7 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.matching import (
     AdaptedModule,
     adapted_modules,
+    check_peft_reads,
     find_places,
     key_of,
     paired_places,
@@ -75,6 +76,7 @@ def take_in(base: LoadedBase, artifact: AdapterArtifact, name: str = "") -> Inta
         return Intake(artifact, artifact.tensors, is_renamed=False)
     name = name or artifact.digest[:12]
     settings = read_settings(artifact.config, name)
+    check_peft_reads(artifact.config, name)
     modules = [path for path, _ in base.model.named_modules() if path]
     adapted = adapted_modules(base.model, settings, name, base.record.id)
     _check_layout_knows(base, adapted, name)

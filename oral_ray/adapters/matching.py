@@ -6,10 +6,12 @@ found with (`.default.` inside, `base_model.model.` or one `model.` lost, `langu
 mapped where the mapping is unique and complete, and everything else is refused by its first odd name.
 """
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -47,6 +49,21 @@ class AdaptedModule:
 
     d_in: int
     d_out: int
+
+
+def check_peft_reads(config: Mapping[str, Any], name: str) -> None:
+    """ArtifactError where peft itself refuses an adapter_config.json, whatever of it a plain LoRA needs."""
+    known = {field.name for field in dataclasses.fields(LoraConfig)} - {"peft_type"}
+    given = {key: value for key, value in config.items() if key in known}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            LoraConfig(**{**given, "init_lora_weights": False})
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ArtifactError(
+            f"peft refuses the adapter_config.json of {name}: {reason}; correct it, or save the adapter again"
+        ) from None
 
 
 def adapted_modules(model: nn.Module, settings: LoraFileSettings, name: str, base: str) -> dict[str, AdaptedModule]:

@@ -139,7 +139,7 @@ def _check_type(peft_type: Any, name: str) -> None:
 def _beyond_lora(config: dict[str, Any]) -> Iterator[str]:
     """What makes it more than a plain LoRA, as the end of a sentence."""
     for key, (what, remedy) in _BEYOND_LORA.items():
-        if config.get(key):
+        if config.get(key) or isinstance(config.get(key), dict):  # for peft an empty one is one with its defaults
             yield f"{what} ({key}: {_shown(config[key])}); {remedy}"
     bias = config.get("bias", "none")
     if bias in ("all", "lora_only"):

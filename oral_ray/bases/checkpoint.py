@@ -201,8 +201,9 @@ def _read_json(files: Files, key: str, max_mb: int) -> dict[str, Any]:
             raise BaseModelError(
                 f"{files.uri}/{key} starts with a byte order mark, which transformers refuses; save it as UTF-8 without"
             ) from None
-        reason = str(error).partition("; use sys.")[0]
-        raise BaseModelError(f"{files.uri}/{key} is not valid JSON: {reason}; upload it again") from None
+        too_deep = isinstance(error, RecursionError)
+        reason = "it is nested too deeply" if too_deep else str(error).partition("; use sys.")[0]
+        raise BaseModelError(f"{files.uri}/{key} is not valid JSON: {reason}; correct it, or upload it again") from None
     if not isinstance(value, dict):
         raise BaseModelError(f"{files.uri}/{key} holds no JSON object; upload it again")
     return value
