@@ -25,6 +25,7 @@ from oral_ray.store.records import Records
 from oral_ray.tasks.wordnet import lemma_gloss_pairs
 
 logger = logging.getLogger(__name__)
+RECORDS = "base-versions"  # another name when fingerprints cover something else: old ones then say nothing
 
 
 def run(config: Config) -> dict[str, BaseRecord]:
@@ -42,8 +43,8 @@ def run(config: Config) -> dict[str, BaseRecord]:
         }
         missing = [version for version in wave if not shelf.has(version.id)]
         for version in wave:
-            is_known = version in missing or records.get("bases", recipes[version.id]) is not None
-            if not is_known and any(made["id"] == version.id for made in records.all("bases")):
+            is_known = version in missing or records.get(RECORDS, recipes[version.id]) is not None
+            if not is_known and any(made["id"] == version.id for made in records.all(RECORDS)):
                 raise BaseModelError(
                     f"base {version.id!r} in {objects.uri} was made by another recipe than the configured one; give the "
                     "new one another id, or take another store"
@@ -88,7 +89,7 @@ def _checked(version: BaseVersion, recipe: str, shelf: BaseShelf, records: Recor
     if isinstance(version.origin, LandedOrigin):
         return record
     about = {"id": version.id, "fingerprint": record.fingerprint}
-    done = records.get("bases", recipe) or records.commit("bases", recipe, about)
+    done = records.get(RECORDS, recipe) or records.commit(RECORDS, recipe, about)
     if done["fingerprint"] != record.fingerprint:
         raise BaseModelError(
             f"base {version.id!r} in {record.uri} has fingerprint {record.fingerprint}, its recipe made "
