@@ -271,7 +271,7 @@ def _and_more(names: Collection[str]) -> str:
 
 def _common_start(names: list[str]) -> str:
     start = ""
-    while wrapper := next((w for w in _WRAPPERS if all(name.startswith(start + w) for name in names)), None):
+    while names and (wrapper := next((w for w in _WRAPPERS if all(n.startswith(start + w) for n in names)), None)):
         start += wrapper
     return start
 

@@ -20,8 +20,8 @@ _NAMES = {
 }  # fmt: skip
 
 
-def write(source: Path, path: Path, change: float = 0.0) -> None:
-    """The tiny causal model as a GGUF file of plain floats, with its tokenizer."""
+def write(source: Path, path: Path, change: float = 0.0, without: str = "nothing") -> None:
+    """The tiny causal model as a GGUF file of plain floats, with its tokenizer, without the tensors of a name."""
     tokenizer = json.loads((source / "tokenizer.json").read_text())["model"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(512)
@@ -40,6 +40,8 @@ def write(source: Path, path: Path, change: float = 0.0) -> None:
     writer.add_eos_token_id(3)
     writer.add_pad_token_id(0)
     for name, value in weights_of(source).items():
+        if without in name:
+            continue
         for old, new in _NAMES.items():
             name = name.replace(old, new)
         heads = {"attn_q": 4, "attn_k": 2}.get(name.split(".")[-2], 0)
@@ -76,4 +78,10 @@ def test_a_gguf_file_of_the_same_name_and_size_with_other_weights_is_converted_a
 def test_what_is_no_gguf_file_is_refused(tmp_path: Path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(BaseModelError, match=r"transformers cannot read the GGUF file .*m.gguf: .*; check its files"):
+        open_base(str(tmp_path / "m.gguf"))
+
+
+def test_a_gguf_file_that_lacks_a_tensor_is_refused_by_its_name(tiny_llama: Path, tmp_path: Path):
+    write(tiny_llama, tmp_path / "m.gguf", without="layers.1.mlp.up_proj")
+    with pytest.raises(BaseModelError, match=r"m.gguf lacks 'model.layers.1.mlp.up_proj.weight' of the 21 tensors"):
         open_base(str(tmp_path / "m.gguf"))
