@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_report import ACCURACY, write_tables
 from test_stages_corpus import two_lines
 
-from oral_ray.config import Config, StudyConfig
+from oral_ray.config import Config, StudyConfig, build_config
 from oral_ray.errors import EvaluationError
 from oral_ray.objects import FileObjects
 from oral_ray.stages import bases, corpus, evaluate, study, study_report, train
@@ -109,7 +109,8 @@ def test_a_task_is_kept_when_its_adapter_beats_every_control_beyond_its_interval
 
 def test_a_wrong_task_is_the_next_one_of_the_same_form():
     ids = ["wordnet/matter", "wordnet/mind", "wordnet/society"]
-    assert [study._other(ids, task_id) for task_id in ids] == ["wordnet/mind", "wordnet/society", "wordnet/matter"]
+    settings = build_config({"tasks": {"ids": ids}})
+    assert [study._other(settings, task_id) for task_id in ids] == ["wordnet/mind", "wordnet/society", "wordnet/matter"]
 
 
 def test_a_table_is_written_as_markdown():
