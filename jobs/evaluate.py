@@ -20,11 +20,12 @@ import pandas as pd
 from oral_ray.cli import run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
+from oral_ray.evaluation import evaluate
+from oral_ray.evaluation.report.page import write_report
+from oral_ray.evaluation.report.tables import arm_table, arms_text
 from oral_ray.objects import open_objects
-from oral_ray.report.page import write_report
-from oral_ray.report.tables import arm_table, arms_text
-from oral_ray.stages import evaluate, train
-from oral_ray.stages.own_tasks import enter_tasks
+from oral_ray.pipeline import train
+from oral_ray.pipeline.own_tasks import enter_tasks
 from oral_ray.store.generators import read_metrics
 
 

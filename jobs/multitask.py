@@ -14,10 +14,11 @@ from oral_ray.cli import run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
 from oral_ray.errors import ConfigError
+from oral_ray.evaluation import static
 from oral_ray.objects import open_objects
-from oral_ray.stages import bases, corpus, static
-from oral_ray.stages.material import further_tasks
-from oral_ray.stages.own_tasks import enter_tasks
+from oral_ray.pipeline import bases, corpus
+from oral_ray.pipeline.material import further_tasks
+from oral_ray.pipeline.own_tasks import enter_tasks
 from oral_ray.store.adapters import AdapterStore
 
 

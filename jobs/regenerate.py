@@ -17,10 +17,10 @@ from pathlib import Path
 from oral_ray.cli import SOME_FAILED, Closing, run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
+from oral_ray.nightly import regenerate
+from oral_ray.nightly.summary import RegenerationSummary, summary_text, write_summary
 from oral_ray.objects import open_objects, probe
-from oral_ray.stages import regenerate
-from oral_ray.stages.own_tasks import enter_tasks
-from oral_ray.stages.summary import RegenerationSummary, summary_text, write_summary
+from oral_ray.pipeline.own_tasks import enter_tasks
 
 logger = logging.getLogger(__name__)
 

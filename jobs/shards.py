@@ -12,8 +12,8 @@ from typing import Any
 from oral_ray.cli import run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
-from oral_ray.stages import shards
-from oral_ray.stages.own_tasks import enter_tasks
+from oral_ray.pipeline import shards
+from oral_ray.pipeline.own_tasks import enter_tasks
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from oral_ray.cli import run_job
 from oral_ray.cluster import session
 from oral_ray.config import Config
 from oral_ray.objects import open_objects
-from oral_ray.stages import train
-from oral_ray.stages.own_tasks import enter_tasks
+from oral_ray.pipeline import train
+from oral_ray.pipeline.own_tasks import enter_tasks
 from oral_ray.store.generators import read_metrics
 
 

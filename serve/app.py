@@ -26,9 +26,9 @@ from starlette.concurrency import run_in_threadpool
 from oral_ray.cluster import scrape_metrics, store_uri
 from oral_ray.config import Config, load_config
 from oral_ray.errors import OralError
+from oral_ray.generation.service import Stock
 from oral_ray.objects import open_objects
-from oral_ray.service import Stock
-from oral_ray.stages.own_tasks import enter_tasks
+from oral_ray.pipeline.own_tasks import enter_tasks
 from serve.api import build_api
 from serve.broker import Broker
 from serve.catalog import Catalog

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from oral_ray.config import Config
 from oral_ray.errors import OralError
-from oral_ray.service import Order, Stock
+from oral_ray.generation.service import Order, Stock
 from serve.jobs import Job, JobStore
 from serve.metrics import IngressMetrics
 from serve.problems import BusyError, RefusedError, describe

@@ -12,8 +12,8 @@ from typing import Any
 from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError, MissingObjectError, OralError
-from oral_ray.service import Stock
-from oral_ray.stages.own_tasks import task_of
+from oral_ray.generation.service import Stock
+from oral_ray.pipeline.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.refreshed import Refreshed
 from oral_ray.store.releases import ReleaseStore

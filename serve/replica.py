@@ -17,8 +17,8 @@ from torch import Tensor
 from oral_ray.cluster import device_of, limit_threads
 from oral_ray.config import Config
 from oral_ray.errors import OralError
+from oral_ray.generation.service import GenerationService, Order, open_service
 from oral_ray.objects import FileObjects
-from oral_ray.service import GenerationService, Order, open_service
 from serve.batcher import Batcher
 from serve.metrics import ReplicaMetrics
 from serve.problems import describe

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 
 from oral_ray.config import Config, load_config
+from oral_ray.generation.service import Stock
 from oral_ray.objects import open_objects
-from oral_ray.service import Stock
 from serve.api import build_api
 from serve.broker import Broker
 from serve.catalog import Catalog

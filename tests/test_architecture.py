@@ -9,7 +9,7 @@ from architecture import FLOORS, SOLE_IMPORTERS, edges, read_sources, violations
 
 ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
-    "oral_ray.config", "oral_ray.objects", "oral_ray.release", "oral_ray.cli", "oral_ray.tasks", "oral_ray.bases.spec",
+    "oral_ray.config", "oral_ray.objects", "oral_ray.nightly.plan", "oral_ray.cli", "oral_ray.tasks", "oral_ray.bases.spec",
     "oral_ray.bases.skeleton", "oral_ray.bases.headers", "oral_ray.bases.sources", "oral_ray.adapters.layout",
 )  # fmt: skip
 
@@ -24,8 +24,8 @@ def test_the_rules_see_the_rooms_and_imports_that_there_are():
     assert rooms >= {room for floor in FLOORS for room in floor}
     graph = edges(sources)
     assert {"oral_ray.objects", "oral_ray.errors"} <= graph["oral_ray.store.records"]
-    assert "oral_ray.stages.corpus" in graph["jobs.corpus"]
-    assert "oral_ray.service" in graph["oral_ray.cli"]  # an import inside a function counts
+    assert "oral_ray.pipeline.corpus" in graph["jobs.corpus"]
+    assert "oral_ray.generation.service" in graph["oral_ray.cli"]  # an import inside a function counts
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_no_module_that_workers_and_servers_share_loads_ray():
         name for name, source in read_sources(ROOT).items() if source.room not in ("cluster", "stages", "bench", "jobs")
     ]
     names = [name for name in names if not name.startswith("serve")]
-    assert "oral_ray.factory" in names
+    assert "oral_ray.generation.factory" in names
     assert "ray" not in loaded_by("import " + ", ".join(names))
 
 

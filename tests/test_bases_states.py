@@ -15,9 +15,9 @@ from oral_ray.bases import states
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
 from oral_ray.config import CorpusConfig, LoraSettings, build_config
-from oral_ray.evaluation import correct_answers
+from oral_ray.evaluation.scoring import correct_answers
 from oral_ray.modalities import causal, modality_of
-from oral_ray.stages.corpus import training_task
+from oral_ray.pipeline.corpus import training_task
 from oral_ray.tasks import Example, Task, load_task
 
 CHOSEN = [5, 0, 17]

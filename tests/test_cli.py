@@ -15,7 +15,7 @@ from oral_ray.adapters.artifact import read_folder
 from oral_ray.cli import _parser, main
 from oral_ray.config import load_config
 from oral_ray.errors import LayoutError
-from oral_ray.service import open_service
+from oral_ray.generation.service import open_service
 
 ROOT = Path(__file__).parents[1]
 
@@ -273,7 +273,7 @@ def test_a_job_that_fails_in_a_worker_says_why_in_its_last_line_and_leaves_the_s
 )
 def test_overrides_of_a_study_stand_before_or_after_its_options(order: tuple[str, ...], monkeypatch):
     asked: list[int] = []
-    monkeypatch.setattr("oral_ray.stages.study.run_stage", lambda config, stage: asked.append(config.seed) or stage)
+    monkeypatch.setattr("oral_ray.study.stages.run_stage", lambda config, stage: asked.append(config.seed) or stage)
     assert main(["study", *order]) == 0
     assert asked == [7]
 

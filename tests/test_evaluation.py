@@ -11,12 +11,8 @@ from factory_fixtures import ALL_ROLES, base_of, layout_of, random_artifact, toy
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.config import CorpusConfig
 from oral_ray.errors import EvaluationError
-from oral_ray.evaluation import (
-    correct_answers,
-    majority_answers,
-    mean_over_tasks,
-    paired_difference,
-)
+from oral_ray.evaluation.scoring import correct_answers, majority_answers
+from oral_ray.evaluation.statistics import mean_over_tasks, paired_difference
 from oral_ray.modalities import Batch
 from oral_ray.modalities.encoder import Encoder, EncoderReader
 from oral_ray.tasks import Example, Task

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oral_ray.evidence import headline, headline_text, task_table, variant_table
+from oral_ray.study.evidence import headline, headline_text, task_table, variant_table
 
 ACCURACY = {"base": 0.3, "trained": 0.7, "reuse_new": 0.6, "generated": 0.75, "wrong_prompt": 0.35}
 NO_BRACKETS = str.maketrans("", "", "[],")

@@ -9,10 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifact, write_folder
+from oral_ray.adapters.export import FILE_NAME, diffusers_tensors, export_diffusers
 from oral_ray.bench.layouts import layout_of
 from oral_ray.cli import main
 from oral_ray.errors import ArtifactError
-from oral_ray.export import FILE_NAME, diffusers_tensors, export_diffusers
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 MODULES = {

@@ -12,7 +12,7 @@ from oral_ray.adapters.lora import attached, load_strictly
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, LoraSettings, RegressionObjective, SamplingConfig
 from oral_ray.errors import ConditionError, GeneratorError, LayoutError
-from oral_ray.factory import AdapterFactory
+from oral_ray.generation.factory import AdapterFactory
 from oral_ray.generator.condition import Condition, ConditionEncoder, fit_probe_stats
 from oral_ray.generator.model import Generator
 from oral_ray.objects import FileObjects

@@ -7,7 +7,6 @@ import torch
 from factory_fixtures import base_of, layout_of, randn, random_factors, shaken_network, small_spec, stats_of
 from safetensors.torch import load_file
 
-from oral_ray import factory as factory_module
 from oral_ray.adapters.artifact import CONFIG, WEIGHTS, Provenance, build_artifact, read_folder
 from oral_ray.adapters.lora import load_strictly
 from oral_ray.adapters.tokens import POSITION_DIM
@@ -15,7 +14,8 @@ from oral_ray.adapters.writer import AdapterWriter
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, LoraSettings, RegressionObjective, SamplingConfig
 from oral_ray.errors import ArtifactError, GeneratorError
-from oral_ray.factory import AdapterFactory
+from oral_ray.generation import factory as factory_module
+from oral_ray.generation.factory import AdapterFactory
 from oral_ray.generator.condition import Condition, ConditionEncoder, ProbeStats
 from oral_ray.generator.model import Generator
 from oral_ray.generator.pieces import NoiseStream, Piece, sample_pieces

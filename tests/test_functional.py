@@ -9,7 +9,6 @@ import torch
 from factory_fixtures import ALL_ROLES, base_of, layout_of, randn, random_artifact, random_factors, stats_of, toy_task
 from torch import Tensor
 
-from oral_ray import functional
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached, initial_factors, train_adapter
 from oral_ray.adapters.tokens import token_mask, tokenize
@@ -18,8 +17,16 @@ from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import CorpusConfig, FunctionalPhase, LoraSettings
 from oral_ray.errors import GeneratorError
-from oral_ray.functional import FunctionalItems, FunctionalSource, VirtualBase, applied, draw_mix, train_static
+from oral_ray.generator import functional
 from oral_ray.generator.data import CorpusTables
+from oral_ray.generator.functional import (
+    FunctionalItems,
+    FunctionalSource,
+    VirtualBase,
+    applied,
+    draw_mix,
+    train_static,
+)
 from oral_ray.modalities import causal, modality_of
 from oral_ray.modalities.text import encode
 from oral_ray.objects import FileObjects

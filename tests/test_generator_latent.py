@@ -10,9 +10,9 @@ from torch import Tensor
 from oral_ray.adapters.tokens import POSITION_DIM
 from oral_ray.config import LatentConfig, RegressionObjective, SamplingConfig
 from oral_ray.errors import GeneratorError
-from oral_ray.functional import FunctionalItem
 from oral_ray.generator.condition import fit_probe_stats
 from oral_ray.generator.diffusion import sample_times
+from oral_ray.generator.functional import FunctionalItem
 from oral_ray.generator.latent import LatentNetwork
 from oral_ray.generator.model import Generator, build_network, load_generator, save_generator
 from oral_ray.generator.spec import GeneratorSpec

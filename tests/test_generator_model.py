@@ -14,9 +14,9 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import positions, token_mask
 from oral_ray.config import DiffusionObjective, RegressionObjective, SamplingConfig
 from oral_ray.errors import GeneratorError
-from oral_ray.functional import FunctionalItem
 from oral_ray.generator import diffusion
 from oral_ray.generator.condition import fit_probe_stats
+from oral_ray.generator.functional import FunctionalItem
 from oral_ray.generator.model import (
     DESCRIPTION,
     WEIGHTS,

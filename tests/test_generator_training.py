@@ -16,8 +16,8 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenMoments, positions, token_mask, tokenize
 from oral_ray.config import FunctionalPhase, SamplingConfig, TrainingConfig
 from oral_ray.errors import GeneratorError
-from oral_ray.functional import FunctionalItem
 from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, is_held_out, make_batch
+from oral_ray.generator.functional import FunctionalItem
 from oral_ray.generator.model import build_network
 from oral_ray.generator.network import Network
 from oral_ray.generator.training import MetricsRow, learning_rate_at, train

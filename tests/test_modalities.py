@@ -17,7 +17,7 @@ from oral_ray.adapters.lora import attached, train_adapter
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import CorpusConfig
 from oral_ray.errors import TaskError
-from oral_ray.evaluation import correct_answers, majority_answers
+from oral_ray.evaluation.scoring import correct_answers, majority_answers
 from oral_ray.modalities import TaskReader, batches, modality_of
 from oral_ray.modalities import causal as causal_modality
 from oral_ray.modalities.encoder import EncoderReader

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from oral_ray.adapters.artifact import CONFIG, WEIGHTS, AdapterArtifact
 from oral_ray.config import Config
 from oral_ray.errors import StoreError
+from oral_ray.nightly import gate, regenerate
+from oral_ray.nightly.summary import summary_text
 from oral_ray.objects import FileObjects
-from oral_ray.stages import gate, regenerate
-from oral_ray.stages.summary import summary_text
 from oral_ray.store.adapters import AdapterStore
 
 ONE_WEIGHT = "encoder.layer.0.attention.self.query.weight"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from oral_ray import packages
 from oral_ray.errors import OralError
-from oral_ray.packages import unpacked
+from oral_ray.local import packages
+from oral_ray.local.packages import unpacked
 
 FILES = {"p-1/data/a/x.json": b"ax", "p-1/data/b/x.json": b"bx", "p-1/data/c/x.json": b"cx", "p-1/setup.py": b"raise"}
 PATTERN = r".*/data/((?:a|b)/x\.json)"

@@ -9,7 +9,7 @@ import pytest
 from cli_fixtures import build_place
 from service_fixtures import Service, open_test_service
 
-from oral_ray.report.figures import PALETTE
+from oral_ray.evaluation.report.figures import PALETTE
 from serve.static import FOLDER
 
 SOURCES = {path.name: path.read_text() for path in sorted(FOLDER.iterdir())}

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from oral_ray.parquet import parse_table, read_frame
+from oral_ray.local.parquet import parse_table, read_frame
 
 ROOT = Path(__file__).parents[1]
 FRAME = pd.DataFrame({"task": ["a", "b"], "value": [0.5, 1.0], "seen": [True, False]})
@@ -31,7 +31,7 @@ def test_a_damaged_table_is_an_error_of_pyarrow(data: bytes, tmp_path: Path):
 def test_reading_starts_no_thread(tmp_path: Path):
     FRAME.to_parquet(tmp_path / "t.parquet")
     code = (
-        "import os, pathlib, sys\nimport pandas\nfrom oral_ray.parquet import read_frame\n"
+        "import os, pathlib, sys\nimport pandas\nfrom oral_ray.local.parquet import read_frame\n"
         "tasks = lambda: len(os.listdir('/proc/self/task'))\n"
         "before = tasks()\nread_frame(pathlib.Path(sys.argv[1]))\nprint(tasks() - before)"
     )

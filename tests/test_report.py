@@ -11,9 +11,9 @@ import pytest
 
 from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
-from oral_ray.report.figures import PALETTE, plot_variants
-from oral_ray.report.page import write_report
-from oral_ray.report.tables import AGAINST, TABLES, arm_table, arms_text
+from oral_ray.evaluation.report.figures import PALETTE, plot_variants
+from oral_ray.evaluation.report.page import write_report
+from oral_ray.evaluation.report.tables import AGAINST, TABLES, arm_table, arms_text
 
 BASES = {"base-t0": True, "base-t3": False}
 ACCURACY = {arm: 0.5 + 0.01 * i for i, arm in enumerate(ALL_ARMS)}

@@ -10,8 +10,9 @@ from test_stages_corpus import two_lines
 
 from oral_ray.config import Config
 from oral_ray.errors import EvaluationError
+from oral_ray.evaluation import arms, cells, evaluate, static
 from oral_ray.objects import FileObjects
-from oral_ray.stages import arms, cells, evaluate, material, static, train
+from oral_ray.pipeline import material, train
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 

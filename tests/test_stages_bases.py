@@ -9,7 +9,7 @@ from oral_ray.bases.catalog import describe_base
 from oral_ray.config import Config, build_config
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import FileObjects
-from oral_ray.stages import bases
+from oral_ray.pipeline import bases
 
 
 def config(objects: FileObjects, steps: int) -> Config:

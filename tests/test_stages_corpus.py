@@ -13,7 +13,7 @@ from oral_ray.bases.spec import build_spec
 from oral_ray.config import Config, LoraSettings, build_config
 from oral_ray.errors import ConfigError
 from oral_ray.objects import FileObjects
-from oral_ray.stages.corpus import (
+from oral_ray.pipeline.corpus import (
     CorpusEntry,
     CorpusRun,
     alike,
@@ -28,7 +28,7 @@ from oral_ray.stages.corpus import (
     seen_ids,
     train_run,
 )
-from oral_ray.stages.shards import plan_rows
+from oral_ray.pipeline.shards import plan_rows
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 

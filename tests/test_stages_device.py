@@ -7,8 +7,10 @@ import pytest
 
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import BaseVersion, Config, EvolveOrigin, PretrainOrigin, build_config
+from oral_ray.evaluation import cells, static
 from oral_ray.objects import FileObjects
-from oral_ray.stages import bases, cells, corpus, static, study
+from oral_ray.pipeline import bases, corpus
+from oral_ray.study import stages as study
 
 THERE = "the device of the task"
 

@@ -10,9 +10,10 @@ from nightly_fixtures import copied, published, tiny_config
 from oral_ray.adapters.artifact import read_folder
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError
+from oral_ray.evaluation import cells, static
+from oral_ray.nightly import gate, regenerate
+from oral_ray.nightly.gate import Item, Outcome
 from oral_ray.objects import FileObjects
-from oral_ray.stages import cells, gate, regenerate, static
-from oral_ray.stages.gate import Item, Outcome
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.tasks import Task

@@ -13,11 +13,10 @@ from nightly_fixtures import copied, key_pair, land, published, tiny_config
 from oral_ray.bases.catalog import discover
 from oral_ray.config import Config, SigningConfig
 from oral_ray.errors import ArtifactError, ConfigError, StoreError
-from oral_ray.objects import FileObjects, open_objects
-from oral_ray.release import GateDecision, PlanItem
-from oral_ray.stages import gate, regenerate
-from oral_ray.stages.gate import Outcome
-from oral_ray.stages.summary import (
+from oral_ray.nightly import gate, regenerate
+from oral_ray.nightly.gate import Outcome
+from oral_ray.nightly.plan import GateDecision, PlanItem
+from oral_ray.nightly.summary import (
     FailedItem,
     RegenerationSummary,
     once_a_base,
@@ -26,6 +25,7 @@ from oral_ray.stages.summary import (
     tables,
     write_summary,
 )  # fmt: skip
+from oral_ray.objects import FileObjects, open_objects
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.generators import Lineage, generator_lineage
@@ -73,7 +73,7 @@ def test_a_landed_version_gets_an_adapter_a_task_and_a_second_run_does_nothing(n
 
 def test_a_release_says_what_went_into_it(nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch):
     store, config = nightly
-    monkeypatch.setattr("oral_ray.stages.gate.code_version", lambda: "1.2.3+commit")
+    monkeypatch.setattr("oral_ray.nightly.gate.code_version", lambda: "1.2.3+commit")
     recipe = regenerate.run(config).generator
     objects = FileObjects(store)
     release = ReleaseStore(objects).latest("v9", "tiny")
@@ -168,7 +168,7 @@ def test_what_another_code_decides_again_changes_no_release(
     store, config = nightly
     regenerate.run(config)
     before = ReleaseStore(FileObjects(store)).latest("v9", "tiny")
-    monkeypatch.setattr("oral_ray.stages.gate.code_version", lambda: "another")
+    monkeypatch.setattr("oral_ray.nightly.gate.code_version", lambda: "another")
     found = regenerate.survey(config, before.generator)  # type: ignore[union-attr]
     again = [gate.regenerate_item(config, item)[1] for item in due(config, found, before.generator)]  # type: ignore[union-attr]
     lineage = generator_lineage(FileObjects(store), before.generator)  # type: ignore[union-attr]
@@ -473,7 +473,7 @@ def test_a_generator_that_makes_broken_adapters_is_refused_and_reuse_is_publishe
     def broken(*args):
         raise ArtifactError("the adapter holds values that are not finite")
 
-    monkeypatch.setattr("oral_ray.stages.cells.generate", broken)
+    monkeypatch.setattr("oral_ray.evaluation.cells.generate", broken)
     summary = regenerate.run(config)
     assert {row["arm"] for row in summary.published} <= {"reuse_new", "reuse_old"}
     assert len(summary.published) == 4

@@ -13,11 +13,14 @@ from test_stages_corpus import two_lines
 
 from oral_ray.config import Config, StudyConfig, build_config
 from oral_ray.errors import EvaluationError
+from oral_ray.evaluation import evaluate
 from oral_ray.objects import FileObjects
-from oral_ray.stages import bases, corpus, evaluate, study, study_report, train
-from oral_ray.stages.study import kept_tasks, run_stage
-from oral_ray.stages.study_report import lines_of_descent
+from oral_ray.pipeline import bases, corpus, train
 from oral_ray.store.bases import BaseShelf
+from oral_ray.study import page as study_report
+from oral_ray.study import stages as study
+from oral_ray.study.page import lines_of_descent
+from oral_ray.study.stages import kept_tasks, run_stage
 
 
 def config(objects: FileObjects) -> Config:

@@ -11,11 +11,12 @@ from factory_fixtures import base_of, toy_task
 from oral_ray.cli import main
 from oral_ray.config import Config, build_config
 from oral_ray.errors import ConfigError, StoreError, TaskError
+from oral_ray.evaluation import cells
+from oral_ray.evaluation.cells import ZERO_SHOT, Cell
 from oral_ray.objects import open_objects
-from oral_ray.stages import cells, corpus, shards
-from oral_ray.stages.cells import ZERO_SHOT, Cell
-from oral_ray.stages.material import further_tasks
-from oral_ray.stages.own_tasks import _stored, check_answers, enter_tasks, task_of
+from oral_ray.pipeline import corpus, shards
+from oral_ray.pipeline.material import further_tasks
+from oral_ray.pipeline.own_tasks import _stored, check_answers, enter_tasks, task_of
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.shards import ShardManifest
 from oral_ray.tasks import load_task, subject

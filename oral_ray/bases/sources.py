@@ -15,8 +15,8 @@ from pathlib import Path
 from oral_ray.bases.contents import why_no_checkpoint
 from oral_ray.bases.hub import hub_folder
 from oral_ray.errors import BaseModelError
+from oral_ray.local.packages import unpacked
 from oral_ray.objects import FileObjects, Objects, check_key, open_objects
-from oral_ray.packages import unpacked
 
 logger = logging.getLogger(__name__)
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".codes", ".spm", ".vocab")

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.config import fingerprint
+from oral_ray.local.packages import cache_folder
 from oral_ray.modalities import Batch, TaskReader, batches
-from oral_ray.packages import cache_folder
 from oral_ray.tasks.task import Example
 
 

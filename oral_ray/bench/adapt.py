@@ -22,7 +22,7 @@ from oral_ray.bench.harness import BenchOptions, Result, Row, compare, spread, t
 from oral_ray.config import ImportOrigin, load_config
 from oral_ray.errors import ConfigError
 from oral_ray.generator.condition import Condition, ConditionEncoder
-from oral_ray.stages.corpus import training_task
+from oral_ray.pipeline.corpus import training_task
 
 
 class Options(BenchOptions):

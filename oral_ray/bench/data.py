@@ -17,8 +17,8 @@ from oral_ray.bench.harness import BenchOptions, Result, Row, compare, fit_expon
 from oral_ray.bench.runs import Shape, build_corpus, tables
 from oral_ray.config import ClusterConfig, TrainingConfig
 from oral_ray.generator.data import CorpusRow, RowSource, make_batch
+from oral_ray.local.parquet import parse_table
 from oral_ray.objects import Objects, open_objects
-from oral_ray.parquet import parse_table
 from oral_ray.store.shards import ShardManifest, corpus_rows
 
 

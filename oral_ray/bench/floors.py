@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from oral_ray.adapters.tokens import POSITION_DIM
 from oral_ray.bench.harness import Row, compare
 from oral_ray.errors import GeneratorError
-from oral_ray.factory import PIECE_TOKENS
+from oral_ray.generation.factory import PIECE_TOKENS
 from oral_ray.generator.denoiser import Denoiser
 from oral_ray.generator.network import Network
 from oral_ray.generator.pieces import NoiseStream

@@ -31,7 +31,7 @@ from oral_ray.config import (
     SamplingConfig,
 )  # fmt: skip
 from oral_ray.errors import ConfigError, GeneratorError, LayoutError
-from oral_ray.factory import AdapterFactory
+from oral_ray.generation.factory import AdapterFactory
 from oral_ray.generator.condition import Condition, ConditionEncoder, ProbeStats
 from oral_ray.generator.model import Generator, build_network
 from oral_ray.generator.network import Network

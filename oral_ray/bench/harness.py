@@ -19,7 +19,7 @@ import psutil
 from pydantic import PositiveInt
 
 from oral_ray.config import Section
-from oral_ray.report.aligned import aligned
+from oral_ray.evaluation.report.aligned import aligned
 
 Row = dict[str, str | float | int | bool | None]
 T = TypeVar("T")

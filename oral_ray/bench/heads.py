@@ -38,9 +38,9 @@ from oral_ray.generator.diffusion import masked_mse
 from oral_ray.generator.model import AnyNetwork, build_network
 from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.generator.training import MetricsRow, train
+from oral_ray.local.parquet import parse_table
 from oral_ray.objects import Objects, open_objects
-from oral_ray.parquet import parse_table
-from oral_ray.stages.material import tables_of
+from oral_ray.pipeline.material import tables_of
 from oral_ray.store.bases import BaseShelf
 from oral_ray.store.shards import ShardManifest, corpus_rows, list_manifests
 

@@ -20,8 +20,8 @@ from oral_ray.bases.expected import expected_model
 from oral_ray.bases.skeleton import Kind
 from oral_ray.bench.harness import BenchOptions, Result, Row, with_peak_memory
 from oral_ray.config import LoraSettings, canonical_json
+from oral_ray.nightly.plan import PlanItem, plan_releases
 from oral_ray.objects import FileObjects, ObjectInfo, Objects
-from oral_ray.release import PlanItem, plan_releases
 from oral_ray.store.heads import latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 

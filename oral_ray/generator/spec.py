@@ -31,7 +31,7 @@ class GeneratorSpec(Section):
 
 @dataclass(frozen=True, slots=True)
 class FunctionalItem:
-    """One functional step (see oral_ray/functional.py): what the generator is asked, and the loss of its answers."""
+    """One functional step (see functional.py): what the generator is asked, and the loss of its answers."""
 
     position_BLP: Tensor
     mask_BLD: Tensor

@@ -33,8 +33,8 @@ from oral_ray.adapters.artifact import AdapterArtifact, read_folder
 from oral_ray.client import OralClient
 from oral_ray.config import IDENTIFIER
 from oral_ray.errors import ArtifactError, MissingObjectError, ReleaseError, ServiceError
+from oral_ray.local.packages import cache_folder
 from oral_ray.objects import Objects, open_objects
-from oral_ray.packages import cache_folder
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.releases import ReleaseStore
 

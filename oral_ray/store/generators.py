@@ -17,8 +17,8 @@ from oral_ray.config import canonical_json, fingerprint
 from oral_ray.errors import BaseModelError, GeneratorError, MissingObjectError
 from oral_ray.generator.model import DESCRIPTION, MEAN, WEIGHTS, Generator, load_generator
 from oral_ray.generator.spec import GeneratorSpec
+from oral_ray.local.parquet import parse_table
 from oral_ray.objects import Objects
-from oral_ray.parquet import parse_table
 from oral_ray.store.records import Journal
 
 METRICS = "metrics.parquet"

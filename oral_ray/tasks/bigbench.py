@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from oral_ray.errors import TaskError
-from oral_ray.packages import unpacked
+from oral_ray.local.packages import unpacked
 from oral_ray.tasks.prompts import answer_paraphrases, paraphrases
 from oral_ray.tasks.task import Example, Split, Task, balanced_order, split_of
 

@@ -14,8 +14,8 @@ from oral_ray.bases.evolve import evolve_base
 from oral_ray.bases.loading import LoadedBase, load_base, open_base
 from oral_ray.bases.pretrain import perplexity, pretrain_base
 from oral_ray.config import CorpusConfig, EvolveOrigin, FunctionalPhase, LoraSettings, PretrainOrigin
-from oral_ray.evaluation import correct_answers
-from oral_ray.functional import FunctionalSource, train_static
+from oral_ray.evaluation.scoring import correct_answers
+from oral_ray.generator.functional import FunctionalSource, train_static
 from oral_ray.objects import FileObjects
 
 if not torch.cuda.is_available():

@@ -16,14 +16,14 @@ from wild.adapters import ADAPTERS, BERT, LLAMA, TAKEN, factors, peft_settings, 
 
 from oral_ray.adapters import lora as lora_module
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, read_folder
+from oral_ray.adapters.export import diffusers_tensors
 from oral_ray.adapters.intake import take, take_in
 from oral_ray.adapters.lora import attached, difference_from_peft, load_strictly
 from oral_ray.adapters.settings import LoraFileSettings, read_settings
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.cli import main
 from oral_ray.errors import ArtifactError, OralError
-from oral_ray.export import diffusers_tensors
-from oral_ray.verify import verify_adapter
+from oral_ray.evaluation.verify import verify_adapter
 
 TOKENS = torch.tensor([[5, 17, 99, 3, 42, 8], [77, 12, 6, 31, 2, 54]])
 open_once = cache(open_base)
@@ -224,7 +224,7 @@ def test_verify_refuses_outputs_that_are_not_finite(tmp_path: Path, tiny_llama: 
 
 def test_score_counts_the_scale_of_a_rank_stabilised_adapter(tmp_path: Path, tiny_bert: Path) -> None:
     """What is scored is what peft computes: alpha / sqrt(r), not alpha / r."""
-    from oral_ray.evaluation import correct_answers
+    from oral_ray.evaluation.scoring import correct_answers
     from oral_ray.tasks import load_task
 
     base, task = open_once(str(tiny_bert)), load_task("wordnet/mind")

@@ -25,9 +25,9 @@ from load import wording
 from running import BASE, ROOT, Running, begin_load, copy_of, end_load, wait_until, write
 
 from oral_ray.config import load_config
+from oral_ray.generation.service import open_service
 from oral_ray.generator.model import save_generator
 from oral_ray.objects import open_objects
-from oral_ray.service import open_service
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.generators import current_generator, get_generator, promote_generator, put_generator
 

@@ -23,7 +23,7 @@ DIRECT = """
 import json, sys, time
 from oral_ray.cluster import limit_threads
 from oral_ray.config import load_config
-from oral_ray.service import open_service
+from oral_ray.generation.service import open_service
 from load import wording
 limit_threads(1, False)
 config = load_config(sys.argv[1], [f"store.uri={sys.argv[2]}", "determinism=false"])

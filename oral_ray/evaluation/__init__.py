@@ -1,0 +1,1 @@
+"""Arms, scores, statistics, reports."""

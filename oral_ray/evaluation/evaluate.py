@@ -1,0 +1,260 @@
+"""Stage 4: every arm on every chosen base and task; writes tables that the report is made of.
+
+Reads generators, corpus, bases, tasks; writes control adapters, generated adapters, scores, and to `out`:
+scores.parquet, answers.parquet (one row an example), curve.parquet, distances.parquet.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from oral_ray.adapters.distance import relative_distances, unexplained
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.cluster import Call
+from oral_ray.config import Config
+from oral_ray.errors import EvaluationError
+from oral_ray.evaluation import cells
+from oral_ray.evaluation.arms import OF_THE_BASE, Digests, derived_arms, made_arms, read_as, trained_arms
+from oral_ray.evaluation.cells import Cell, Request
+from oral_ray.evaluation.scoring import Score
+from oral_ray.objects import Objects, open_objects
+from oral_ray.pipeline import corpus, shards, train
+from oral_ray.pipeline.own_tasks import task_of
+from oral_ray.store.adapters import AdapterStore
+from oral_ray.store.shards import ShardManifest
+from oral_ray.tasks import expand
+
+logger = logging.getLogger(__name__)
+DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest_base", "unexplained"]
+
+
+def run(config: Config) -> pd.DataFrame:
+    """Score all configured arms on the tasks of the corpus and write the tables; returns the scores."""
+    found, base_ids, objects = corpus.run(config), chosen_bases(config), open_objects(config.store)
+    manifest, digests = _made(config, config.tasks.ids)
+    curve = _curve_requests(config, train.trained(config), base_ids)
+    curve_digests = cells.generate_all(config, curve, found)
+    of_curve = {(r.base, r.task, digest) for r, digest in zip(curve, curve_digests, strict=True)}
+    answers = _answers(config, _asked(digests) | of_curve, found)
+    scores = _write(config, digests, answers, Path(config.out))
+    curve_rows = [
+        {"base": r.base, "task": r.task, "num_steps": r.num_steps, "value": float(np.mean(answers[r.base, r.task][d]))}
+        for r, d in zip(curve, curve_digests, strict=True)
+    ]
+    out = Path(config.out)
+    pd.DataFrame(curve_rows, columns=["base", "task", "num_steps", "value"]).to_parquet(out / "curve.parquet")
+    distances = list(_distances(config, objects, manifest, digests, found))
+    pd.DataFrame(distances, columns=DISTANCES).to_parquet(out / "distances.parquet")
+    return scores
+
+
+def run_confusion(config: Config) -> pd.DataFrame:
+    """The adapter generated for each task of the corpus, on every task, on the last of the evaluated bases.
+
+    One row a (asked, task): how well the adapter that was asked for `asked` does `task`; to `out`/confusion.parquet.
+    """
+    base_id, found = chosen_bases(config)[-1], corpus.run(config)
+    requests = [generation_request(config, base_id, task_id, train.trained(config)) for task_id in config.tasks.ids]
+    made = dict(zip(config.tasks.ids, cells.generate_all(config, requests, found), strict=True))
+    answers = _answers(config, {(base_id, task, digest) for task in made for digest in made.values()}, found)
+    rows = [
+        {
+            "base": base_id,
+            "asked": asked,
+            "task": task,
+            "digest": digest,
+            "value": float(np.mean(answers[base_id, task][digest])),
+            "n": len(answers[base_id, task][digest]),
+        }
+        for asked, digest in made.items()
+        for task in made
+    ]
+    table = pd.DataFrame(rows)
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    table.to_parquet(Path(config.out) / "confusion.parquet")
+    return table
+
+
+def run_unseen(config: Config) -> pd.DataFrame:
+    """Score all configured arms on the tasks that no training saw (`tasks.unseen`); scores and answers to `out`/unseen."""
+    task_ids = expand(config.tasks.unseen)
+    if not task_ids:
+        raise EvaluationError("tasks.unseen is empty; name tasks, such as kind/bird, to leave out of every training")
+    _, digests = _made(config, task_ids)
+    return _write(config, digests, _answers(config, _asked(digests), corpus.run(config)), Path(config.out) / "unseen")
+
+
+def _made(config: Config, task_ids: Sequence[str]) -> tuple[ShardManifest, Digests]:
+    """The adapters of every arm on these tasks, trained and generated where they are missing."""
+    parts = list(_parts(config))
+    manifest = shards.run(config)
+    train.run(config)
+    found = corpus.run(config)
+    control = train.regression_config(config)
+    digests: Digests = {}
+    for part, base_ids in parts:
+        left = "regression" in part.evaluation.arms and not train.is_done(control, manifest.fingerprint)
+        beside: list[Call] = [(train.train_in_task, (control, manifest.fingerprint))] if left else []
+        digests |= trained_arms(part, task_ids, found, base_ids, beside)
+    generators = {seed: train.trained(_seeded(config, seed)) for seed in config.evaluation.generator_seeds}
+    regression = train.recipe_of(control, manifest.fingerprint)
+    for part, base_ids in parts:
+        digests |= made_arms(part, task_ids, manifest, generators, regression, found, base_ids)
+        of_part = {key: digest for key, digest in digests.items() if key[0] in base_ids}
+        digests |= derived_arms(part, task_ids, found, base_ids, of_part)
+    check_bases(digests, AdapterStore(open_objects(config.store)), found)
+    return manifest, digests
+
+
+def _parts(config: Config) -> Iterable[tuple[Config, list[str]]]:
+    """The versions that have the same arms, and the configuration with these (`evaluation.arms_on`)."""
+    settings = config.evaluation
+    arms_of = {base_id: settings.arms_on.get(base_id, settings.arms) for base_id in chosen_bases(config)}
+    for arms in dict.fromkeys(arms_of.values()):
+        part = config.model_copy(update={"evaluation": settings.model_copy(update={"arms": arms})})
+        yield part, [base_id for base_id in arms_of if arms_of[base_id] == arms]
+
+
+def check_bases(digests: Digests, store: AdapterStore, found: dict[str, BaseRecord]) -> None:
+    """EvaluationError when an adapter that was made for one base version would be scored on another.
+
+    Of the arms that are made for the very base; reuse and static arms are meant to travel.
+    """
+    for (base_id, task_id, arm, _), digest in digests.items():
+        made = store.get(digest).provenance if arm in OF_THE_BASE else None
+        if made is not None and made.base_fingerprint != found[base_id].fingerprint:
+            raise EvaluationError(
+                f"the {arm} adapter {digest[:12]} of {task_id} was made for {made.base!r}, not for {base_id!r}; its record "
+                "is wrong, delete it from the store and run again"
+            )
+
+
+def _asked(digests: Digests) -> set[tuple[str, str, str]]:
+    return {(base_id, read_as(arm, task_id), digest) for (base_id, task_id, arm, _), digest in digests.items()}
+
+
+def _answers(
+    config: Config, asked: set[tuple[str, str, str]], found: dict[str, BaseRecord]
+) -> dict[tuple[str, str], dict[str, list[bool]]]:
+    """The answers to (base, task, digest) by base and task, then by digest."""
+    of_test = config.evaluation.split == "test"
+    wanted = [
+        Cell(
+            base=base_id,
+            dtype=config.bases.dtype,
+            task=task_id,
+            digests=tuple(sorted(digest for b, t, digest in asked if (b, t) == (base_id, task_id))),
+            split=config.evaluation.split,
+            limit=config.evaluation.max_test if of_test else config.evaluation.max_validation,
+        )
+        for base_id, task_id in sorted({(b, t) for b, t, _ in asked})
+    ]
+    return cells.score_all(config, wanted, found)
+
+
+def _write(
+    config: Config, digests: Digests, answers: dict[tuple[str, str], dict[str, list[bool]]], out: Path
+) -> pd.DataFrame:
+    """scores.parquet, one row a (base, task, arm, seed), and answers.parquet, one row an example; returns the scores."""
+    seen = set(corpus.seen_ids(config))
+    table, rows = [], []
+    for (base_id, task_id, arm, seed), digest in digests.items():
+        correct = answers[base_id, read_as(arm, task_id)][digest]
+        score = Score(
+            base=base_id,
+            base_seen=base_id in seen,
+            task=task_id,
+            arm=arm,
+            seed=seed,
+            metric="accuracy",
+            value=float(np.mean(correct)),
+            n=len(correct),
+            digest=digest if len(digest) == 64 else "",
+        )
+        table.append(score.model_dump())
+        rows += [
+            {"base": base_id, "task": task_id, "arm": arm, "seed": seed, "example": i, "correct": right}
+            for i, right in enumerate(correct)
+        ]
+    out.mkdir(parents=True, exist_ok=True)
+    scores = pd.DataFrame(table)
+    scores.to_parquet(out / "scores.parquet")
+    pd.DataFrame(rows).to_parquet(out / "answers.parquet")
+    return scores
+
+
+def chosen_bases(config: Config) -> list[str]:
+    """The ids of the versions to score on; EvaluationError for one that is not configured, before hours of work."""
+    known = [version.id for version in config.bases.versions]
+    for setting in ("bases", "arms_on"):
+        if unknown := [base_id for base_id in getattr(config.evaluation, setting) if base_id not in known]:
+            raise EvaluationError(f"evaluation.{setting} names {unknown}, configured are {', '.join(known) or 'none'}")
+    return list(config.evaluation.bases or known)
+
+
+def _seeded(config: Config, seed: int) -> Config:
+    training = config.training.model_copy(update={"seed": config.training.seed + seed})
+    return config.model_copy(update={"training": training})
+
+
+def _curve_requests(config: Config, recipe: str, base_ids: list[str]) -> list[Request]:
+    """The sampling-steps curve on the last evaluated base."""
+    return [
+        generation_request(config, base_ids[-1], task_id, recipe).model_copy(update={"num_steps": num_steps})
+        for task_id in config.tasks.ids[: config.evaluation.step_curve_tasks]
+        for num_steps in config.evaluation.step_curve
+    ]
+
+
+def generation_request(config: Config, base_id: str, task_id: str, recipe: str) -> Request:
+    """The first sample of the `generated` arm."""
+    return Request(
+        arm="generated",
+        base=base_id,
+        task=task_id,
+        prompt=task_of(config, task_id).prompt,
+        seed=config.evaluation.seeds[0],
+        recipe=recipe,
+        num_steps=config.sampling.num_steps,
+    )
+
+
+def _distances(
+    config: Config, objects: Objects, manifest: ShardManifest, digests: Digests, found: dict[str, BaseRecord]
+) -> Iterable[dict[str, Any]]:
+    """Distance of each generated adapter, and of each `trained` one, to the nearest corpus adapter that is not itself.
+
+    `unexplained` is the share of its norm that no linear mix of those adapters makes.
+    """
+    store = AdapterStore(objects)
+    entries = corpus.train_runs(config, corpus.plan_targets(config, found), found)
+    for layout in (layout for layout in manifest.layouts.values() if layout.lora == config.lora):
+        known = [
+            (entry, entry.digests[-1])
+            for entry in entries
+            if (found[entry.run.bases[0]].spec.digest, entry.run.lora) == (layout.architecture, config.lora)
+        ]
+        corpus_factors = [store.get(digest).factors(layout) for _, digest in known]
+        asked = [
+            (key, digest)
+            for key, digest in digests.items()
+            if key[2] in ("generated", "held_out", "trained", "regression")
+            and found[key[0]].spec.digest == layout.architecture
+        ]
+        if not asked or not known:
+            continue
+        made = [store.get(digest).factors(layout) for _, digest in asked]
+        others_GK = np.array([[of_corpus != digest for _, of_corpus in known] for _, digest in asked])
+        distance_GK = np.where(others_GK, relative_distances(made, corpus_factors), np.inf)
+        rest_G = unexplained(made, corpus_factors, others_GK)
+        for row, rest, ((base_id, task_id, arm, seed), _) in zip(distance_GK, rest_G, asked, strict=True):
+            nearest = known[int(row.argmin())][0].run
+            yield {
+                "base": base_id, "task": task_id, "arm": arm, "seed": seed, "distance": float(row.min()),
+                "nearest_task": nearest.task, "nearest_base": nearest.bases[0],
+                "unexplained": float(rest),
+            }  # fmt: skip

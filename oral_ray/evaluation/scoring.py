@@ -1,0 +1,94 @@
+"""How good an adapter is: scores with paired bootstrap intervals, and how far it is from the corpus.
+
+An arm is a way to get an adapter (oral_ray/config/running.py lists them); a score is one arm on one base and task. All
+arms see the same examples, so differences are paired: a bootstrap draw takes the same examples (and seeds) for both arms.
+
+Letters: N examples, S seeds, R bootstrap draws, G generated adapters, K corpus adapters.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.adapters.intake import take
+from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.adapters.lora import attached
+from oral_ray.bases.loading import LoadedBase
+from oral_ray.bases.states import PrefixStates
+from oral_ray.modalities import Batch, TaskReader, batches, modality_of
+from oral_ray.tasks import Example, Split, Task
+
+
+class Score(BaseModel):
+    """One arm on one base and task: accuracy over n examples. `digest` is empty where there is no adapter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    base_seen: bool
+    task: str
+    arm: str
+    seed: int
+    metric: str
+    value: float
+    n: int
+    digest: str
+
+
+@torch.no_grad()
+def correct_answers(
+    base: LoadedBase, task: Task, artifacts: Sequence[AdapterArtifact | None], split: Split, limit: int,
+    keep: Path | None = None,
+) -> list[list[bool]]:  # fmt: skip
+    """For each adapter, which of the first `limit` examples of a split a base answers rightly with it.
+
+    Without one (None): zero-shot, each label's log-probability minus the log of its mean probability over the
+    validation inputs (no labels read), so that a label the base always likes gains nothing. Free text is not calibrated.
+    What lies below the first adapted layer is kept in the folder `keep`, where there is one.
+    """
+    examples = task.examples(split)[:limit]
+    reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+    read = {0: list(batches(reader, examples))}  # by first layer: what lies below it has been computed
+    found = []
+    for artifact in artifacts:
+        if artifact is None:
+            prior = reader.prior(base.model, (batch for _, batch in batches(reader, task.examples("validation"))))
+            deepest = read[max(read)]  # the layers below are the same without an adapter
+            found.append(_answers(base.model, reader, deepest, len(examples), prior))
+            continue
+        artifact = take(base, artifact)
+        first = AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size).first_layer
+        if first not in read:
+            if keep:
+                texts = (task.fingerprint, split, limit)
+                states = PrefixStates(base, reader, examples, first, keep, base.record.fingerprint, texts)
+                read[first] = [(chosen, states(chosen)) for chosen, _ in read[0]]
+            else:
+                read[first] = [(chosen, reader.skip_layers(base.model, batch, first)) for chosen, batch in read[0]]
+        with attached(base, artifact) as model:
+            found.append(_answers(model, reader, read[first], len(examples)))
+    return found
+
+
+def _answers(
+    model: nn.Module, reader: TaskReader, read: Sequence[tuple[list[int], Batch]], num: int,
+    prior: torch.Tensor | None = None,
+) -> list[bool]:  # fmt: skip
+    right = [False] * num
+    for chosen, batch in read:
+        for i, value in zip(chosen, reader.values(model, batch, prior), strict=True):
+            right[i] = value == 1.0
+    return right
+
+
+def majority_answers(task: Task, split: Split, limit: int) -> list[bool]:
+    """The `majority` arm: always the most frequent label of the training examples (ties: the first)."""
+    counts = Counter(example.label for example in task.examples("train"))
+    most = max(task.labels or counts, key=lambda label: counts[label])
+    examples: Sequence[Example] = task.examples(split)[:limit]
+    return [example.label == most for example in examples]

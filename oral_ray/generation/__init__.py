@@ -1,0 +1,1 @@
+"""From conditions to adapters: the factory, and the service without its wire."""

@@ -1,0 +1,1 @@
+"""The nightly job: plan, regenerate, gate, summary."""

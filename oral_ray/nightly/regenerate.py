@@ -1,0 +1,304 @@
+"""Stage 5: for every complete, unreleased base version: generate, compare with reuse, gate on validation, publish.
+
+Reads generators, corpus and landed bases; writes `<publish_prefix>/<base>/<adapter_id>/`, `releases/<base>/<name>/`, a
+record of every decision, and one of the run (`runs/`) where there was something to do. Reads no test data.
+
+    summary = run(config)                       # once
+    for summary in watch(config): ...           # again and again
+    plan = survey(config, recipe).plan          # only look
+"""
+
+import fnmatch
+import functools
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from oral_ray.bases.catalog import BaseRecord, SkippedBase, discover
+from oral_ray.bases.events import MAX_WAIT_S, EventQueue, changed_bases
+from oral_ray.cluster import each_task
+from oral_ray.config import Config, LandedOrigin, canonical_json
+from oral_ray.errors import GeneratorError, OralError, StoreError
+from oral_ray.nightly.gate import Item, Outcome, decided, regenerate_item
+from oral_ray.nightly.plan import PlanItem, plan_releases
+from oral_ray.nightly.summary import WHOLE_BASE, FailedItem, RegenerationSummary, once_a_base
+from oral_ray.objects import Objects, open_objects
+from oral_ray.pipeline import corpus, train
+from oral_ray.pipeline.own_tasks import task_of
+from oral_ray.store.bases import BaseShelf
+from oral_ray.store.generators import Lineage, current_generator, generator_lineage, get_generator
+from oral_ray.store.heads import Head, latest_of
+from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What lies in the store, and what is to be done about it."""
+
+    bases: dict[str, BaseRecord]
+    skipped: list[SkippedBase]
+    plan: list[PlanItem]
+    heads: dict[str, Head]
+
+
+def watch(config: Config) -> Iterator[RegenerationSummary]:
+    """A run now, one every `regenerate.poll_s`, and in between one for the bases that an event names; without end."""
+    queue = EventQueue(config.regenerate.events) if config.regenerate.events else None
+    while True:
+        listed_s = time.monotonic()
+        yield run(config)
+        while (left_s := listed_s + config.regenerate.poll_s - time.monotonic()) > 0:
+            if queue is None:
+                time.sleep(left_s)
+                continue
+            hints = queue.wait(min(left_s, MAX_WAIT_S))
+            if changed := changed_bases(hints, open_objects(config.store).uri, config.bases.prefix):
+                yield run(config, changed)
+            queue.done(hints)
+
+
+def run(config: Config, only: Collection[str] | None = None) -> RegenerationSummary:
+    """Regenerate everything that is due (of the bases `only`); a second run finds it released and does nothing."""
+    started, objects = datetime.now(UTC), open_objects(config.store)
+    needed = _needed(config, objects)
+    recipe = train.run(needed)
+    found = survey(config, recipe, only)
+    items = _items(config, needed, recipe, found)
+    known = [_decided(config, item) for item in items]
+    outcomes = [outcome for outcome in known if outcome is not None and outcome.decision.arm is None]
+    todo = [item for item, outcome in zip(items, known, strict=True) if outcome is None or outcome.decision.arm]
+    made, failed = _work(config, objects, recipe, todo)
+    heads, lost = _afterwards(config, objects) if todo else (found.heads, [])
+    summary = RegenerationSummary(
+        started=started.isoformat(timespec="seconds"),
+        wall_s=(datetime.now(UTC) - started).total_seconds(),
+        generator=recipe,
+        skipped_bases=tuple(found.skipped),
+        plan=tuple(found.plan),
+        outcomes=tuple(outcomes + made),
+        failed=(*failed, *lost),
+        published=tuple(row for base_id in found.bases for row in _published(heads.get(base_id), base_id, objects.uri)),
+    )
+    return _kept(objects, summary, started) if todo else summary
+
+
+def _afterwards(config: Config, objects: Objects) -> tuple[dict[str, Head], list[FailedItem]]:
+    """What is released after a run; where the store cannot say, a failure that says so: the run's summary is not lost."""
+    try:
+        return latest_of(objects, config.name), []
+    except StoreError as error:
+        reason = f"what is released cannot be read ({_one_line(error)}); see oral-ray list"
+        return {}, [FailedItem(base="*", task="*", reason=reason)]
+
+
+def _kept(objects: Objects, summary: RegenerationSummary, started: datetime) -> RegenerationSummary:
+    """Keep a summary in `runs/`; one that the store does not take is returned with that failure."""
+    try:
+        objects.put(f"runs/{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json", canonical_json(summary).encode())
+    except StoreError as error:
+        lost = FailedItem(base="*", task="*", reason=f"this summary is not kept in the store: {_one_line(error)}")
+        return summary.model_copy(update={"failed": (*summary.failed, lost)})
+    return summary
+
+
+def dry_run(config: Config) -> RegenerationSummary:
+    """What `run` would find and do; it starts nothing and trains no generator."""
+    objects = open_objects(config.store)
+    recipe = current_generator(objects, config.name)
+    if recipe is None:
+        raise GeneratorError(
+            f"{objects.uri} has no generator of {config.name!r}; run jobs/train.py, or without --dry-run"
+        )
+    found = survey(config, recipe)
+    return RegenerationSummary(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        generator=recipe,
+        skipped_bases=tuple(found.skipped),
+        plan=tuple(found.plan),
+        published=tuple(
+            row for base_id in found.bases for row in _published(found.heads.get(base_id), base_id, objects.uri)
+        ),
+    )
+
+
+def survey(config: Config, recipe: str, only: Collection[str] | None = None) -> Survey:
+    """Look what has landed and what is released, and plan."""
+    objects = open_objects(config.store)
+    landed, skipped = discover(objects, config.bases.prefix, config.regenerate.quiet_period_s, only)
+    chosen = [base for base in landed if any(fnmatch.fnmatch(base.id, glob) for glob in config.regenerate.bases)]
+    if only is None:  # a mistyped pattern would do nothing, every night, and say so to nobody
+        names = [base.id for base in (*landed, *skipped)]
+        patterns = {"bases": config.regenerate.bases, "served_names": tuple(config.regenerate.served_names)}
+        skipped += [
+            SkippedBase(
+                id=glob, reason=f"nothing under {config.bases.prefix}/ has such a name; see regenerate.{setting}"
+            )
+            for setting, globs in patterns.items()
+            for glob in globs
+            if not fnmatch.filter(names, glob)
+        ]
+    heads = latest_of(objects, config.name)
+    released = {
+        (base.id, base.fingerprint, adapter.task)
+        for base in chosen
+        if base.id in heads
+        for adapter in _current(config, heads[base.id].release, base, recipe)
+    }
+    architectures = get_generator(objects, recipe).spec.architectures
+    plan = plan_releases(chosen, config.tasks.ids, architectures, config.lora, released)
+    return Survey({base.id: base for base in chosen}, skipped, plan, heads)
+
+
+def _needed(config: Config, objects: Objects) -> Config:
+    """Without the unseen versions that others put there, or that are there: one that is broken must not stop the rest."""
+    shelf = BaseShelf(objects, config.bases.prefix)
+    versions = [
+        version
+        for version in config.bases.versions
+        if version.seen or not (isinstance(version.origin, LandedOrigin) or shelf.has(version.id))
+    ]
+    return config.model_copy(update={"bases": config.bases.model_copy(update={"versions": tuple(versions)})})
+
+
+def _items(config: Config, needed: Config, recipe: str, found: Survey) -> list[Item]:
+    """What is to be done, with the adapters of the corpus that each could reuse; trained where they are missing."""
+    known = corpus.run(needed)
+    seen = corpus.seen_ids(config)
+
+    @functools.cache
+    def of_corpus(base_ids: tuple[str, ...], task_id: str) -> corpus.CorpusRun:
+        return corpus.plan_run(needed, task_id, [known[base_id] for base_id in base_ids], config.corpus.seeds[0])
+
+    def reusable(planned: PlanItem) -> dict[str, corpus.CorpusRun]:
+        base = found.bases[planned.base]
+        same = [base_id for base_id in seen if known[base_id].spec.digest == base.spec.digest]
+        newest = [base_id for base_id in (corpus.newest_seen(config, base.id),) if base_id in same] or same[-1:]
+        together = same if config.corpus.targets == "joint" else []
+        return {
+            name: of_corpus(tuple(base_ids), planned.task)
+            for name, base_ids in (("joint", together), ("reuse_new", newest), ("reuse_old", same[:1]))
+            if name in config.regenerate.candidates and base_ids
+        }
+
+    due = [(planned, reusable(planned)) for planned in found.plan if planned.action == "generate"]
+    runs = [run_ for _, reuse in due for run_ in reuse.values()]
+    digests = {entry.run.recipe: entry.digests[-1] for entry in corpus.train_runs(needed, runs, known)}
+    fingerprints = {task_id: task_of(config, task_id).fingerprint for task_id in config.tasks.ids}
+    return [
+        Item(
+            base=found.bases[planned.base],
+            task=planned.task,
+            task_fingerprint=fingerprints[planned.task],
+            recipe=recipe,
+            reuse={name: digests[run_.recipe] for name, run_ in reuse.items()},
+        )
+        for planned, reuse in due
+    ]
+
+
+def _decided(config: Config, item: Item) -> Outcome | None:
+    """What was decided before; None also where that cannot be read: its worker then says so, of this item alone."""
+    try:
+        return decided(config, item)
+    except Exception:
+        logger.exception("what was decided of %s on %s cannot be read", item.task, item.base.id)
+        return None
+
+
+def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> tuple[list[Outcome], list[FailedItem]]:
+    """Decide and publish every item on the cluster; a base is released as soon as its last item has ended.
+
+    Whatever an item or a release raises is said of it by name, and the others are done.
+    """
+    due = Counter(item.base.id for item in items)
+    left = due.copy()
+    won: dict[str, list[ReleasedAdapter]] = {base_id: [] for base_id in left}
+    outcomes: dict[int, Outcome] = {}
+    failed: list[FailedItem] = []
+    for i, result in each_task(
+        [(regenerate_item, (config, item)) for item in items], config.cluster, determinism=config.determinism,
+        retries=config.regenerate.retries, label="regenerate", retry_on=(StoreError,),
+    ):  # fmt: skip
+        base = items[i].base
+        if isinstance(result, Exception):
+            failed.append(_failure(base.id, items[i].task, result))
+        else:
+            outcomes[i], adapter = result
+            won[base.id] += [adapter] if adapter else []
+        left[base.id] -= 1
+        if not left[base.id] and won[base.id]:
+            try:
+                _release(config, objects, generator_lineage(objects, recipe), base, won[base.id])
+            except Exception as error:
+                failed.append(_failure(base.id, WHOLE_BASE, error))
+    return [outcomes[i] for i in sorted(outcomes)], once_a_base(failed, due)
+
+
+def _failure(base_id: str, task: str, error: Exception) -> FailedItem:
+    """What failed and why; what is no error meant for a user goes to the log whole."""
+    if not isinstance(error, OralError):
+        logger.error("%s on %s failed", task, base_id, exc_info=error)
+    return FailedItem(base=base_id, task=task, reason=_one_line(error))
+
+
+def _release(
+    config: Config, objects: Objects, generator: Lineage, base: BaseRecord, adapters: Collection[ReleasedAdapter]
+) -> None:
+    """One release that names what was released for the same base and generator, and these adapters, one a task.
+
+    When a run at the same time was faster, it is made again on top of that one's, so that no item of either is lost.
+    """
+
+    def change(before: Release | None) -> Release:
+        tasks = {adapter.task: adapter for adapter in adapters}
+        tasks |= {adapter.task: adapter for adapter in _current(config, before, base, generator.recipe)}
+        return Release(
+            base=base.id,
+            base_fingerprint=base.fingerprint,
+            generator=generator.recipe,
+            name=config.name,
+            served_name=config.regenerate.served_name(base.id),
+            generator_digest=generator.digest,
+            corpus=generator.corpus,
+            adapters=tuple(tasks[task] for task in sorted(tasks)),
+        )
+
+    number = ReleaseStore(objects).amend(base.id, config.name, change)
+    logger.info("base %s: release %d of %s", base.id, number, config.name)
+
+
+def _current(config: Config, release: Release | None, base: BaseRecord, recipe: str) -> tuple[ReleasedAdapter, ...]:
+    """The adapters of a release, when it is one of this very base version, as it is served, and generator."""
+    if release is None or release.served_name != config.regenerate.served_name(base.id):
+        return ()
+    fresh = (release.base_fingerprint, release.generator) == (base.fingerprint, recipe)
+    return release.adapters if fresh else ()
+
+
+def _published(head: Head | None, base_id: str, store_uri: str) -> list[dict[str, str]]:
+    """Rows of what the latest release of a base holds; `path` is empty where the store is no folder."""
+    return [
+        {
+            "base": base_id,
+            "task": adapter.task,
+            "arm": adapter.arm,
+            "adapter_id": adapter.adapter_id,
+            "uri": adapter.uri_in(store_uri),
+            "path": adapter.uri_in(store_uri).removeprefix("file://") if store_uri.startswith("file://") else "",
+        }
+        for adapter in (head.release.adapters if head else ())
+    ]
+
+
+def _one_line(error: Exception) -> str:
+    """The reason of a failure; a fault of the program is named as one."""
+    if isinstance(error, OralError):
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raises
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}; the log has more, please report it"

@@ -1,0 +1,1 @@
+"""Stages of the pipeline: bases, corpus, shards, training. Worker functions live here, jobs are thin."""

@@ -1,0 +1,1 @@
+"""Evidence suites: stages, headline figures, pages."""
