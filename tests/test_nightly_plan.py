@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.spec import build_spec
 from oral_ray.config import LoraSettings
-from oral_ray.nightly.plan import decide, plan_releases, refuse_base
+from oral_ray.generation.refusal import refuse_base
+from oral_ray.nightly.plan import decide, plan_releases
 
 ARMS = ("generated", "reuse_new", "reuse_old")
 ACCURACY = st.integers(0, 20).map(lambda hits: hits / 20)  # few values, so that ties are common
