@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from factory_fixtures import base_of, layout_of, random_artifact
-from test_stages_corpus import two_lines
+from test_pipeline_corpus import two_lines
 
 from oral_ray.config import Config
 from oral_ray.errors import EvaluationError

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from factory_fixtures import base_of
 from safetensors.torch import load_file, save_file
-from test_report import ACCURACY, write_tables
-from test_stages_corpus import two_lines
+from test_evaluation_report import ACCURACY, write_tables
+from test_pipeline_corpus import two_lines
 
 from oral_ray.config import Config, StudyConfig, build_config
 from oral_ray.errors import EvaluationError
