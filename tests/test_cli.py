@@ -67,7 +67,7 @@ REFUSED = {
     "package without a name": (["inspect", "pypi:"], ["package '' is not installed"]),
     "adapter of another method": (["score", "ia3", "--base=store/bases/v1", "--task=wordnet/mind"], ["no plain LoRA"]),
     "adapter with biases": (["verify", "biased", "--base=store/bases/v1"], ["has bias: 'zz'", "'lora_only'"]),
-    "adapter that peft refuses": (["verify", "odd", "--base=store/bases/v1"], ["peft refuses odd", "'FOO'"]),
+    "adapter that peft refuses": (["verify", "odd", "--base=store/bases/v1"], ["peft refuses", "odd", "'FOO'"]),
     "unknown task": (["score", "adapter", "--base=store/bases/v1", "--task=no/task"], ["'no/task'", "wordnet/matter"]),
     "no examples": (["score", "adapter", "--base=store/bases/v1", "--task=wordnet/mind", "--limit=0"], ["limit", "0"]),
     "unknown digest": (["pull", "ab" * 32, "out", "--store=store"], ["no adapter 'abab", "oral-ray list"]),
