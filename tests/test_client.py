@@ -86,7 +86,7 @@ def test_a_job_that_ends_badly_raises_its_problem(server: Server, do: Do, end: A
 def test_a_job_that_takes_too_long_is_left_with_its_id(server: Server, do: Do) -> None:
     server.answers = [Answer(202, {"id": "1" * 32, "status": "queued"})]
     with pytest.raises(ServiceError, match=f"job {'1' * 32} is still queued"):
-        do("generate", "x", base="b1", timeout_s=0.3)
+        do("generate", "x", base="b1", timeout_s=1.5)
 
 
 def test_a_refusal_that_passes_is_repeated_with_the_same_idempotency_key(server: Server, do: Do) -> None:

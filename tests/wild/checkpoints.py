@@ -388,7 +388,7 @@ REFUSED: dict[str, Kind] = {
     "no index": Kind(sharded(lambda f: (f / INDEX).unlink()), f"has 2 shards and no {INDEX}; add the index"),
     "variant only": Kind(
         edited(lambda f: (f / SINGLE).rename(f / "model.fp16.safetensors")),
-        "has weights under another name (model.fp16.safetensors); rename them to model.safetensors",
+        "has weights under another name (model.fp16.safetensors); rename it to model.safetensors",
     ),
     "weights elsewhere": Kind(
         edited(lambda f: configure(f, transformers_weights="other.safetensors")),

@@ -53,15 +53,16 @@ def damaged(sound: Path, target: Path, seed: int) -> Damage:
     return damage
 
 
-def _weights_file(rng: random.Random, folder: Path) -> Path | None:
-    return rng.choice(sorted(folder.glob("*.safetensors")) or [None])
+def _pick(rng: random.Random, folder: Path, pattern: str = "*") -> Path | None:
+    """A file of a folder; None where no such file is left of it."""
+    return rng.choice(sorted(path for path in folder.glob(pattern) if path.is_file()) or [None])
 
 
 def _change_tensors(change: Callable[[random.Random, dict[str, Tensor], Damage], None]) -> Callable[..., None]:
     """A change of a folder out of one of the tensors of a weights file."""
 
     def changed(rng: random.Random, folder: Path, damage: Damage) -> None:
-        path = _weights_file(rng, folder)
+        path = _pick(rng, folder, "*.safetensors")
         try:
             tensors = load_file(path) if path else {}
         except Exception:  # an earlier change has truncated it
@@ -138,7 +139,8 @@ def _duplicate_tensor(rng: random.Random, tensors: dict[str, Tensor], damage: Da
 
 
 def _cut_file(rng: random.Random, folder: Path, damage: Damage) -> None:
-    path = rng.choice([path for path in sorted(folder.iterdir()) if path.is_file()])
+    if (path := _pick(rng, folder)) is None:
+        return
     data = path.read_bytes()
     end = rng.choice((0, 1, 7, len(data) // 2, max(0, len(data) - 1), len(data) - 100 if len(data) > 100 else 0))
     path.write_bytes(data[:end])
@@ -147,28 +149,31 @@ def _cut_file(rng: random.Random, folder: Path, damage: Damage) -> None:
 
 
 def _lengthen_file(rng: random.Random, folder: Path, damage: Damage) -> None:
-    path = rng.choice([path for path in sorted(folder.iterdir()) if path.is_file()])
+    if (path := _pick(rng, folder)) is None:
+        return
     path.write_bytes(path.read_bytes() + rng.choice((b"\0", b"}", b"\n", b"x" * 64)))
     damage.touched_json |= path.suffix != ".safetensors"
     damage.words.append(f"bytes behind the end of {path.name}")
 
 
 def _recase_file(rng: random.Random, folder: Path, damage: Damage) -> None:
-    path = rng.choice([path for path in sorted(folder.iterdir()) if path.is_file()])
+    if (path := _pick(rng, folder)) is None:
+        return
     path.rename(path.with_name(path.name.upper()))
     damage.touched_json |= path.suffix != ".safetensors"
     damage.words.append(f"{path.name} in capitals")
 
 
 def _drop_file(rng: random.Random, folder: Path, damage: Damage) -> None:
-    path = rng.choice([path for path in sorted(folder.iterdir()) if path.is_file()])
+    if (path := _pick(rng, folder)) is None:
+        return
     path.unlink()
     damage.touched_json |= path.suffix != ".safetensors"
     damage.words.append(f"drop {path.name}")
 
 
 def _duplicate_file(rng: random.Random, folder: Path, damage: Damage) -> None:
-    path = _weights_file(rng, folder)
+    path = _pick(rng, folder, "*.safetensors")
     stray = rng.choice(STRAYS)
     if path is None or (folder / stray).exists():
         return
@@ -182,7 +187,8 @@ def _duplicate_file(rng: random.Random, folder: Path, damage: Damage) -> None:
 
 
 def _change_json(rng: random.Random, folder: Path, damage: Damage) -> None:
-    path = rng.choice(sorted(folder.glob("*.json")))
+    if (path := _pick(rng, folder, "*.json")) is None:
+        return
     try:
         value = json.loads(path.read_text())
     except (ValueError, UnicodeDecodeError):
@@ -211,7 +217,8 @@ def _change_json(rng: random.Random, folder: Path, damage: Damage) -> None:
 
 
 def _repeat_json_key(rng: random.Random, folder: Path, damage: Damage) -> None:
-    path = rng.choice(sorted(folder.glob("*.json")))
+    if (path := _pick(rng, folder, "*.json")) is None:
+        return
     try:
         value = json.loads(path.read_text())
     except (ValueError, UnicodeDecodeError):
