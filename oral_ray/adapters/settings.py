@@ -139,7 +139,9 @@ def _check_type(peft_type: Any, name: str) -> None:
 def _beyond_lora(config: dict[str, Any]) -> Iterator[str]:
     """What makes it more than a plain LoRA, as the end of a sentence."""
     for key, (what, remedy) in _BEYOND_LORA.items():
-        if config.get(key) or isinstance(config.get(key), dict):  # for peft an empty one is one with its defaults
+        value = config.get(key)
+        # for peft an empty mapping is one with its defaults, and an empty list of tokens is a list
+        if value or isinstance(value, dict) or (key == "trainable_token_indices" and value is not None):
             yield f"{what} ({key}: {_shown(config[key])}); {remedy}"
     bias = config.get("bias", "none")
     if bias in ("all", "lora_only"):

@@ -140,6 +140,7 @@ def _load_tokenizer(view: Path, model: Any, where: str) -> Any:
     with transformers_reads(f"the tokenizer at {where}"):
         tokenizer = AutoTokenizer.from_pretrained(str(view), local_files_only=True, trust_remote_code=False)
         last = max(tokenizer.get_vocab().values(), default=-1)
+        tokenizer("a text")  # settings that only a use finds wrong are found here
     rows = model.get_input_embeddings().weight.shape[0]
     if not 0 <= last < rows:
         raise BaseModelError(

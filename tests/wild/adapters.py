@@ -306,6 +306,7 @@ ADAPTERS: dict[str, WildAdapter] = {
     "eva": config(init_lora_weights="eva", eva_config={"rho": 2.0}),
     "eva_config no mapping": config("peft refuses the adapter_config.json", eva_config=[1]),
     "layers_pattern alone": config("peft refuses the adapter_config.json", layers_pattern="x"),
+    "no trainable tokens in a list": config("replaces rows of the embedding", trainable_token_indices=[]),
     "bdlora of defaults": config("is a BD-LoRA", use_bdlora={}),
     "orthogonal": config(init_lora_weights="orthogonal"),
     "no start": config(init_lora_weights=False),

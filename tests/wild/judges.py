@@ -35,7 +35,7 @@ def judge_checkpoint(sound: Path, folder: Path, damage: Damage) -> tuple[str, st
 
     def truth() -> list[Tensor]:
         if damage.touched_json:
-            first, second = _by_transformers(folder, damage), _by_transformers(folder, damage)
+            first, second = (_by_transformers(sound, folder, damage) for _ in range(2))
             assert torch.equal(first[1], second[1]), f"{damage.words}: taken, transformers fills in random weights"
             return first
         base = open_base(str(sound))
@@ -45,13 +45,10 @@ def judge_checkpoint(sound: Path, folder: Path, damage: Damage) -> tuple[str, st
     return outcome_of(take, truth, damage.words)
 
 
-def _by_transformers(folder: Path, damage: Damage) -> list[Tensor]:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+def _by_transformers(sound: Path, folder: Path, damage: Damage) -> list[Tensor]:
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-    causal = "CausalLM" in str(AutoConfig.from_pretrained(folder).architectures) or "LMHead" in str(
-        AutoConfig.from_pretrained(folder).architectures
-    )
-    auto = AutoModelForCausalLM if causal else AutoModel
+    auto = AutoModel if sound.name == "bert" else AutoModelForCausalLM
     model, info = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     missing = [name for name in info["missing_keys"] if "pooler" not in name]
     assert not missing, f"{damage.words}: taken, transformers misses {missing[:3]}"

@@ -134,8 +134,13 @@ def _duplicate_tensor(rng: random.Random, tensors: dict[str, Tensor], damage: Da
     name = rng.choice(sorted(tensors))
     copies = (f"model.{name}", f"{name}_copy", name.replace(".0.", ".5."), name.upper(), name.partition(".")[2] or "x")
     copy = rng.choice([copy for copy in copies if copy not in tensors])
-    tensors[copy] = tensors[name].clone() + (1 if tensors[name].dtype.is_floating_point else 0)
+    tensors[copy] = _other(tensors[name])
     damage.words.append(f"duplicate {name} as {copy}, other values")
+
+
+def _other(tensor: Tensor) -> Tensor:
+    """A tensor of the same dtype with other values; raw integers keep theirs."""
+    return (tensor.float() + 1).to(tensor.dtype) if tensor.dtype.is_floating_point else tensor.clone()
 
 
 def _cut_file(rng: random.Random, folder: Path, damage: Damage) -> None:
@@ -181,8 +186,7 @@ def _duplicate_file(rng: random.Random, folder: Path, damage: Damage) -> None:
         tensors = load_file(path)
     except Exception:
         return
-    other = {name: tensor + 1 if tensor.dtype.is_floating_point else tensor for name, tensor in tensors.items()}
-    save_file(other, folder / stray, metadata={"format": "pt"})
+    save_file({name: _other(tensor) for name, tensor in tensors.items()}, folder / stray, metadata={"format": "pt"})
     damage.words.append(f"other weights beside it as {stray}")
 
 

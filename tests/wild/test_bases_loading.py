@@ -208,3 +208,11 @@ def test_what_changes_no_answer_is_not_in_the_fingerprint(base: Path, name: str)
     before = describe(base).fingerprint
     (base / name).write_text("x")
     assert describe(base).fingerprint == before
+
+
+def test_a_tokenizer_that_fails_when_it_is_used_is_refused_when_it_is_loaded(tiny_llama: Path, tmp_path: Path):
+    shutil.copytree(tiny_llama, tmp_path / "base")
+    settings = json.loads((tmp_path / "base/tokenizer_config.json").read_text())
+    (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": [512]}))
+    with pytest.raises(BaseModelError, match="cannot read the tokenizer at .*base.*check its files"):
+        open_base(str(tmp_path / "base"))
