@@ -502,3 +502,12 @@ def test_a_checkpoint_in_shards_is_one_version_and_its_shards_are_not_read_whole
     records, skipped = discover(Measured(objects), "bases", 0.0)  # type: ignore[arg-type]
     assert ([record.id for record in records], skipped) == (["v1"], [])
     assert read < 2 * 17 * 65536 < sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 10
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_pipe_among_the_files_of_a_base_never_blocks_the_night(landed: FileObjects, name: str):
+    (landed.root / "bases/v1" / name).unlink(missing_ok=True)
+    os.mkfifo(landed.root / "bases/v1" / name)
+    used, skipped = found(landed)
+    assert "v1" not in used
+    assert "pipe" in skipped["v1"] or "tokenizer" in skipped["v1"]

@@ -135,7 +135,7 @@ def test_zero_shot_is_calibrated_by_the_validation_inputs_alone(
             return torch.stack([p, 1 - p], dim=1).log()
 
     base = base_of(tiny_bert)
-    skewed = Skewed(base.tokenizer, task.labels, torch.zeros(2, 32))
+    skewed = Skewed(base.tokenizer, task.labels, torch.zeros(2, 32), 256)
     monkeypatch.setattr(Encoder, "reader", lambda *_: skewed)
     assert all(correct_answers(base_of(tiny_bert), task, [None], "test", 100)[0])
     assert sorted(asked) == sorted(e.text for split in ("test", "validation") for e in task.examples(split))

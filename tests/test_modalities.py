@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from oral_ray.adapters.lora import attached, train_adapter
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import CorpusConfig
-from oral_ray.errors import TaskError
+from oral_ray.errors import BaseModelError, TaskError
 from oral_ray.evaluation.scoring import correct_answers, majority_answers
 from oral_ray.modalities import TaskReader, batches, modality_of
 from oral_ray.modalities import causal as causal_modality
 from oral_ray.modalities.encoder import EncoderReader
-from oral_ray.modalities.text import encode
+from oral_ray.modalities.text import encode, label_tokens
 from oral_ray.tasks import Example
 from oral_ray.tasks.task import ANSWER
 
@@ -193,7 +193,80 @@ def test_free_text_is_refused_where_it_cannot_be_written(tiny_bert: Path, llama:
 def test_what_a_reader_reads_is_where_the_base_is(llama: LoadedBase):
     model, labels = copy.deepcopy(llama.model).to("meta"), ("animal", "plant")
     readers = [modality_of("causal").reader(model, llama.tokenizer, given) for given in (labels, ())]
-    for reader in (*readers, EncoderReader(llama.tokenizer, labels, torch.empty(2, 32, device="meta"))):
+    for reader in (*readers, EncoderReader(llama.tokenizer, labels, torch.empty(2, 32, device="meta"), 256)):
         batch = reader.read([Example(text=text, label="animal") for text in TEXTS])
         read = [*batch.tokens.values(), batch.wanted_P, *([] if batch.where_BT is None else [batch.where_BT])]
         assert {value.device.type for value in read} == {"meta"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("model_type", "changed"),
+    [("phi", {}), ("gptj", {"rotary_dim": 4}), ("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.25})],
+)
+@pytest.mark.parametrize("labels", [("animal", "plant"), ()])
+def test_a_bias_and_a_scale_of_the_output_layer_count(
+    llama: LoadedBase, model_type: str, changed: dict[str, Any], labels: tuple[str, ...]
+):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **SIZES | changed, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if (bias := model.get_output_embeddings().bias) is not None:
+        bias.copy_(torch.randn_like(bias))
+    reader: Any = modality_of("causal").reader(model, llama.tokenizer, labels)
+    batch = reader.read(toy_task().examples("train")[:5])
+    rows = [llama.tokenizer.encode(f" {label}", add_special_tokens=False)[0] for label in labels] or slice(None)
+    wanted = model(**batch.tokens).logits[batch.where_BT][:, rows]
+    torch.testing.assert_close(reader.logits(model, batch), wanted, atol=1e-4, rtol=1e-4)
+    modality_of("causal").check(model, llama.tokenizer)
+
+
+def test_a_model_whose_logits_are_made_otherwise_is_refused(llama: LoadedBase):
+    other = copy.deepcopy(llama.model)
+    head = other.lm_head
+    other.lm_head = torch.nn.Sequential(head, torch.nn.Tanh())
+    other.get_output_embeddings = lambda: head  # type: ignore[method-assign]
+    with pytest.raises(BaseModelError, match=r"makes its logits in a way that is not known here"):
+        modality_of("causal").check(other, llama.tokenizer)
+
+
+def test_a_tokenizer_that_knows_nothing_and_outputs_that_are_no_numbers_are_refused(llama: LoadedBase):
+    broken = copy.deepcopy(llama.model)
+    broken.model.norm.variance_epsilon = -1e9  # type: ignore[union-attr]
+    with pytest.raises(BaseModelError, match="outputs are not finite, though its weights are"):
+        modality_of("causal").check(broken, llama.tokenizer)
+
+    class Unknowing:
+        all_special_ids = (1,)
+
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, Tensor]:
+            return {"input_ids": torch.ones(1, 4).long(), "attention_mask": torch.ones(1, 4).long()}
+
+    with pytest.raises(BaseModelError, match="its tokenizer knows no part of an English text"):
+        modality_of("causal").check(llama.model, Unknowing())
+
+
+def test_a_text_is_cut_to_the_positions_of_a_short_model(llama: LoadedBase):
+    torch.manual_seed(0)
+    short = {"vocab_size": 1000, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **short)).eval()
+    long = [Example(text="dog " * 300, label="a dog"), Example(text="cat", label="a cat")]
+    for labels in ((), ("a", "dog")):
+        reader = modality_of("causal").reader(model, llama.tokenizer, labels)
+        examples = [e.model_copy(update={"label": "dog"}) for e in long] if labels else long
+        assert reader.read(examples).tokens["input_ids"].shape[1] <= 64
+        assert len(reader.values(model, reader.read(examples))) == 2
+
+
+def test_labels_are_the_tokens_that_follow_the_question(llama: LoadedBase):
+    class StartsWithASpace:
+        """A tokenizer that puts a space before every text, as Llama 2's does, and has no token for two of them."""
+
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return llama.tokenizer.encode(f"▁{text}", add_special_tokens=add_special_tokens)
+
+    tokenizer = StartsWithASpace()
+    alone = {tuple(tokenizer.encode(f" {label}")[:1]) for label in ("yes", "no")}
+    assert len(alone) == 1, "where they stand alone, labels begin with one token"
+    rows = label_tokens(tokenizer, ["yes", "no"], " ", ANSWER)
+    assert rows == [llama.tokenizer.encode(f" {label}", add_special_tokens=False) for label in ("yes", "no")]

@@ -96,6 +96,8 @@ def _check_link(folder: FileObjects, name: str) -> None:
             f"{name!r} is a link that leaves the store or the checkpoint's own folder; put there what it leads to: copy "
             "with cp -rL"
         ) from None
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise BaseModelError(f"{name!r} is a pipe, a socket or a device, no file; remove it")
     if path.is_symlink() and not path.exists():
         raise BaseModelError(
             f"{name!r} is a link to {str(path.readlink())!r}, which is not there; copy with cp -rL from where it is"

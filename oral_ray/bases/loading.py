@@ -79,7 +79,13 @@ def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
     with _only(folder, checkpoint) as view:
         model = _load_model(view, checkpoint, modality, str(folder))
         tokenizer = _load_tokenizer(view, model, str(folder))
-    return model.eval().requires_grad_(False), tokenizer
+    model = model.eval().requires_grad_(False)
+    with transformers_reads(f"a text with the base model at {folder}"):
+        try:
+            modality.check(model, tokenizer)
+        except BaseModelError as error:
+            raise BaseModelError(f"base model at {folder}: {error}") from None
+    return model, tokenizer
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def _verdict(
         )
     if not named:
         return "ok", "it names no base, and fits this one"
-    if _last_part(named) == _last_part(record.id):
+    if _is_same_name(named, record.id):
         return "ok", "this base by its name"
     return "other weights", (
         f"it names base {named!r}, this is {record.id!r}: the architecture fits, whether the weights are the same is not "
@@ -142,6 +142,14 @@ def _verdict(
 def _named_base(artifact: AdapterArtifact) -> str:
     named = artifact.config.get("base_model_name_or_path")
     return named if isinstance(named, str) else artifact.provenance.base
+
+
+def _is_same_name(named: str, base: str) -> bool:
+    """Whether two names may mean one base: two paths are compared whole, other names by their last part."""
+    one, other = (Path(name.removeprefix("file://")) for name in (named, base))
+    if one.is_absolute() and other.exists():
+        return one.resolve() == other.resolve()
+    return _last_part(named) == _last_part(base)
 
 
 def _last_part(name: str) -> str:

@@ -15,9 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from oral_ray.errors import TaskError
+from oral_ray.errors import BaseModelError, TaskError
 from oral_ray.modalities.protocol import ACCURACY, EXACT_MATCH, Batch, Metric, TaskReader
-from oral_ray.modalities.text import MAX_TEXT_TOKENS, encode, encoded, label_indices, label_tokens, padded, text_lengths
+from oral_ray.modalities.text import (
+    PROBE_TEXT,
+    check_answers,
+    encode,
+    encoded,
+    label_indices,
+    label_tokens,
+    padded,
+    text_lengths,
+    text_limit,
+)
 from oral_ray.tasks.task import ANSWER, Example
 
 MAX_ANSWER_TOKENS = 48
@@ -30,9 +40,24 @@ class Causal:
     name = "causal"
     auto_class = "AutoModelForCausalLM"
 
+    @torch.no_grad()
+    def check(self, model: nn.Module, processor: Any) -> None:
+        """BaseModelError where the model cannot read a text, or its logits are not those that answers are made of."""
+        tokens = encode(processor, [PROBE_TEXT])
+        where_BT = torch.ones_like(tokens["input_ids"], dtype=torch.bool)
+        logits_PK = _next_token_logits(model, Batch(tokens, torch.empty(0), where_BT), None)
+        check_answers(processor, tokens, logits_PK)
+        whole_PK = model(**tokens).logits[0].float()
+        difference = float((logits_PK - whole_PK).abs().max())
+        if difference > 1e-3 * max(1.0, float(whole_PK.abs().max())):
+            raise BaseModelError(
+                f"a {type(model).__name__} makes its logits in a way that is not known here (they differ by "
+                f"{difference:.3g} from its output layer's); take a base of another family"
+            )
+
     def check_labels(self, processor: Any, labels: Sequence[str]) -> None:
         """TaskError where two labels start with one token: it is what a label is chosen by."""
-        rows = label_tokens(processor, labels, " ")
+        rows = label_tokens(processor, labels, " ", ANSWER)
         if len({row[0] for row in rows}) < len(rows):
             raise TaskError(
                 f"labels {tuple(labels)} share a first token in this model's vocabulary; rename one of them"
@@ -42,10 +67,10 @@ class Causal:
         """The reader of a task; TaskError where two labels start with one token."""
         device = next(model.parameters()).device
         if not labels:
-            return FreeTextReader(processor, device)
+            return FreeTextReader(processor, device, text_limit(model, MAX_ANSWER_TOKENS))
         self.check_labels(processor, labels)
-        tokens = [row[0] for row in label_tokens(processor, labels, " ")]
-        return LabelReader(processor, tuple(labels), torch.tensor(tokens, device=device))
+        tokens = [row[0] for row in label_tokens(processor, labels, " ", ANSWER)]
+        return LabelReader(processor, tuple(labels), torch.tensor(tokens, device=device), text_limit(model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +80,14 @@ class LabelReader:
     tokenizer: Any
     labels: tuple[str, ...]
     label_token_K: Tensor
+    max_tokens: int
 
     @property
     def metric(self) -> Metric:
         return ACCURACY
 
     def read(self, examples: Sequence[Example]) -> Batch:
-        tokens = encode(self.tokenizer, [example.text for example in examples], ANSWER)
+        tokens = encode(self.tokenizer, [example.text for example in examples], ANSWER, self.max_tokens)
         last_B = tokens["attention_mask"].sum(1) - 1
         where_BT = torch.arange(tokens["input_ids"].shape[1]) == last_B[:, None]
         return Batch(tokens, label_indices(self.labels, examples), where_BT).to(self.label_token_K.device)
@@ -82,7 +108,7 @@ class LabelReader:
         return _right(scores_BK if prior is None else scores_BK - prior, batch)
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
-        return text_lengths(self.tokenizer, examples)
+        return text_lengths(self.tokenizer, examples, self.max_tokens)
 
     def skip_layers(self, model: nn.Module, batch: Batch, first_layer: int) -> Batch:
         return skip_layers(model, batch, first_layer)
@@ -94,13 +120,14 @@ class FreeTextReader:
 
     tokenizer: Any
     device: torch.device
+    max_tokens: int
 
     @property
     def metric(self) -> Metric:
         return EXACT_MATCH
 
     def read(self, examples: Sequence[Example]) -> Batch:
-        asked = encoded(self.tokenizer, [example.text for example in examples], ANSWER, MAX_TEXT_TOKENS)
+        asked = encoded(self.tokenizer, [example.text for example in examples], ANSWER, self.max_tokens)
         answers = [self._answer(example.label) for example in examples]
         rows = [torch.tensor(ask + answer[:-1]) for ask, answer in zip(asked, answers, strict=True)]
         where = [torch.arange(len(row)) >= len(row) - len(answer) for row, answer in zip(rows, answers, strict=True)]
@@ -125,13 +152,13 @@ class FreeTextReader:
         return _right(self.logits(model, batch).log_softmax(-1), batch)
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
-        return text_lengths(self.tokenizer, examples)
+        return text_lengths(self.tokenizer, examples, self.max_tokens)
 
     def skip_layers(self, model: nn.Module, batch: Batch, first_layer: int) -> Batch:
         return skip_layers(model, batch, first_layer)
 
     def _answer(self, text: str) -> list[int]:
-        tokens = self.tokenizer.encode(f" {text}", add_special_tokens=False)
+        [tokens] = label_tokens(self.tokenizer, [text], " ", ANSWER)
         if len(tokens) > MAX_ANSWER_TOKENS:
             raise TaskError(f"answer {text[:60]!r} has {len(tokens)} tokens, at most {MAX_ANSWER_TOKENS}; shorten it")
         return [*tokens, self.tokenizer.eos_token_id]
@@ -173,9 +200,18 @@ def _next_token_logits(model: nn.Module, batch: Batch, rows_K: Tensor | None) ->
         states_BTH = body(**batch.tokens, use_cache=False).last_hidden_state
     output = model.get_output_embeddings()  # type: ignore[operator]
     weight_KH = output.weight if rows_K is None else output.weight[rows_K]
-    logits_PK = F.linear(states_BTH[batch.where_BT], weight_KH).float()
+    bias = getattr(output, "bias", None)
+    bias_K = bias if bias is None or rows_K is None else bias[rows_K]
+    logits_PK = F.linear(states_BTH[batch.where_BT], weight_KH, bias_K).float() * _logit_scale(body.config)
     cap = getattr(body.config, "final_logit_softcapping", None)
     return logits_PK if cap is None else cap * torch.tanh(logits_PK / cap)
+
+
+def _logit_scale(config: Any) -> float:
+    """What a model multiplies its logits by (Granite divides, Cohere and Falcon-H1 multiply); 1 for most."""
+    divisor = getattr(config, "logits_scaling", None)
+    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+    return 1.0 / divisor if divisor else factor or 1.0
 
 
 def _body(model: nn.Module) -> Any:

@@ -14,7 +14,15 @@ from torch.nn import functional as F  # noqa: N812
 
 from oral_ray.errors import TaskError
 from oral_ray.modalities.protocol import ACCURACY, Batch, Metric, TaskReader, Tokens
-from oral_ray.modalities.text import encode, label_indices, label_tokens, text_lengths
+from oral_ray.modalities.text import (
+    PROBE_TEXT,
+    check_answers,
+    encode,
+    label_indices,
+    label_tokens,
+    text_lengths,
+    text_limit,
+)
 from oral_ray.tasks.task import Example
 
 TEMPERATURE = 0.05
@@ -25,6 +33,12 @@ class Encoder:
 
     name = "encoder"
     auto_class = "AutoModel"
+
+    @torch.no_grad()
+    def check(self, model: nn.Module, processor: Any) -> None:
+        """BaseModelError where the model cannot read a text."""
+        tokens = encode(processor, [PROBE_TEXT])
+        check_answers(processor, tokens, embed(model, tokens))
 
     def check_labels(self, processor: Any, labels: Sequence[str]) -> None:
         """TaskError where two labels are the same token by token (capitals, characters that the vocabulary lacks)."""
@@ -41,7 +55,7 @@ class Encoder:
             raise TaskError("an encoder cannot write free text; give the task labels or take a causal language model")
         self.check_labels(processor, labels)
         with torch.no_grad():
-            return EncoderReader(processor, tuple(labels), embed(model, encode(processor, labels)))
+            return EncoderReader(processor, tuple(labels), embed(model, encode(processor, labels)), text_limit(model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +65,14 @@ class EncoderReader:
     tokenizer: Any
     labels: tuple[str, ...]
     label_KH: Tensor
+    max_tokens: int
 
     @property
     def metric(self) -> Metric:
         return ACCURACY
 
     def read(self, examples: Sequence[Example]) -> Batch:
-        tokens = encode(self.tokenizer, [example.text for example in examples])
+        tokens = encode(self.tokenizer, [example.text for example in examples], max_tokens=self.max_tokens)
         return Batch(tokens, label_indices(self.labels, examples)).to(self.label_KH.device)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -77,7 +92,7 @@ class EncoderReader:
         return (scores_BK.argmax(-1) == batch.wanted_P).float().tolist()
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
-        return text_lengths(self.tokenizer, examples)
+        return text_lengths(self.tokenizer, examples, self.max_tokens)
 
     def skip_layers(self, model: nn.Module, batch: Batch, first_layer: int) -> Batch:
         return batch

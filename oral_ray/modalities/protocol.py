@@ -113,6 +113,10 @@ class Modality(Protocol):
     name: str
     auto_class: str
 
+    def check(self, model: nn.Module, processor: Any) -> None:
+        """One short text through a bare base; BaseModelError where it cannot be read, or the answer is no number."""
+        ...
+
     def check_labels(self, processor: Any, labels: Sequence[str]) -> None:
         """TaskError where a base of this kind cannot tell two labels apart, or cannot write one."""
         ...

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oral_ray.errors import TaskError
+from oral_ray.errors import BaseModelError, TaskError
 from oral_ray.modalities.protocol import Tokens
 from oral_ray.tasks.task import Example
 
 MAX_TEXT_TOKENS = 256
+PROBE_TEXT = "The cat sat on the mat, and 12 birds sang."
 
 
 def encode(tokenizer: Any, texts: Sequence[str], suffix: str = "", max_tokens: int = MAX_TEXT_TOKENS) -> Tokens:
@@ -40,17 +41,41 @@ def padded(tokenizer: Any, rows: Sequence[Tensor]) -> Tokens:
     }
 
 
-def text_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
+def text_lengths(tokenizer: Any, examples: Sequence[Example], max_tokens: int = MAX_TEXT_TOKENS) -> list[int]:
     """The length of each text as the model reads it."""
     texts = [example.text for example in examples]
-    return [len(ids) for ids in tokenizer(texts, truncation=True, max_length=MAX_TEXT_TOKENS)["input_ids"]]
+    return [len(ids) for ids in tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]]
 
 
-def label_tokens(tokenizer: Any, labels: Sequence[str], before: str = "") -> list[list[int]]:
-    """The tokens of every label, with `before` in front; TaskError for a label that has none."""
-    rows = [tokenizer.encode(before + label, add_special_tokens=False) for label in labels]
-    for label, row in zip(labels, rows, strict=True):
-        if not row:
+def text_limit(model: nn.Module, num_after: int = 0) -> int:
+    """How many tokens of a text a model reads: `MAX_TEXT_TOKENS`, or what its positions leave beside `num_after` more."""
+    config: Any = model.config
+    positions = getattr(config, "max_position_embeddings", None) or MAX_TEXT_TOKENS + num_after + 2
+    return max(1, min(MAX_TEXT_TOKENS, positions - 2 - num_after))  # RoBERTa's positions begin at 2
+
+
+def check_answers(tokenizer: Any, tokens: Tokens, made: Tensor) -> None:
+    """BaseModelError where a tokenizer knows nothing of an English text, or what a model makes of it is not finite."""
+    known = tokens["input_ids"][tokens["attention_mask"].bool()].tolist()
+    plain = [token for token in known if token not in tokenizer.all_special_ids]
+    if not plain:
+        raise BaseModelError("its tokenizer knows no part of an English text; upload the vocabulary of this base")
+    if not bool(torch.isfinite(made).all()):
+        raise BaseModelError("its outputs are not finite, though its weights are; compare its config.json")
+
+
+def label_tokens(tokenizer: Any, labels: Sequence[str], before: str = "", after: str = "") -> list[list[int]]:
+    """The tokens of every label with `before` in front, as they follow the text `after`; TaskError for one without.
+
+    Tokenizers that mark the start of a text (Llama 2's) split a label otherwise where it stands alone.
+    """
+    start = tokenizer.encode(after, add_special_tokens=False) if after else []
+    rows = []
+    for label in labels:
+        row = tokenizer.encode(after + before + label, add_special_tokens=False)
+        follows = row[: len(start)] == start
+        rows.append(row[len(start) :] if follows else tokenizer.encode(before + label, add_special_tokens=False))
+        if not rows[-1]:
             raise TaskError(f"label {label!r} has no token in this model's vocabulary; rename it")
     return rows
 

@@ -42,10 +42,10 @@ class FileObjects:
 
     def get(self, key: str) -> bytes:
         with self._reading(key):
-            return self.path(key).read_bytes()
+            return self.regular(key).read_bytes()
 
     def range(self, key: str, start: int, length: int) -> bytes:
-        with self._reading(key), self.path(key).open("rb") as file:
+        with self._reading(key), self.regular(key).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
@@ -89,7 +89,7 @@ class FileObjects:
 
     def download(self, key: str, path: Path) -> None:
         with self._reading(key):
-            shutil.copyfile(self.path(key), path)
+            shutil.copyfile(self.regular(key), path)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         if prefix.startswith("/") or ".." in prefix.split("/"):
@@ -130,6 +130,14 @@ class FileObjects:
 
     def discard(self, leftover: ObjectInfo) -> None:
         self.delete(leftover.key)
+
+    def regular(self, key: str) -> Path:
+        """The file of a key; StoreError for a pipe, a socket or a device, whose reader may wait for ever."""
+        path = self.path(key)
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise StoreError(f"object {key!r} of {self.uri} is a pipe, a socket or a device, no file; remove it")
+        return path
 
     def _info(self, key: str) -> ObjectInfo:
         path = self.root / key

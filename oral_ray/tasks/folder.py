@@ -142,6 +142,8 @@ def _header_faults(header: _Header) -> Iterator[str]:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise TaskError(f"{_shown(path)} is no file (a folder, a pipe, a device); put the file itself there")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise TaskError(f"task folder {_shown(path.parent)!r} has no {path.name}") from None

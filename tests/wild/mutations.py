@@ -37,10 +37,12 @@ STRAYS = (
 
 @dataclass(slots=True)
 class Damage:
-    """What was done to a folder: words for a report, dtypes by tensor name, whether a JSON file was touched."""
+    """What was done to a folder: words for a report, dtypes by tensor name, files that were put there, whether a JSON
+    file was touched."""
 
     words: list[str] = field(default_factory=list)
     rounded: dict[str, torch.dtype] = field(default_factory=dict)
+    strays: set[str] = field(default_factory=set)
     touched_json: bool = False
 
 
@@ -68,7 +70,9 @@ def _change_tensors(change: Callable[[random.Random, dict[str, Tensor], Damage],
         except Exception:  # an earlier change has truncated it
             return
         if path and tensors:
-            change(rng, tensors, damage)
+            of_file = Damage(damage.words)
+            change(rng, tensors, of_file)
+            damage.rounded |= {} if path.name in damage.strays else of_file.rounded
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
     return changed
@@ -187,6 +191,7 @@ def _duplicate_file(rng: random.Random, folder: Path, damage: Damage) -> None:
     except Exception:
         return
     save_file({name: _other(tensor) for name, tensor in tensors.items()}, folder / stray, metadata={"format": "pt"})
+    damage.strays.add(stray)
     damage.words.append(f"other weights beside it as {stray}")
 
 

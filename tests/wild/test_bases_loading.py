@@ -214,5 +214,5 @@ def test_a_tokenizer_that_fails_when_it_is_used_is_refused_when_it_is_loaded(tin
     shutil.copytree(tiny_llama, tmp_path / "base")
     settings = json.loads((tmp_path / "base/tokenizer_config.json").read_text())
     (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": [512]}))
-    with pytest.raises(BaseModelError, match="cannot read the tokenizer at .*base.*check its files"):
+    with pytest.raises(BaseModelError, match=r"cannot read the tokenizer at .*base.*check its files"):
         open_base(str(tmp_path / "base"))
