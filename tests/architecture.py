@@ -105,13 +105,18 @@ def imported(source: Source) -> Iterator[tuple[str, ...]]:
 
 
 def edges(sources: Mapping[str, Source]) -> dict[str, set[str]]:
-    """Which of our modules each of our modules imports."""
+    """Which of our modules each of our modules imports.
+
+    A registry that loads the files of its own folder by name is no importer of them: they import it.
+    """
     graph: dict[str, set[str]] = {}
     for name, source in sources.items():
         graph[name] = set()
         for names in imported(source):
             if names[0].endswith(".*"):
-                graph[name] |= {other for other in sources if other.startswith(names[0][:-1])} - {name}
+                start = names[0][:-1]
+                if start != f"{source.package}.":
+                    graph[name] |= {other for other in sources if other.startswith(start)}
             elif known := next((candidate for candidate in names if candidate in sources), None):
                 graph[name].add(known)
     return graph

@@ -95,6 +95,8 @@ def _name_of(call: ast.Call, package: str) -> str:
         name = str(named.value).partition(":")[0]
         return _absolute(name, package) if name.startswith(".") else name
     start, _, _ = _text(named).partition(_HOLE)
+    if isinstance(named, ast.JoinedStr) and ast.unparse(named).startswith(("f'{__package__}.", 'f"{__package__}.')):
+        start = f"{package}."
     start = _absolute(start, package) if start.startswith(".") else start
     is_known = start.endswith(".") and (start.count(".") > 1 or not start.startswith("oral_ray."))
     return f"{start}*" if is_known else ""

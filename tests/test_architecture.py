@@ -27,7 +27,6 @@ def test_the_rules_see_the_rooms_and_imports_that_there_are():
     assert {"oral_ray.objects", "oral_ray.errors"} <= graph["oral_ray.store.records"]
     assert "oral_ray.pipeline.corpus" in graph["jobs.corpus"]
     assert "oral_ray.generation.service" in graph["oral_ray.cli"]  # an import inside a function counts
-    assert "oral_ray.bench.growth" in graph["oral_ray.bench.registry"]  # one by name too
 
 
 PLANTED = [
@@ -165,11 +164,22 @@ def test_no_room_has_a_wider_allowance_than_it_needs():
         "Path(__file__).resolve().parents[1] / 'tasks'",
         "import_module('json')",
         "import_module(f'oral_ray.cli.{name}')",
+        "import_module(f'{__package__}.{name}')",
     ],
 )
 def test_a_hint_for_the_reader_and_what_lies_in_the_package_break_no_rule(house: Path, text: str):
     plant(house, "oral_ray/cli/z.py", text)
     assert violations(house) == []
+
+
+def test_a_registry_may_load_the_files_of_its_folder_and_they_may_import_it(house: Path):
+    plant(house, "oral_ray/store/arms/__init__.py", "")
+    plant(house, "oral_ray/store/arms/registry.py", "import_module(f'oral_ray.store.arms.{name}')")
+    plant(house, "oral_ray/store/arms/mean.py", "from oral_ray.store.arms.registry import Arm")
+    assert violations(house) == []
+    plant(house, "oral_ray/store/all.py", "import_module(f'oral_ray.store.arms.{name}')")
+    plant(house, "oral_ray/store/arms/mean.py", "import oral_ray.store.all")
+    assert [*broken_rules(house)] == ["circles"]
 
 
 @pytest.mark.parametrize("package", sorted(SOLE_IMPORTERS))
