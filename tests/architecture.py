@@ -1,12 +1,15 @@
 """The rules of the house as functions over a source root, so that a test can plant a violation and see it found.
 
-`violations(root)` reads `oral_ray/`, `jobs/` and `serve/` below a root by `ast` and returns one sentence a violation.
+`violations(root)` reads `oral_ray/`, `jobs/` and `serve/` below a root by `ast` and returns one sentence per violation.
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from reaching import loads, paths_out, unseen_loads
 
 # From the ground up. A room imports from floors below its own and from itself, never sideways.
 FLOORS = (
@@ -42,6 +45,12 @@ SOLE_IMPORTERS = {
 }
 JUNK_DRAWERS = {"utils", "util", "helpers", "common", "manager", "misc"}
 MAX_JOB_LINES = 120
+TOP = {"oral_ray", "oral_ray.errors", "oral_ray.version"}
+MAX_ROOMS = 8
+WIDE_ROOMS = {
+    "pipeline": 11, "evaluation": 14, "nightly": 11, "study": 10, "bench": 16, "cli": 13, "jobs": 10, "serve": 10,
+}  # fmt: skip
+"""Rooms that import more than `MAX_ROOMS` others, and how many at most: lower a number when you can, never raise one."""
 _FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -53,6 +62,11 @@ class Source:
     name: str
     tree: ast.Module
     num_lines: int
+
+    @property
+    def package(self) -> str:
+        """The package that relative imports of this module start from."""
+        return self.name if self.path.endswith("__init__.py") else self.name.rpartition(".")[0]
 
     @property
     def room(self) -> str:
@@ -74,42 +88,54 @@ def read_sources(root: Path) -> dict[str, Source]:
 
 
 def imported(source: Source) -> Iterator[tuple[str, ...]]:
-    """Every import as the names it may mean, most specific first: `from a import b` is a.b or a."""
-    package = source.name if source.path.endswith("__init__.py") else source.name.rpartition(".")[0]
+    """Every import as the names it may mean, most specific first: `from a import b` is a.b or a.
+
+    A module that a call loads counts as one; `a.*` is any module below a.
+    """
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name,) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                parts = package.split(".")
+                parts = source.package.split(".")
                 base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
             yield from ((f"{base}.{alias.name}", base) for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__"):
-                yield (str(node.args[0].value),)
+    yield from ((name,) for name in loads(source.tree, source.package))
 
 
 def edges(sources: Mapping[str, Source]) -> dict[str, set[str]]:
-    """Which of our modules each of our modules imports."""
-    return {
-        name: {next(c for c in names if c in sources) for names in imported(source) if any(c in sources for c in names)}
-        for name, source in sources.items()
-    }
+    """Which of our modules each of our modules imports.
+
+    A registry that loads the files of its own folder by name is no importer of them: they import it.
+    """
+    graph: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        graph[name] = set()
+        for names in imported(source):
+            if names[0].endswith(".*"):
+                start = names[0][:-1]
+                if start != f"{source.package}.":
+                    graph[name] |= {other for other in sources if other.startswith(start)}
+            elif known := next((candidate for candidate in names if candidate in sources), None):
+                graph[name].add(known)
+    return graph
+
+
+def rooms(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Which other rooms each room imports."""
+    found: dict[str, set[str]] = {source.room: set() for source in sources.values() if source.room}
+    for name, targets in graph.items():
+        if room := sources[name].room:
+            found[room] |= {sources[target].room for target in targets} - {room, ""}
+    return found
 
 
 def violations(root: Path) -> list[str]:
     """One sentence for everything below a root that breaks a rule of the house."""
     sources = read_sources(root)
     graph = edges(sources)
-    return [
-        *_floors(sources, graph),
-        *(f"the modules {' -> '.join(cycle)} import each other in a cycle" for cycle in _cycles(graph)),
-        *_sole_importers(sources),
-        *_names_and_sizes(sources),
-        *(f"config field {name} is read nowhere" for name in unread_config_fields(sources)),
-    ]
+    return [sentence for rule in RULES.values() for sentence in rule(sources, graph)]
 
 
 def _floors(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
@@ -125,7 +151,13 @@ def _floors(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Ite
                 yield f"{source.path}: {source.room or 'oral_ray'} imports {target}, which is not on a floor below"
 
 
-def _cycles(graph: Mapping[str, set[str]]) -> Iterator[tuple[str, ...]]:
+def _circles(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for cycle in cycles(graph):
+        yield f"the modules {' -> '.join(cycle)} import each other in a cycle"
+
+
+def cycles(graph: Mapping[str, set[str]]) -> Iterator[tuple[str, ...]]:
+    """Modules that import each other, each circle as its modules in order, the first once more at the end."""
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -140,19 +172,52 @@ def _cycles(graph: Mapping[str, set[str]]) -> Iterator[tuple[str, ...]]:
         yield from visit(name, ())
 
 
-def _sole_importers(sources: Mapping[str, Source]) -> Iterator[str]:
+def _breadth(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for room, others in rooms(sources, graph).items():
+        most = WIDE_ROOMS.get(room, MAX_ROOMS)
+        if len(others) > most:
+            yield f"room {room} imports {len(others)} others, at most {most} are allowed: {', '.join(sorted(others))}"
+
+
+def _top(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for source in sources.values():
+        if re.fullmatch(r"oral_ray/\w+\.py", source.path) and source.name not in TOP:
+            yield f"{source.path}: a loose module at the top of the package; put it into a room"
+
+
+def _loads(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for source in sources.values():
+        yield from (f"{source.path}: {what}" for what in unseen_loads(source.tree, source.package))
+
+
+def _paths(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for source in sources.values():
+        if source.path.startswith("oral_ray/"):
+            yield from (f"{source.path}: {what}" for what in paths_out(source.tree, source.path.count("/")))
+
+
+def _sole_importers(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
     for source in sources.values():
         for package in sorted({names[-1].split(".")[0] for names in imported(source)} & SOLE_IMPORTERS.keys()):
             if not source.path.startswith(SOLE_IMPORTERS[package]):
                 yield f"{source.path}: imports {package}, which only {', '.join(SOLE_IMPORTERS[package])} may"
 
 
-def _names_and_sizes(sources: Mapping[str, Source]) -> Iterator[str]:
+def _names(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
     for source in sources.values():
         if JUNK_DRAWERS & set(source.name.split(".")):
             yield f"{source.path}: a junk-drawer name"
+
+
+def _job_lengths(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for source in sources.values():
         if source.room == "jobs" and source.num_lines > MAX_JOB_LINES:
             yield f"{source.path}: {source.num_lines} lines, a job has at most {MAX_JOB_LINES}"
+
+
+def _read_fields(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for name in unread_config_fields(sources):
+        yield f"config field {name} is read nowhere"
 
 
 def unread_config_fields(sources: Mapping[str, Source]) -> list[str]:
@@ -172,3 +237,18 @@ def unread_config_fields(sources: Mapping[str, Source]) -> list[str]:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     ]
     return [f"{cls}.{field}" for cls, field in fields if field != "kind" and field not in read]
+
+
+RULES: dict[str, Callable[[Mapping[str, Source], Mapping[str, set[str]]], Iterator[str]]] = {
+    "floors": _floors,
+    "circles": _circles,
+    "breadth": _breadth,
+    "top": _top,
+    "loads": _loads,
+    "paths": _paths,
+    "sole importers": _sole_importers,
+    "names": _names,
+    "job lengths": _job_lengths,
+    "read fields": _read_fields,
+}
+"""The rules of the house; each yields one sentence per violation."""

@@ -1,4 +1,4 @@
-"""`oral-ray bench growth`: arithmetic on committed reports and nothing else."""
+"""`oral-ray bench growth`: arithmetic on reports of the other benchmarks and nothing else."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from oral_ray.bench import growth
+from oral_ray.bench import growth, registry
 from oral_ray.config import build_section
 from oral_ray.errors import ConfigError
 
@@ -96,3 +96,7 @@ def test_reports_of_several_machines_are_not_mixed(reports: Path):
 
 def test_the_reports_of_the_repository_are_one_of_each_kind():
     growth.Rates(Path(__file__).parents[1] / "docs/results/bench")
+
+
+def test_all_benchmarks_are_those_that_measure():
+    assert {*registry.BENCHMARKS} - {*registry.ALL} == {"growth"}  # it reads the reports of the others

@@ -157,17 +157,22 @@ def test_a_report_has_scores_summary_page_and_a_figure_for_every_table_there_is(
     for name in ("drift", "screen"):
         pd.DataFrame({"base": ["base-t0"], "value": [0.5]}).to_parquet(out / f"{name}.parquet")
     suite = config(objects).model_copy(update={"out": str(out), "name": "toy"})
-    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     monkeypatch.setattr(evaluate, "run", lambda config: pd.read_parquet(out / "scores.parquet"))
     monkeypatch.setattr(
         study_report, "lines_of_descent", lambda config: {"base-t0": ("news", 0), "base-t3": ("news", 3)}
     )
     page = study_report.run(suite)
-    folder = tmp_path / "docs" / "results" / "toy"
+    folder = out / "page"
     drawn = {path.stem for path in folder.glob("*.png")}
     assert drawn == {"arms", "tasks", "distances", "curve", "confusion"}  # no ablations were run
     assert all(f"({name}.png)" in page for name in drawn) and page + "\n" == (folder / "README.md").read_text()
     assert {"line", "t", "variant"} <= set(pd.read_parquet(folder / "scores.parquet"))
+    assert list(elsewhere.iterdir()) == [], "nothing is written where the shell stands"
+    asked = suite.model_copy(update={"study": StudyConfig(page=str(tmp_path / "asked" / "toy"))})
+    assert study_report.run(asked) + "\n" == (tmp_path / "asked" / "toy" / "README.md").read_text()
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["group"] for row in summary["headline"]] == ["news t=0", "news t=3 (unseen)", "all unseen"]
     assert summary["headline"][-1]["arms"]["generated"]["mean"] == pytest.approx(round(50 * ACCURACY["generated"]) / 50)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from oral_ray.errors import TaskError
-from oral_ray.tasks import Example, Task, expand, list_tasks, load_task
+from oral_ray.tasks import Example, Task, expand, list_tasks, load_task, registry
 from oral_ray.tasks.kinds import concepts
 from oral_ray.tasks.prompts import NUM_HELD_OUT, TEMPLATES, paraphrases
 from oral_ray.tasks.task import ANSWER, NUM_SHOTS, balanced_order, split_of
@@ -230,3 +230,18 @@ def test_a_shuffled_task_keeps_everything_but_which_answer_belongs_to_which_text
     assert same < 0.4, "four labels: a quarter is right by chance"
     assert (control.validation, control.test) == (task.validation, task.test)
     assert load_task("shuffled/wordnet/matter") == control
+
+
+def test_a_source_that_is_named_in_the_registry_gives_tasks_and_every_variant_of_them(monkeypatch: pytest.MonkeyPatch):
+    def load_colour(name: str) -> Task:
+        if name != "warm":
+            raise TaskError(f"unknown colour {name!r}; there is warm")
+        examples = {split: (Example(text=f"red {split}", label="yes"),) for split in SPLITS}
+        return Task(id="colour/warm", labels=("yes", "no"), prompts=("Is it warm?",), held_out_prompts=(), **examples)
+
+    monkeypatch.setitem(registry.SOURCES, "colour", registry.TaskSource(lambda: ("warm",), load_colour))
+    assert registry.is_shipped("instructed/colour/warm")
+    assert load_task("colour/warm").id == "colour/warm"
+    assert load_task("instructed/colour/warm").examples("test")[0].text == "Is it warm?\nred test"
+    with pytest.raises(TaskError, match="unknown colour 'cold'; there is warm"):
+        registry.is_shipped("colour/cold")

@@ -1,14 +1,14 @@
 """What larger corpora, fleets and clusters cost, from measured rates alone, and which part gives out first.
 
-Reads the reports of `bench generate`, `adapt`, `train` and `data` of one machine in `folder` (committed copies), counts the
-requests of one stored adapter and of a night's planning here, and multiplies. Nothing else goes in but the options. The
-kind of adapter is that of `bench adapt`. Hours are those of one machine like the one that was measured; a corpus of N
+Reads the reports of `bench generate`, `adapt`, `train` and `data` of one machine in `folder`, counts the requests of one
+stored adapter and of a night's planning here, and multiplies. Nothing else goes in but the options. The kind of adapter
+is that of `bench adapt`. Hours are those of one machine like the one that was measured; a corpus of N
 adapters is trained, read once for its statistics and learnt for `epochs`; a night makes `tasks` adapters for every base.
 
 Training was not measured on a GPU. Rows for GPUs say what a run needs of each (adapters, bytes read, bytes of gradients a
 second) to end within `hours`; a worker cannot have less than one adapter of a batch, which is where data parallelism ends.
 
-    oral-ray bench growth --json out/bench/growth.json
+    oral-ray bench growth folder=docs/results/bench --json out/bench/growth.json
 """
 
 import json
@@ -40,7 +40,7 @@ class Options(BenchOptions):
     Where `folder` has reports of several machines, `machine` is a word that the names of one machine's reports have.
     """
 
-    folder: str = "docs/results/bench"
+    folder: str = "out/bench"
     machine: str = ""
     adapters: tuple[PositiveInt, ...] = Field((1000, 10_000, 100_000, 1_000_000), min_length=1)
     bases: tuple[PositiveInt, ...] = (10, 100, 1000, 10_000)

@@ -22,7 +22,7 @@ BENCHMARKS = {
     "heads": "our head, the regression head and RPG's trained alike on real adapters: held-out loss beside time",
     "latent": "Cond P-Diff beside ours at equal budget, by the number of generated parameters",
     "adapt": "training an adapter of SmolLM2 against generating it",
-    "growth": "corpora, fleets and clusters worked out from the committed reports, and which part gives out first",
+    "growth": "corpora, fleets and clusters worked out from reports of the others, and which part gives out first",
     "ssd": "chunked SSD against the plain recurrence",
     "sample": "sampling together and one by one, more steps, guidance",
     "plan": "store calls and time of a night before any work, at 10, 100 and 1,000 bases",
@@ -31,6 +31,8 @@ BENCHMARKS = {
     "train": "torch and DeepSpeed, one worker and two, waits and checkpoints",
     "data": "passes over the shards, batches from memory and streamed",
 }
+ALL = tuple(name for name in BENCHMARKS if name != "growth")
+"""What `bench all` runs: everything that measures."""
 
 
 def run_benchmark(name: str, overrides: Sequence[str] = ()) -> Report:

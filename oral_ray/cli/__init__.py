@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the file's")
 
     command = add("bench", _bench, "Time what was measured before it was optimised; ratios within one run.")
-    command.add_argument("name", help="benchmark, or all (an unknown one lists them)")
+    command.add_argument("name", help="benchmark, or all that measure (an unknown one lists them)")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the report there; with all, a folder")
     command.add_argument("overrides", nargs="*", metavar="option=value", help="options of the benchmark")
     return parser
@@ -228,9 +228,9 @@ def _study(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     from oral_ray.bench.harness import report_text
-    from oral_ray.bench.registry import BENCHMARKS, check_report, run_benchmark, write_report
+    from oral_ray.bench.registry import ALL, check_report, run_benchmark, write_report
 
-    for name in BENCHMARKS if args.name == "all" else (args.name,):
+    for name in ALL if args.name == "all" else (args.name,):
         file = args.json / f"{name}.json" if args.json and args.name == "all" else args.json
         if file:
             check_report(file)

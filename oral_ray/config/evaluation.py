@@ -79,3 +79,7 @@ class StudyConfig(Section):
     common: tuple[str, ...] = Field(default=(), description="Overrides of every variant, before its own.")
     variants: dict[Identifier, tuple[str, ...]] = Field(default={}, description="Overrides by name of the variant.")
     only: tuple[Identifier, ...] = Field(default=(), description="Names of the variants to run; empty: all.")
+    page: str = Field(
+        default="",
+        description="Folder that the stage `report` writes tables, figures and page to; empty: `<out>/page`.",
+    )

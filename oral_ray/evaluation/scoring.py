@@ -20,7 +20,7 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
-from oral_ray.modalities import Batch, TaskReader, batches, modality_of
+from oral_ray.modalities import Batch, Metric, TaskReader, batches, modality_of
 from oral_ray.tasks import Example, Split, Task
 
 
@@ -40,26 +40,43 @@ class Score(BaseModel):
     digest: str
 
 
-@torch.no_grad()
 def correct_answers(
     base: LoadedBase, task: Task, artifacts: Sequence[AdapterArtifact | None], split: Split, limit: int,
     keep: Path | None = None,
 ) -> list[list[bool]]:  # fmt: skip
     """For each adapter, which of the first `limit` examples of a split a base answers rightly with it.
 
+    An answer is right where its value (`example_values`) is one.
+    """
+    values = example_values(base, task, artifacts, split, limit, keep)
+    return [[value == 1.0 for value in of_adapter] for of_adapter in values]
+
+
+def metric_of(base: LoadedBase, task: Task) -> Metric:
+    """What the values of a task's examples are on a base, and how they become one figure."""
+    return _reader(base, task).metric
+
+
+@torch.no_grad()
+def example_values(
+    base: LoadedBase, task: Task, artifacts: Sequence[AdapterArtifact | None], split: Split, limit: int,
+    keep: Path | None = None,
+) -> list[list[float]]:  # fmt: skip
+    """For each adapter, one value for each of the first `limit` examples of a split; `metric_of` says what they are.
+
     Without one (None): zero-shot, each label's log-probability minus the log of its mean probability over the
     validation inputs (no labels read), so that a label the base always likes gains nothing. Free text is not calibrated.
     What lies below the first adapted layer is kept in the folder `keep`, where there is one.
     """
     examples = task.examples(split)[:limit]
-    reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+    reader = _reader(base, task)
     read = {0: list(batches(reader, examples))}  # by first layer: what lies below it has been computed
     found = []
     for artifact in artifacts:
         if artifact is None:
             prior = reader.prior(base.model, (batch for _, batch in batches(reader, task.examples("validation"))))
             deepest = read[max(read)]  # the layers below are the same without an adapter
-            found.append(_answers(base.model, reader, deepest, len(examples), prior))
+            found.append(_values(base.model, reader, deepest, len(examples), prior))
             continue
         artifact = take(base, artifact)
         first = AdapterLayout.of(base.record.spec, artifact.lora, base.record.spec.hidden_size).first_layer
@@ -71,19 +88,24 @@ def correct_answers(
             else:
                 read[first] = [(chosen, reader.skip_layers(base.model, batch, first)) for chosen, batch in read[0]]
         with attached(base, artifact) as model:
-            found.append(_answers(model, reader, read[first], len(examples)))
+            found.append(_values(model, reader, read[first], len(examples)))
     return found
 
 
-def _answers(
+def _reader(base: LoadedBase, task: Task) -> TaskReader:
+    return modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+
+
+def _values(
     model: nn.Module, reader: TaskReader, read: Sequence[tuple[list[int], Batch]], num: int,
     prior: torch.Tensor | None = None,
-) -> list[bool]:  # fmt: skip
-    right = [False] * num
+) -> list[float]:  # fmt: skip
+    """The value of each example, in the order of the examples and not of the batches."""
+    values = [0.0] * num
     for chosen, batch in read:
         for i, value in zip(chosen, reader.values(model, batch, prior), strict=True):
-            right[i] = value == 1.0
-    return right
+            values[i] = value
+    return values
 
 
 def majority_answers(task: Task, split: Split, limit: int) -> list[bool]:

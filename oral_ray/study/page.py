@@ -1,4 +1,4 @@
-"""The page of an evidence suite: stored scores -> tables, figures and summary under `docs/results/<name>/`.
+"""The page of an evidence suite: stored scores -> tables, figures and summary in the folder `study.page`.
 
 Small enough to be committed: scores.parquet (one row a base, task, arm and seed), summary.json, README.md, figures.
 """
@@ -41,14 +41,14 @@ TITLES = {"drift": "Drift of the base versions", "screen": "Screening (validatio
 
 
 def run(config: Config) -> str:
-    """Rebuild tables, figures, headline and page under `docs/results/<name>/`; returns the page."""
+    """Rebuild tables, figures, headline and page in the folder `study.page`; returns the page."""
     scores = evaluate.run(config)
     descent = lines_of_descent(config)
     scores["line"], scores["t"] = zip(*(descent[base] for base in scores["base"]), strict=True)
     scores["variant"] = "default"
     answers = read_frame(Path(config.out) / "answers.parquet")
     rows = headline(scores, answers, config.evaluation.num_bootstrap)
-    folder = Path("docs/results") / config.name
+    folder = Path(config.study.page or f"{config.out}/page")
     folder.mkdir(parents=True, exist_ok=True)
     scores.to_parquet(folder / "scores.parquet", compression="zstd")
     files = {name: Path(config.out) / f"{name}.parquet" for name in ("drift", "screen")}

@@ -6,6 +6,8 @@ the instruction before every text, `few-shot/<task id>` four answered examples t
 """
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from oral_ray.errors import TaskError
@@ -15,11 +17,22 @@ from oral_ray.tasks.task import Task, few_shot, instructed, shuffled
 from oral_ray.tasks.wordnet import TASKS, load_wordnet_task
 
 _VARIANTS: dict[str, Callable[[Task], Task]] = {"shuffled": shuffled, "instructed": instructed, "few-shot": few_shot}
-_SHIPPED: dict[str, Callable[[], Collection[str]]] = {
-    "wordnet": lambda: TASKS,
-    "bigbench": lambda: bigbench.TASKS,
-    **dict.fromkeys(kinds.FAMILIES, kinds.concepts),
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSource:
+    """Where tasks `<source>/<name>` come from: which names there are, and how one is loaded (TaskError for none)."""
+
+    names: Callable[[], Collection[str]]
+    load: Callable[[str], Task]
+
+
+SOURCES: dict[str, TaskSource] = {
+    "wordnet": TaskSource(lambda: TASKS, load_wordnet_task),
+    "bigbench": TaskSource(lambda: bigbench.TASKS, bigbench.load_bigbench_task),
+    **{family: TaskSource(kinds.concepts, partial(kinds.load_kind_task, family)) for family in kinds.FAMILIES},
 }
+"""The sources that ship; a new one is a file beside this one and a line here."""
 
 
 def list_tasks() -> tuple[str, ...]:
@@ -58,10 +71,10 @@ def is_shipped(task_id: str) -> bool:
     """Whether an id, be it `instructed/` or another variant, is of a task that comes with oral_ray; TaskError names those
     that there are where it is none of its family."""
     source, _, name = split_variant(task_id)[1].partition("/")
-    if source not in _SHIPPED or not name:
+    if source not in SOURCES or not name:
         return False
-    if name not in _SHIPPED[source]():
-        _load_shipped(source, name)
+    if name not in SOURCES[source].names():
+        SOURCES[source].load(name)
     return True
 
 
@@ -95,19 +108,13 @@ def read_folder(path: str) -> Task:
 
 
 def load_task(task_id: str, own: Callable[[str], Task] = read_folder) -> Task:
-    """Load a task by id, one that does not ship by `own`: from its folder, or where a run keeps it (`stages/own_tasks`).
+    """Load a task by id, one that does not ship by `own`: from its folder, or where a run keeps it (`pipeline/own_tasks`).
 
     TaskError lists what exists.
     """
     variant, bare = split_variant(task_id)
     source, _, name = bare.partition("/")
-    task = _load_shipped(source, name) if source in _SHIPPED and name else own(bare)
+    task = SOURCES[source].load(name) if source in SOURCES and name else own(bare)
     for outer in reversed(variant.split("/")[:-1]):
         task = _VARIANTS[outer](task)
     return task
-
-
-def _load_shipped(source: str, name: str) -> Task:
-    if source == "wordnet":
-        return load_wordnet_task(name)
-    return bigbench.load_bigbench_task(name) if source == "bigbench" else kinds.load_kind_task(source, name)
