@@ -1,3 +1,3 @@
 """oral_ray: a distributed adapter factory. One generator turns a prompt and a base model into a LoRA adapter."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -13,7 +13,7 @@ from oral_ray import __version__
 
 @functools.cache
 def code_version() -> str:
-    """`0.1.0+1a2b3c4d5e6f`: version and commit, with `.dirty` where the clone has changes; `0.1.0` where none is known."""
+    """`0.2.0+1a2b3c4d5e6f`: version and commit, with `.dirty` where the clone has changes; `0.2.0` where none is known."""
     commit = os.environ.get("ORAL_COMMIT") or clone_commit()
     return f"{__version__}+{commit.replace('+', '.dirty')}" if commit else __version__
 
