@@ -18,7 +18,7 @@ class EvaluationConfig(Section):
 
     arms: Arms = Field(
         default=_DEFAULT_ARMS,
-        description="The arms of the table (oral_ray/evaluation/arms has a file for each); an unknown name is refused before "
+        description="The arms of the table, of those in oral_ray/evaluation/arms; an unknown name is refused before "
         "anything is made.",
     )
     arms_on: dict[Identifier, Arms] = Field(
