@@ -26,13 +26,20 @@ from oral_ray.store.adapters import AdapterStore
 
 
 def make_arms(evaluation: EvaluationContext) -> Digests:
-    """The adapters of every arm of `evaluation.arms`, made where they are missing; EvaluationError for an unknown arm."""
-    asked = evaluation.config.evaluation.arms
-    beside = [call for arm in chosen_arms(asked) for call in arm.prepare(evaluation)]
-    for wave in _waves(chosen_arms(asked), {arm for _, _, arm, _ in evaluation.made}):
+    """The adapters of every arm of `evaluation.arms`, made where they are missing, in the order of tables.
+
+    Raises EvaluationError for an unknown arm, or one without the arm that it is made from.
+    """
+    asked = chosen_arms(evaluation.config.evaluation.arms)
+    beside = [call for arm in asked for call in arm.prepare(evaluation)]
+    for wave in _waves(asked, {arm for _, _, arm, _ in evaluation.made}):
         evaluation = replace(evaluation, made=evaluation.made | _make_wave(evaluation, wave, beside))
         beside = []
-    return {key: digest for key, digest in evaluation.made.items() if key[2] in asked}
+    return {
+        (base_id, task_id, arm.name, seed): digest
+        for arm in asked
+        for (base_id, task_id, seed), digest in evaluation.made_by(arm.name).items()
+    }
 
 
 def check_bases(digests: Digests, store: AdapterStore, records: dict[str, BaseRecord]) -> None:
