@@ -134,7 +134,7 @@ def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch
         digests: Digests = {("t3", "wordnet/mind", of[seed], seed): digest for seed, digest in given.items()}
         bases: Any = {"t3": SimpleNamespace(spec=base.record.spec)}
         made_of = make_arms(context(found, bases, digests))
-        best = {arm: digest for (_, _, arm, _), digest in made_of.items() if arm.startswith("best_")}
+        best = {arm: digest for (_, _, arm, _), digest in made_of.items() if arm_of(arm).needs}
         return best, made, asked
 
     return run

@@ -1,5 +1,8 @@
 """The registry of arms: the order of tables, names that there are not, and that one file is enough to add an arm."""
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# (the stubs of pandas type every selection as a union that nothing can be done with)
+
 import importlib
 import sys
 from collections.abc import Iterator
@@ -77,13 +80,28 @@ def test_tables_have_the_arms_from_what_costs_nothing_to_what_may_choose():
     assert {source for arm in all_arms() for source in (*arm.needs, *arm.against)} <= set(arm_names())
 
 
+def test_what_is_made_for_one_base_how_tasks_are_read_and_whose_distance_is_measured():
+    assert {arm.name for arm in all_arms() if arm.for_its_base} == {
+        "trained", "trained_long", "generated", "held_out", "wrong_prompt", "refined_scratch", "refined_reuse_new",
+        "refined_joint", "refined_generated",
+    }  # fmt: skip
+    assert {arm.name: arm.frame for arm in all_arms() if arm.frame} == {
+        "prompted": "instructed/", "few_shot": "few-shot/", "multitask_instructed": "instructed/",
+    }  # fmt: skip
+    measured = [arm.name for arm in all_arms() if arm.measures_distance]
+    assert measured == ["trained", "regression", "generated", "held_out"]
+    assert [arm.name for arm in all_arms() if arm.against] == ["generated", "refined_generated", "best_generated"]
+
+
 def test_every_arm_says_in_a_sentence_what_it_is():
     assert all(arm.description.endswith(".") and len(arm.description) < 120 for arm in all_arms())
 
 
 def test_a_name_that_is_no_arm_is_refused_with_the_nearest_names():
-    with pytest.raises(EvaluationError, match="no arm 'reuse_newest'; nearest: reuse_new,"):
+    with pytest.raises(EvaluationError, match="no arm 'reuse_newest'; did you mean reuse_new"):
         chosen_arms(["base", "reuse_newest"])
+    with pytest.raises(EvaluationError, match=r"no arm 'luck'; there are base, prompted, .*best_generated"):
+        chosen_arms(["luck"])
 
 
 @pytest.mark.parametrize(

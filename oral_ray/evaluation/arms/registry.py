@@ -76,11 +76,12 @@ def arm_names() -> tuple[str, ...]:
 
 
 def arm_of(name: str) -> Arm:
-    """The arm of a name; EvaluationError names the nearest ones."""
+    """The arm of a name; EvaluationError names the nearest ones, or all where none is near."""
     by_name = {arm.name: arm for arm in all_arms()}
     if name not in by_name:
-        near = difflib.get_close_matches(name, by_name, n=3) or by_name
-        raise EvaluationError(f"there is no arm {name!r}; nearest: {', '.join(near)} (evaluation.arms)")
+        near = difflib.get_close_matches(name, by_name, n=3)
+        valid = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(by_name)}"
+        raise EvaluationError(f"evaluation.arms: there is no arm {name!r}; {valid}")
     return by_name[name]
 
 
