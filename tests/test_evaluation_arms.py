@@ -19,6 +19,7 @@ from oral_ray.evaluation.context import Digests, EvaluationContext
 from oral_ray.evaluation.make import check_bases, make_arms
 from oral_ray.objects import FileObjects
 from oral_ray.pipeline import material, train
+from oral_ray.pipeline.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 
@@ -221,3 +222,50 @@ def test_versions_of_arms_on_have_arms_of_their_own_and_the_others_have_all(obje
 def test_arms_of_a_version_that_is_not_configured_are_an_error(objects: FileObjects):
     with pytest.raises(EvaluationError, match=r"evaluation\.arms_on names \['n9'\], configured are t0, "):
         evaluate.chosen_bases(config(objects, arms_on={"n9": ["base"]}))
+
+
+def planned(objects: FileObjects, arm: str, **evaluation: Any) -> dict[tuple[str, str, int], Any]:
+    """What an arm plans for two tasks on the unseen version n3, with two generators."""
+    found = config(objects, **evaluation)
+    records: dict[str, Any] = {
+        version.id: SimpleNamespace(id=version.id, fingerprint=version.id, spec=SimpleNamespace(digest="one"))
+        for version in found.bases.versions
+    }
+    manifest: Any = SimpleNamespace(fingerprint="shards")
+    generators = {0: "first", 2: "second"}
+    return arm_of(arm).plan(EvaluationContext(found, found.tasks.ids, ("n3",), records, manifest, generators))
+
+
+@pytest.mark.parametrize(
+    ("arm", "versions"),
+    [
+        ("trained", ["n3"]), ("trained_long", ["n3"] * 5), ("reuse_old", ["t0"]), ("reuse_new", ["n2"]),
+        ("joint", ["t0", "n1", "n2", "c1", "c2"]),
+    ],
+)  # fmt: skip
+def test_an_arm_of_the_corpus_is_trained_on_its_versions(objects: FileObjects, arm: str, versions: list[str]):
+    plan = planned(objects, arm)
+    assert list(plan) == [("n3", "wordnet/matter", 0), ("n3", "wordnet/mind", 0)]
+    assert [(run.task, list(run.bases)) for run in plan.values()] == [
+        ("wordnet/matter", versions), ("wordnet/mind", versions),
+    ]  # fmt: skip
+
+
+def test_every_sample_of_every_generator_has_a_number_of_its_own_in_the_tables(objects: FileObjects):
+    plan = planned(objects, "generated", seeds=[0, 7])
+    of_task = {number: request for (_, task, number), request in plan.items() if task == "wordnet/mind"}
+    assert {number: (request.recipe, request.seed) for number, request in of_task.items()} == {
+        0: ("first", 0), 7: ("first", 7), 2000: ("second", 0), 2007: ("second", 7),
+    }  # fmt: skip
+    assert list(planned(objects, "regression")) == [("n3", "wordnet/matter", 0), ("n3", "wordnet/mind", 0)]
+
+
+def test_a_generated_arm_differs_in_its_prompt(objects: FileObjects):
+    matter, mind = (task_of(config(objects), task_id) for task_id in ("wordnet/matter", "wordnet/mind"))
+    wanted = {
+        "generated": [matter.prompt, mind.prompt], "wrong_prompt": [mind.prompt, matter.prompt],
+        "held_out": [matter.held_out_prompts[0], mind.held_out_prompts[0]],
+    }  # fmt: skip
+    for arm, prompts in wanted.items():
+        requests = [request for (_, _, number), request in planned(objects, arm).items() if number == 0]
+        assert [(request.arm, request.prompt) for request in requests] == [(arm, prompt) for prompt in prompts]
