@@ -191,6 +191,20 @@ def test_refinement_starts_from_the_arm_it_is_named_after(objects: FileObjects, 
         make_arms(context(config(objects, arms=["refined_generated"]), {}, {}))
 
 
+def test_an_arm_that_is_needed_and_not_asked_for_is_made_and_not_scored(
+    objects: FileObjects, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(static, "train_all", lambda config, runs, records: [f"from {run.start}" for run in runs])
+    found = config(objects, arms=["joint_virtual"])
+    records: dict[str, Any] = dict.fromkeys(("t0", "n1", "n2", "c1", "c2", "t3"), of_one_architecture())
+    made = make_arms(context(found, records, {("t3", "wordnet/mind", "joint", 0): "j"}))
+    assert made == {("t3", "wordnet/mind", "joint_virtual", 0): "from j"}
+
+
+def of_one_architecture() -> Any:
+    return SimpleNamespace(spec=SimpleNamespace(digest="one"))
+
+
 def test_an_arm_without_an_adapter_reads_the_instruction_in_the_text():
     assert arm_of("prompted").reads("kind/bird") == "instructed/kind/bird"
     assert arm_of("few_shot").reads("kind/bird") == "few-shot/kind/bird"

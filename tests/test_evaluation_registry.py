@@ -8,8 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.container import BarContainer
 from nightly_fixtures import tiny_config
 
 from oral_ray.config import Config
@@ -18,7 +21,7 @@ from oral_ray.evaluation import arms, evaluate
 from oral_ray.evaluation.arms.registry import all_arms, arm_names, arm_of, chosen_arms, reference_names
 from oral_ray.evaluation.context import Sample
 from oral_ray.evaluation.make import _waves
-from oral_ray.evaluation.report.figures import draw, plot_arms
+from oral_ray.evaluation.report.figures import plot_arms
 from oral_ray.evaluation.report.tables import arm_table, arms_text
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.study.evidence import headline, headline_text
@@ -149,14 +152,19 @@ def test_one_file_adds_an_arm_to_making_scoring_tables_and_figures(
     assert set(scores["arm"]) == {"base", "reuse_new", "halved"}
     store, halved = AdapterStore(evaluate.open_objects(config.store)), scores[scores["arm"] == "halved"]
     assert len(halved) == 4 and all(store.get(digest).provenance.strength == 0.5 for digest in halved["digest"])
+    assert set(scores[scores["arm"] == "base"]["digest"]) == {""}
     table = arm_table(tmp_path / "out" / "unseen", 20)
     assert [line.split()[0] for line in arms_text(table).splitlines()] == ["arm", "base", "reuse_new", "halved"]
     assert table["vs_halved"].notna().sum() == 4  # two arms on two versions
     answers = pd.read_parquet(tmp_path / "out" / "unseen" / "answers.parquet")
     text = headline_text(headline(scores.assign(line="", t=0), answers, 20))
     assert "| halved minus ..., points |" in text
-    with_it, without = (draw(plot_arms, rows) for rows in (table, table[table["arm"] != "halved"]))
-    assert with_it.startswith(b"\x89PNG") and with_it != without
+    axes = plt.figure().subplots()
+    plot_arms(axes, table)
+    bars = [drawn for drawn in axes.containers if isinstance(drawn, BarContainer)]
+    colours = {drawn.get_label(): to_hex(drawn.patches[0].get_facecolor()) for drawn in bars}
+    plt.close()
+    assert colours["halved"] == "#123456" and colours["base"] == arm_of("base").colour
 
 
 def toy_config(tmp_path: Path, tiny_bert: Path) -> Config:
