@@ -33,6 +33,7 @@ def main(config: Config) -> str:
     """Evaluate, write the report, and return the table of arms as text, for unseen tasks another one."""
     started = time.perf_counter()
     config = enter_tasks(config)
+    evaluate.check_evaluation(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with session(config.cluster, config.determinism):

@@ -15,6 +15,7 @@ from oral_ray.cluster import session
 from oral_ray.config import Config
 from oral_ray.errors import ConfigError
 from oral_ray.evaluation import static
+from oral_ray.evaluation.arms.multitask import multitask_run
 from oral_ray.objects import open_objects
 from oral_ray.pipeline import bases, corpus
 from oral_ray.pipeline.material import further_tasks
@@ -34,7 +35,7 @@ def main(config: Config) -> dict[str, str]:
         found = bases.run(config)
         together = corpus.families(config, found)
         further, seed = further_tasks(config), config.corpus.seeds[0]
-        runs = [static.multitask(config, seen, further, False, seed) for seen in together]
+        runs = [multitask_run(config, seen, further, False, seed) for seen in together]
         digests = static.train_all(config, runs, found)
         store = AdapterStore(open_objects(config.store))
         for digest in digests:

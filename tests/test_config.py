@@ -78,7 +78,7 @@ def test_an_unknown_key_of_an_override_is_an_error_that_names_the_valid_ones(
         ("corpus.steps=0", "'corpus.steps'", "0"),
         ("corpus.learning_rate=nan", "'corpus.learning_rate'", "nan"),
         ("tokens.gauge=perhaps", "'tokens.gauge'", "'perhaps'"),
-        ("evaluation.arms=['base', 'luck']", "'evaluation.arms.1'", "'luck'"),
+        ("evaluation.arms=['base', 'my luck']", "'evaluation.arms.1'", "'my luck'"),
         ("training.engine.kind=jax", "'training.engine'", "deepspeed"),
         ("name='../x'", "'name'", "'../x'"),
         ("condition.drop_text_frac=1.5", "'condition.drop_text_frac'", "1.5"),

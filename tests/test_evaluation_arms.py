@@ -10,9 +10,16 @@ from test_pipeline_corpus import two_lines
 
 from oral_ray.config import Config
 from oral_ray.errors import EvaluationError
-from oral_ray.evaluation import arms, cells, evaluate, static
+from oral_ray.evaluation import cells, evaluate, static
+from oral_ray.evaluation.arms.best import scaled
+from oral_ray.evaluation.arms.joint_virtual import joint_virtual_run
+from oral_ray.evaluation.arms.multitask import multitask_run
+from oral_ray.evaluation.arms.registry import arm_of
+from oral_ray.evaluation.context import Digests, EvaluationContext
+from oral_ray.evaluation.make import check_bases, make_arms
 from oral_ray.objects import FileObjects
 from oral_ray.pipeline import material, train
+from oral_ray.pipeline.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 
@@ -27,14 +34,20 @@ def config(objects: FileObjects, **evaluation: Any) -> Config:
     return Config.model_validate(tree)
 
 
+def context(settings: Config, records: dict[str, Any], made: Digests) -> EvaluationContext:
+    """Of one task on one version, with adapters that are there."""
+    manifest: Any = None
+    return EvaluationContext(settings, ("wordnet/mind",), ("t3",), records, manifest, {}, made)
+
+
 def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects: FileObjects):
     found = config(objects)
-    of_one = static.joint_virtual(found, "wordnet/mind", ["t0", "n1"], "d" * 64, seed=1)
+    of_one = joint_virtual_run(found, "wordnet/mind", ["t0", "n1"], "d" * 64, seed=1)
     assert (of_one.steps, of_one.tasks, of_one.start) == (45, ("wordnet/mind",), "d" * 64)  # 40 x 3 x 0.75 / 2
     assert of_one.bases == ("t0", "n1")
     alone = found.model_copy(update={"tasks": found.tasks.model_copy(update={"further": ()})})
-    assert static.joint_virtual(alone, "wordnet/mind", ["t0"], "", seed=1).steps == 60
-    of_all = static.multitask(found, ["t0"], material.further_tasks(found), True, seed=0)
+    assert joint_virtual_run(alone, "wordnet/mind", ["t0"], "", seed=1).steps == 60
+    of_all = multitask_run(found, ["t0"], material.further_tasks(found), True, seed=0)
     assert of_all.steps == 120 and of_all.start == "" and len(of_all.further) == 159
     assert all(task_id.startswith("instructed/") for task_id in (*of_all.tasks, *of_all.further))
 
@@ -44,8 +57,8 @@ def test_static_controls_get_the_task_gradients_that_are_set_without_a_functiona
     for steps in (40, 0):
         tree["training"]["functional"]["steps"] = steps
         found = Config.model_validate(tree)
-        assert static.joint_virtual(found, "wordnet/mind", ["t0"], "", seed=0).steps == 75  # 200 x 0.75 / 2
-        assert static.multitask(found, ["t0"], (), False, seed=0).steps == 200
+        assert joint_virtual_run(found, "wordnet/mind", ["t0"], "", seed=0).steps == 75  # 200 x 0.75 / 2
+        assert multitask_run(found, ["t0"], (), False, seed=0).steps == 200
 
 
 def test_an_unseen_task_and_its_opposite_are_in_no_training(objects: FileObjects):
@@ -65,7 +78,7 @@ def test_no_functional_phase_no_static_control_on_virtual_versions(objects: File
     tree = config(objects).model_dump(mode="json")
     tree["training"]["functional"]["steps"] = 0
     with pytest.raises(EvaluationError, match=r"set evaluation\.task_gradients or training\.functional\.steps"):
-        static.joint_virtual(Config.model_validate(tree), "wordnet/mind", ["t0"], "", seed=0)
+        joint_virtual_run(Config.model_validate(tree), "wordnet/mind", ["t0"], "", seed=0)
 
 
 def test_a_static_adapter_that_is_not_there_any_more_is_not_done(objects: FileObjects, tiny_bert: Path):
@@ -105,7 +118,7 @@ def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch
         store = AdapterStore(objects)
         given = {seed: store.put(random_artifact(layout, seed=seed)) for seed in (0, 1, 2)}
         made = {
-            (seed, strength): arms._stronger(store, digest, layout, strength)
+            (seed, strength): scaled(store, digest, layout, strength)
             for seed, digest in given.items()
             for strength in (1.0, 0.5)
         }
@@ -117,12 +130,13 @@ def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch
             scores = {made[key]: [True] * num + [False] * (7 - num) for key, num in table.items()}
             return {(cell.base, cell.task): scores for cell in wanted}
 
-        monkeypatch.setattr(arms.cells, "score_all", score_all)
+        monkeypatch.setattr(cells, "score_all", score_all)
         of: dict[int, Any] = {0: "generated", 1: "generated", 2: "reuse_new"}
-        digests: arms.Digests = {("t3", "wordnet/mind", of[seed], seed): digest for seed, digest in given.items()}
+        digests: Digests = {("t3", "wordnet/mind", of[seed], seed): digest for seed, digest in given.items()}
         bases: Any = {"t3": SimpleNamespace(spec=base.record.spec)}
-        best = arms.derived_arms(found, ["wordnet/mind"], bases, ["t3"], digests)
-        return {arm: digest for (_, _, arm, _), digest in best.items()}, made, asked
+        made_of = make_arms(context(found, bases, digests))
+        best = {arm: digest for (_, _, arm, _), digest in made_of.items() if arm_of(arm).needs}
+        return best, made, asked
 
     return run
 
@@ -144,8 +158,8 @@ def test_the_best_of_an_arm_is_chosen_on_a_few_validation_examples(chosen_from, 
 def test_strength_scales_the_change_of_the_weights(objects: FileObjects, tiny_bert):
     layout, store = layout_of(tiny_bert), AdapterStore(objects)
     digest = store.put(random_artifact(layout, seed=3))
-    assert arms._stronger(store, digest, layout, 1.0) == digest
-    before, after = (store.get(d).factors(layout) for d in (digest, arms._stronger(store, digest, layout, 0.5)))
+    assert scaled(store, digest, layout, 1.0) == digest
+    before, after = (store.get(d).factors(layout) for d in (digest, scaled(store, digest, layout, 0.5)))
     for name, (a, b) in before.items():
         assert ((b @ a) * 0.5 - after[name][1] @ after[name][0]).abs().max() < 1e-6
 
@@ -153,9 +167,9 @@ def test_strength_scales_the_change_of_the_weights(objects: FileObjects, tiny_be
 def test_a_scaled_adapter_says_its_strength(objects: FileObjects, tiny_bert):
     layout, store = layout_of(tiny_bert), AdapterStore(objects)
     digest = store.put(random_artifact(layout, seed=3))
-    half = arms._stronger(store, digest, layout, 0.5)
+    half = scaled(store, digest, layout, 0.5)
     assert store.get(half).provenance == store.get(digest).provenance.model_copy(update={"strength": 0.5})
-    assert store.get(arms._stronger(store, half, layout, 0.5)).provenance.strength == 0.25
+    assert store.get(scaled(store, half, layout, 0.5)).provenance.strength == 0.25
 
 
 def test_refinement_starts_from_the_arm_it_is_named_after(objects: FileObjects, monkeypatch: pytest.MonkeyPatch):
@@ -165,22 +179,36 @@ def test_refinement_starts_from_the_arm_it_is_named_after(objects: FileObjects, 
         plans.extend(runs)
         return [f"refined-{i}" for i in range(len(runs))]
 
-    monkeypatch.setattr(arms.static, "train_all", train_all)
+    monkeypatch.setattr(static, "train_all", train_all)
     found = config(objects, arms=["generated", "refined_scratch", "refined_generated"], refine_steps=3)
-    digests: arms.Digests = {("t3", "wordnet/mind", "generated", 1000): "g" * 64}
-    made = arms.derived_arms(found, ["wordnet/mind"], {}, ["t3"], digests)
+    digests: Digests = {("t3", "wordnet/mind", "generated", 1000): "g" * 64}
+    made = make_arms(context(found, {}, digests))
     assert {(run.arm, run.bases, run.start, run.steps) for run in plans} == {
         ("refined_scratch", ("t3",), "", 3), ("refined_generated", ("t3",), "g" * 64, 3),
     }  # fmt: skip
     assert ("t3", "wordnet/mind", "refined_generated", 1000) in made
     with pytest.raises(EvaluationError, match="'refined_generated' is made from 'generated'; add it"):
-        arms.derived_arms(config(objects, arms=["refined_generated"]), [], {}, [], {})
+        make_arms(context(config(objects, arms=["refined_generated"]), {}, {}))
+
+
+def test_an_arm_that_is_needed_and_not_asked_for_is_made_and_not_scored(
+    objects: FileObjects, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(static, "train_all", lambda config, runs, records: [f"from {run.start}" for run in runs])
+    found = config(objects, arms=["joint_virtual"])
+    records: dict[str, Any] = dict.fromkeys(("t0", "n1", "n2", "c1", "c2", "t3"), of_one_architecture())
+    made = make_arms(context(found, records, {("t3", "wordnet/mind", "joint", 0): "j"}))
+    assert made == {("t3", "wordnet/mind", "joint_virtual", 0): "from j"}
+
+
+def of_one_architecture() -> Any:
+    return SimpleNamespace(spec=SimpleNamespace(digest="one"))
 
 
 def test_an_arm_without_an_adapter_reads_the_instruction_in_the_text():
-    assert arms.read_as("prompted", "kind/bird") == "instructed/kind/bird"
-    assert arms.read_as("few_shot", "kind/bird") == "few-shot/kind/bird"
-    assert arms.read_as("generated", "kind/bird") == "kind/bird"
+    assert arm_of("prompted").reads("kind/bird") == "instructed/kind/bird"
+    assert arm_of("few_shot").reads("kind/bird") == "few-shot/kind/bird"
+    assert arm_of("generated").reads("kind/bird") == "kind/bird"
 
 
 @pytest.mark.parametrize("arm", ["trained", "generated", "refined_scratch", "reuse_new", "joint"])
@@ -190,13 +218,13 @@ def test_an_adapter_of_another_base_version_is_caught_where_it_must_be_of_this_o
     store, layout = AdapterStore(objects), layout_of(tiny_bert)
     digest = store.put(random_artifact(layout, seed=0))
     of_this: Any = SimpleNamespace(fingerprint=store.get(digest).provenance.base_fingerprint)
-    digests: arms.Digests = {("t3", "wordnet/mind", arm, 0): digest}
-    evaluate.check_bases(digests, store, {"t3": of_this})
-    if arm not in arms.OF_THE_BASE:
-        evaluate.check_bases(digests, store, {"t3": SimpleNamespace(fingerprint="other")})  # type: ignore[dict-item]
+    digests: Digests = {("t3", "wordnet/mind", arm, 0): digest}
+    check_bases(digests, store, {"t3": of_this})
+    if not arm_of(arm).for_its_base:
+        check_bases(digests, store, {"t3": SimpleNamespace(fingerprint="other")})  # type: ignore[dict-item]
         return
     with pytest.raises(EvaluationError, match=rf"the {arm} adapter {digest[:12]} of wordnet/mind was made for"):
-        evaluate.check_bases(digests, store, {"t3": SimpleNamespace(fingerprint="other")})  # type: ignore[dict-item]
+        check_bases(digests, store, {"t3": SimpleNamespace(fingerprint="other")})  # type: ignore[dict-item]
 
 
 def test_versions_of_arms_on_have_arms_of_their_own_and_the_others_have_all(objects: FileObjects):
@@ -208,3 +236,50 @@ def test_versions_of_arms_on_have_arms_of_their_own_and_the_others_have_all(obje
 def test_arms_of_a_version_that_is_not_configured_are_an_error(objects: FileObjects):
     with pytest.raises(EvaluationError, match=r"evaluation\.arms_on names \['n9'\], configured are t0, "):
         evaluate.chosen_bases(config(objects, arms_on={"n9": ["base"]}))
+
+
+def planned(objects: FileObjects, arm: str, **evaluation: Any) -> dict[tuple[str, str, int], Any]:
+    """What an arm plans for two tasks on the unseen version n3, with two generators."""
+    found = config(objects, **evaluation)
+    records: dict[str, Any] = {
+        version.id: SimpleNamespace(id=version.id, fingerprint=version.id, spec=SimpleNamespace(digest="one"))
+        for version in found.bases.versions
+    }
+    manifest: Any = SimpleNamespace(fingerprint="shards")
+    generators = {0: "first", 2: "second"}
+    return arm_of(arm).plan(EvaluationContext(found, found.tasks.ids, ("n3",), records, manifest, generators))
+
+
+@pytest.mark.parametrize(
+    ("arm", "versions"),
+    [
+        ("trained", ["n3"]), ("trained_long", ["n3"] * 5), ("reuse_old", ["t0"]), ("reuse_new", ["n2"]),
+        ("joint", ["t0", "n1", "n2", "c1", "c2"]),
+    ],
+)  # fmt: skip
+def test_an_arm_of_the_corpus_is_trained_on_its_versions(objects: FileObjects, arm: str, versions: list[str]):
+    plan = planned(objects, arm)
+    assert list(plan) == [("n3", "wordnet/matter", 0), ("n3", "wordnet/mind", 0)]
+    assert [(run.task, list(run.bases)) for run in plan.values()] == [
+        ("wordnet/matter", versions), ("wordnet/mind", versions),
+    ]  # fmt: skip
+
+
+def test_every_sample_of_every_generator_has_a_number_of_its_own_in_the_tables(objects: FileObjects):
+    plan = planned(objects, "generated", seeds=[0, 7])
+    of_task = {number: request for (_, task, number), request in plan.items() if task == "wordnet/mind"}
+    assert {number: (request.recipe, request.seed) for number, request in of_task.items()} == {
+        0: ("first", 0), 7: ("first", 7), 2000: ("second", 0), 2007: ("second", 7),
+    }  # fmt: skip
+    assert list(planned(objects, "regression")) == [("n3", "wordnet/matter", 0), ("n3", "wordnet/mind", 0)]
+
+
+def test_a_generated_arm_differs_in_its_prompt(objects: FileObjects):
+    matter, mind = (task_of(config(objects), task_id) for task_id in ("wordnet/matter", "wordnet/mind"))
+    wanted = {
+        "generated": [matter.prompt, mind.prompt], "wrong_prompt": [mind.prompt, matter.prompt],
+        "held_out": [matter.held_out_prompts[0], mind.held_out_prompts[0]],
+    }  # fmt: skip
+    for arm, prompts in wanted.items():
+        requests = [request for (_, _, number), request in planned(objects, arm).items() if number == 0]
+        assert [(request.arm, request.prompt) for request in requests] == [(arm, prompt) for prompt in prompts]

@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
-from oral_ray.evaluation.report.figures import PALETTE, plot_variants
+from oral_ray.evaluation.arms.registry import all_arms, arm_names, reference_names
+from oral_ray.evaluation.report.figures import plot_variants
 from oral_ray.evaluation.report.page import write_report
-from oral_ray.evaluation.report.tables import AGAINST, TABLES, arm_table, arms_text
+from oral_ray.evaluation.report.tables import TABLES, arm_table, arms_text
 
+ALL_ARMS = arm_names()
+AGAINST = reference_names()
+PALETTE = {arm.name: arm.colour for arm in all_arms()}
 BASES = {"base-t0": True, "base-t3": False}
 ACCURACY = {arm: 0.5 + 0.01 * i for i, arm in enumerate(ALL_ARMS)}
 SEEDS = {"generated": 2, "trained": 1}

@@ -10,7 +10,8 @@ from nightly_fixtures import copied, published, tiny_config
 from oral_ray.adapters.artifact import read_folder
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError
-from oral_ray.evaluation import cells, static
+from oral_ray.evaluation import cells
+from oral_ray.evaluation.arms import refined as refined_arms
 from oral_ray.nightly import gate, regenerate
 from oral_ray.nightly.gate import Item, Outcome
 from oral_ray.objects import FileObjects
@@ -81,13 +82,13 @@ def test_the_best_candidate_is_refined_on_the_very_base_and_published_only_when_
     due, plant, monkeypatch: pytest.MonkeyPatch
 ):
     store, config, item = due
-    started, real = [], static.refined
+    started, real = [], refined_arms.refined_run
 
     def refined(config: Config, arm: str, base: str, task: str, start: str, seed: int):
         started.append(start)
         return real(config, arm, base, task, start, seed)
 
-    monkeypatch.setattr(static, "refined", refined)
+    monkeypatch.setattr(refined_arms, "refined_run", refined)
     settings = {"candidates": ("generated", "reuse_new", "reuse_old", "refined"), "refine_steps": 2}
     config = config.model_copy(update={"regenerate": config.regenerate.model_copy(update=settings)})
     plant(base=5, generated=6, reuse_new=12, reuse_old=7, refined=12)

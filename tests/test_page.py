@@ -9,7 +9,7 @@ import pytest
 from cli_fixtures import build_place
 from service_fixtures import Service, open_test_service
 
-from oral_ray.evaluation.report.figures import PALETTE
+from oral_ray.evaluation.arms.registry import arm_of
 from serve.static import FOLDER
 
 SOURCES = {path.name: path.read_text() for path in sorted(FOLDER.iterdir())}
@@ -83,7 +83,7 @@ def test_every_element_that_a_script_names_is_in_the_page_and_every_input_has_a_
 def test_an_arm_has_the_colour_that_it_has_in_every_figure() -> None:
     found = dict(re.findall(r'\[data-arm="(\w+)"\](?:, \[data-arm="\w+"\])? \{ --arm: (#\w+)', SOURCES["style.css"]))
     assert len(found) > 8
-    assert found == {arm: PALETTE[arm] for arm in found}
+    assert found == {arm: arm_of(arm).colour for arm in found}
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")

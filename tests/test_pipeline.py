@@ -11,7 +11,7 @@ from pipeline import finished, job
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.cli import main
-from oral_ray.config import ALL_ARMS
+from oral_ray.evaluation.arms.registry import arm_names
 from oral_ray.objects import open_objects
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.generators import current_generator, generator_manifest, read_metrics
@@ -22,7 +22,7 @@ def test_the_quickstart_survives_a_killed_worker_and_writes_every_table(whole_pa
     scores = pd.read_parquet(out / "scores.parquet")
     assert {"base", "base_seen", "task", "arm", "seed", "metric", "value", "n"} <= set(scores.columns)
     assert scores["base_seen"].dtype == bool
-    assert set(scores["arm"]) == set(ALL_ARMS)
+    assert set(scores["arm"]) == set(arm_names())
     assert dict(scores.groupby("base")["base_seen"].first()) == {"tiny-t0": True, "tiny-t1": True, "tiny-t2": False}
     assert scores["value"].between(0, 1).all()
     summary = json.loads((out / "summary.json").read_text())
@@ -121,7 +121,7 @@ def test_unseen_tasks_are_scored_in_every_arm_and_were_trained_on_in_none(
     printed = finished(job("evaluate", tiny_bert, str(tmp_path / "store"), tmp_path / "out"))
     assert "tasks that no training saw:" in printed
     scores = pd.read_parquet(tmp_path / "out" / "unseen" / "scores.parquet")
-    assert set(scores["task"]) == {"not-kind/bird", "kind/plant"} and set(scores["arm"]) == set(ALL_ARMS)
+    assert set(scores["task"]) == {"not-kind/bird", "kind/plant"} and set(scores["arm"]) == set(arm_names())
     runs = [json.loads(path.read_text())["run"] for path in (tmp_path / "store" / "records" / "static").glob("*.json")]
     shared = [run for run in runs if run["arm"].startswith("multitask")]  # the others are trained on their own task
     used = {task for run in shared for task in (*run["tasks"], *run["further"])}

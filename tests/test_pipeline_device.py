@@ -8,6 +8,7 @@ import pytest
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import BaseVersion, Config, EvolveOrigin, PretrainOrigin, build_config
 from oral_ray.evaluation import cells, static
+from oral_ray.evaluation.arms.refined import refined_run
 from oral_ray.objects import FileObjects
 from oral_ray.pipeline import bases, corpus
 from oral_ray.study import stages as study
@@ -42,7 +43,7 @@ WORKERS: dict[str, tuple[Any, str, Callable[[Config, BaseRecord], Any]]] = {
     ),
     "a static adapter": (
         static, "load_base",
-        lambda c, b: static.train_run(c, static.refined(c, "refined_scratch", b.id, "wordnet/matter", "", 0), [b], "r"),
+        lambda c, b: static.train_run(c, refined_run(c, "refined_scratch", b.id, "wordnet/matter", "", 0), [b], "r"),
     ),
     "scores": (
         cells, "load_base",

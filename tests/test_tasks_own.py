@@ -12,7 +12,7 @@ from oral_ray.cli import main
 from oral_ray.config import Config, build_config
 from oral_ray.errors import ConfigError, StoreError, TaskError
 from oral_ray.evaluation import cells
-from oral_ray.evaluation.cells import ZERO_SHOT, Cell
+from oral_ray.evaluation.cells import Cell, Unadapted
 from oral_ray.objects import open_objects
 from oral_ray.pipeline import corpus, shards
 from oral_ray.pipeline.material import further_tasks
@@ -322,7 +322,8 @@ def test_a_task_of_ones_own_is_trained_and_scored_where_its_folder_is_not(
     record = base_of(tiny_bert).record
     [entry] = corpus.train_runs(entered, [corpus.plan_run(entered, "folder/spam", [record], 0)], {record.id: record})
     cell = Cell(
-        base=record.id, dtype="float32", task="folder/spam", digests=(ZERO_SHOT, entry.digests[-1]), split="test", limit=8
+        base=record.id, dtype="float32", task="folder/spam", digests=(Unadapted.BASE, entry.digests[-1]), split="test",
+        limit=8,
     )  # fmt: skip
     answers = cells.score_all(entered, [cell], {record.id: record})
     assert {len(correct) for correct in answers[record.id, "folder/spam"].values()} == {8}

@@ -11,7 +11,7 @@ fingerprint of a recipe names everything a job writes.
 from oral_ray.config.bases import BasesConfig, BaseVersion, EvolveOrigin, ImportOrigin, LandedOrigin, PretrainOrigin
 from oral_ray.config.cluster import ClusterConfig
 from oral_ray.config.corpus import CorpusConfig
-from oral_ray.config.evaluation import ALL_ARMS, Arm, EvaluationConfig, StudyConfig
+from oral_ray.config.evaluation import EvaluationConfig, StudyConfig
 from oral_ray.config.generator import (
     ConditionConfig,
     DiffusionObjective,
@@ -37,9 +37,7 @@ from oral_ray.config.training import (
 from oral_ray.config.tree import Config, build_config, build_section, load_config, with_overrides
 
 __all__ = [
-    "ALL_ARMS",
     "IDENTIFIER",
-    "Arm",
     "BaseVersion",
     "BasesConfig",
     "CacheConfig",

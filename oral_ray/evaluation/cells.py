@@ -5,6 +5,7 @@ nothing is computed twice.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 from typing import Any
 
 from oral_ray.adapters.artifact import AdapterArtifact
@@ -25,7 +26,20 @@ from oral_ray.store.records import Records
 from oral_ray.tasks import Split
 
 RECIPE_VERSION = 1
-ZERO_SHOT, MAJORITY = "zero-shot", "majority"  # scored beside digests, without an adapter
+
+
+class Unadapted(StrEnum):
+    """What is scored without an adapter; the value stands where an adapter has its digest."""
+
+    BASE = "zero-shot"
+    """The bare base, calibrated."""
+    MAJORITY = "majority"
+    """The most frequent answer of the training examples."""
+
+
+def adapter_digest(scored: str) -> str:
+    """The digest of the adapter that was scored, empty where there was none."""
+    return "" if scored in set(Unadapted) else scored
 
 
 class Request(Section):
@@ -41,7 +55,7 @@ class Request(Section):
 
 
 class Cell(Section):
-    """What is scored together: the adapters (digests, `zero-shot`, `majority`) of one task on one base in a dtype."""
+    """What is scored together: the adapters (digests, or what is `Unadapted`) of one task on one base in a dtype."""
 
     base: str
     dtype: Dtype
@@ -150,11 +164,11 @@ def score_cell(config: Config, cell: Cell, base: BaseRecord, keep_states: bool =
     adapters, records = AdapterStore(objects), Records(objects)
     task = task_of(config, cell.task)
     loaded = load_base(base, cell.dtype, device_of(config.cluster.gpus_per_task))
-    asked = [digest for digest in cell.digests if digest != MAJORITY]
-    artifacts = [None if digest == ZERO_SHOT else adapters.get(digest) for digest in asked]
+    asked = [digest for digest in cell.digests if digest != Unadapted.MAJORITY]
+    artifacts = [None if digest == Unadapted.BASE else adapters.get(digest) for digest in asked]
     found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit, keep), strict=True))
-    if MAJORITY in cell.digests:
-        found[MAJORITY] = majority_answers(task, cell.split, cell.limit)
+    if Unadapted.MAJORITY in cell.digests:
+        found[Unadapted.MAJORITY] = majority_answers(task, cell.split, cell.limit)
     recipes = _recipes(config, cell, base)
     for digest, correct in found.items():
         answers = "".join("1" if right else "0" for right in correct)

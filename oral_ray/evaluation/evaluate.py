@@ -14,12 +14,14 @@ import pandas as pd
 
 from oral_ray.adapters.distance import relative_distances, unexplained
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.cluster import Call
 from oral_ray.config import Config
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import cells
-from oral_ray.evaluation.arms import OF_THE_BASE, Digests, derived_arms, made_arms, read_as, trained_arms
-from oral_ray.evaluation.cells import Cell, Request
+from oral_ray.evaluation.arms.generated import GENERATED
+from oral_ray.evaluation.arms.registry import arm_of, chosen_arms
+from oral_ray.evaluation.cells import Cell, Request, adapter_digest
+from oral_ray.evaluation.context import Digests, EvaluationContext
+from oral_ray.evaluation.make import check_bases, make_arms
 from oral_ray.evaluation.scoring import Score
 from oral_ray.objects import Objects, open_objects
 from oral_ray.pipeline import corpus, shards, train
@@ -34,6 +36,7 @@ DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest
 
 def run(config: Config) -> pd.DataFrame:
     """Score all configured arms on the tasks of the corpus and write the tables; returns the scores."""
+    check_evaluation(config)
     found, base_ids, objects = corpus.run(config), chosen_bases(config), open_objects(config.store)
     manifest, digests = _made(config, config.tasks.ids)
     curve = _curve_requests(config, train.trained(config), base_ids)
@@ -84,6 +87,7 @@ def run_unseen(config: Config) -> pd.DataFrame:
     task_ids = expand(config.tasks.unseen)
     if not task_ids:
         raise EvaluationError("tasks.unseen is empty; name tasks, such as kind/bird, to leave out of every training")
+    check_evaluation(config)
     _, digests = _made(config, task_ids)
     return _write(config, digests, _answers(config, _asked(digests), corpus.run(config)), Path(config.out) / "unseen")
 
@@ -93,20 +97,13 @@ def _made(config: Config, task_ids: Sequence[str]) -> tuple[ShardManifest, Diges
     parts = list(_parts(config))
     manifest = shards.run(config)
     train.run(config)
-    found = corpus.run(config)
-    control = train.regression_config(config)
+    records = corpus.run(config)
+    generators = {seed: train.trained(_seeded(config, seed)) for seed in config.evaluation.generator_seeds}
     digests: Digests = {}
     for part, base_ids in parts:
-        left = "regression" in part.evaluation.arms and not train.is_done(control, manifest.fingerprint)
-        beside: list[Call] = [(train.train_in_task, (control, manifest.fingerprint))] if left else []
-        digests |= trained_arms(part, task_ids, found, base_ids, beside)
-    generators = {seed: train.trained(_seeded(config, seed)) for seed in config.evaluation.generator_seeds}
-    regression = train.recipe_of(control, manifest.fingerprint)
-    for part, base_ids in parts:
-        digests |= made_arms(part, task_ids, manifest, generators, regression, found, base_ids)
-        of_part = {key: digest for key, digest in digests.items() if key[0] in base_ids}
-        digests |= derived_arms(part, task_ids, found, base_ids, of_part)
-    check_bases(digests, AdapterStore(open_objects(config.store)), found)
+        evaluation = EvaluationContext(part, tuple(task_ids), tuple(base_ids), records, manifest, generators)
+        digests |= make_arms(evaluation)
+    check_bases(digests, AdapterStore(open_objects(config.store)), records)
     return manifest, digests
 
 
@@ -119,22 +116,8 @@ def _parts(config: Config) -> Iterable[tuple[Config, list[str]]]:
         yield part, [base_id for base_id in arms_of if arms_of[base_id] == arms]
 
 
-def check_bases(digests: Digests, store: AdapterStore, found: dict[str, BaseRecord]) -> None:
-    """EvaluationError when an adapter that was made for one base version would be scored on another.
-
-    Of the arms that are made for the very base; reuse and static arms are meant to travel.
-    """
-    for (base_id, task_id, arm, _), digest in digests.items():
-        made = store.get(digest).provenance if arm in OF_THE_BASE else None
-        if made is not None and made.base_fingerprint != found[base_id].fingerprint:
-            raise EvaluationError(
-                f"the {arm} adapter {digest[:12]} of {task_id} was made for {made.base!r}, not for {base_id!r}; its record "
-                "is wrong, delete it from the store and run again"
-            )
-
-
 def _asked(digests: Digests) -> set[tuple[str, str, str]]:
-    return {(base_id, read_as(arm, task_id), digest) for (base_id, task_id, arm, _), digest in digests.items()}
+    return {(base_id, arm_of(arm).reads(task_id), digest) for (base_id, task_id, arm, _), digest in digests.items()}
 
 
 def _answers(
@@ -163,7 +146,7 @@ def _write(
     seen = set(corpus.seen_ids(config))
     table, rows = [], []
     for (base_id, task_id, arm, seed), digest in digests.items():
-        correct = answers[base_id, read_as(arm, task_id)][digest]
+        correct = answers[base_id, arm_of(arm).reads(task_id)][digest]
         score = Score(
             base=base_id,
             base_seen=base_id in seen,
@@ -173,7 +156,7 @@ def _write(
             metric="accuracy",
             value=float(np.mean(correct)),
             n=len(correct),
-            digest=digest if len(digest) == 64 else "",
+            digest=adapter_digest(digest),
         )
         table.append(score.model_dump())
         rows += [
@@ -187,8 +170,14 @@ def _write(
     return scores
 
 
+def check_evaluation(config: Config) -> None:
+    """EvaluationError for a base version or an arm that there is not, before hours of work."""
+    for part, _ in _parts(config):
+        chosen_arms(part.evaluation.arms)
+
+
 def chosen_bases(config: Config) -> list[str]:
-    """The ids of the versions to score on; EvaluationError for one that is not configured, before hours of work."""
+    """The ids of the versions to score on; EvaluationError for one that is not configured."""
     known = [version.id for version in config.bases.versions]
     for setting in ("bases", "arms_on"):
         if unknown := [base_id for base_id in getattr(config.evaluation, setting) if base_id not in known]:
@@ -213,7 +202,7 @@ def _curve_requests(config: Config, recipe: str, base_ids: list[str]) -> list[Re
 def generation_request(config: Config, base_id: str, task_id: str, recipe: str) -> Request:
     """The first sample of the `generated` arm."""
     return Request(
-        arm="generated",
+        arm=GENERATED,
         base=base_id,
         task=task_id,
         prompt=task_of(config, task_id).prompt,
@@ -242,8 +231,7 @@ def _distances(
         asked = [
             (key, digest)
             for key, digest in digests.items()
-            if key[2] in ("generated", "held_out", "trained", "regression")
-            and found[key[0]].spec.digest == layout.architecture
+            if arm_of(key[2]).measures_distance and found[key[0]].spec.digest == layout.architecture
         ]
         if not asked or not known:
             continue

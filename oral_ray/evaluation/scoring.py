@@ -1,6 +1,6 @@
 """How good an adapter is: scores with paired bootstrap intervals, and how far it is from the corpus.
 
-An arm is a way to get an adapter (oral_ray/config/running.py lists them); a score is one arm on one base and task. All
+An arm is a way to get an adapter (arms/ has one file for each); a score is one arm on one base and task. All
 arms see the same examples, so differences are paired: a bootstrap draw takes the same examples (and seeds) for both arms.
 
 Letters: N examples, S seeds, R bootstrap draws, G generated adapters, K corpus adapters.

@@ -1,10 +1,7 @@
-"""Static adapters that get what the generator gets: tasks on virtual base versions, as many task gradients.
+"""Static adapters: trained on mixes of base versions, or on one, from scratch or from another adapter.
 
-The task gradients are those of the functional phase, or `evaluation.task_gradients` where that is set.
-`joint_virtual`: one adapter a task, from the `joint` one, with the task gradients of that task.
-`multitask`: one adapter for all tasks of the functional phase, from scratch, with all the task gradients; as
-`multitask_instructed` it reads the instruction before every text, which is how a model is asked without a generator.
-`refined_*`: `evaluation.refine_steps` steps on the very base and task, from another arm's adapter or from scratch.
+Those on virtual versions get as many task gradients as the generator gets: those of the functional phase, or
+`evaluation.task_gradients` where that is set. arms/{joint_virtual,multitask,refined}.py say who trains what.
 """
 
 from collections.abc import Sequence
@@ -17,7 +14,7 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
 from oral_ray.cluster import Call, device_of, run_tasks
-from oral_ray.config import Arm, Config, Section, derive_seed, fingerprint
+from oral_ray.config import Config, Section, derive_seed, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.generator.functional import FunctionalSource, train_static
 from oral_ray.objects import Objects, open_objects
@@ -33,7 +30,7 @@ RECIPE_VERSION = 1
 class StaticRun(Section):
     """One training on mixes of `bases`: its tasks, the adapter it starts from (empty: a fresh one), its length."""
 
-    arm: Arm
+    arm: str
     bases: tuple[str, ...]
     tasks: tuple[str, ...]
     further: tuple[str, ...] = ()
@@ -42,30 +39,16 @@ class StaticRun(Section):
     seed: int
 
 
-def joint_virtual(config: Config, task_id: str, seen: Sequence[str], joint: str, seed: int) -> StaticRun:
-    """From the `joint` adapter of a task: its share of the task gradients, as a task of the corpus."""
-    of_corpus = 1.0 - config.training.functional.further_frac if config.tasks.further else 1.0
-    steps = max(1, round(_task_gradients(config) * of_corpus / len(config.tasks.ids)))
-    return StaticRun(arm="joint_virtual", bases=tuple(seen), tasks=(task_id,), start=joint, steps=steps, seed=seed)
-
-
-def refined(config: Config, arm: Arm, base_id: str, task_id: str, start: str, seed: int) -> StaticRun:
-    """A few steps on the base itself, from another adapter (empty: a fresh one)."""
-    steps = config.evaluation.refine_steps
-    return StaticRun(arm=arm, bases=(base_id,), tasks=(task_id,), start=start, steps=steps, seed=seed)
-
-
-def multitask(config: Config, seen: Sequence[str], further: Sequence[str], instructed: bool, seed: int) -> StaticRun:
-    """For all tasks together: as many steps as there are task gradients."""
-    prefix = "instructed/" if instructed else ""
-    return StaticRun(
-        arm="multitask_instructed" if instructed else "multitask",
-        bases=tuple(seen),
-        tasks=tuple(prefix + task_id for task_id in config.tasks.ids),
-        further=tuple(prefix + task_id for task_id in further),
-        steps=_task_gradients(config),
-        seed=seed,
-    )
+def num_task_gradients(config: Config) -> int:
+    """Steps that a static adapter on virtual versions gets for all tasks together; EvaluationError when none are set."""
+    phase = config.training.functional
+    if not (number := config.evaluation.task_gradients or phase.steps * phase.tasks_per_step):
+        raise EvaluationError(
+            "static adapters on virtual versions get the task gradients of the functional phase, and there are none: set "
+            "evaluation.task_gradients or training.functional.steps (an evaluation can also leave joint_virtual and "
+            "multitask out of evaluation.arms)"
+        )
+    return number
 
 
 def train_all(config: Config, runs: Sequence[StaticRun], found: dict[str, BaseRecord]) -> list[str]:
@@ -132,17 +115,6 @@ def _kept(objects: Objects, recipe: str) -> dict[str, Any] | None:
     """The record of a finished run whose adapter is still there."""
     record = Records(objects).get("static", recipe)
     return record if record and AdapterStore(objects).has(str(record["digest"])) else None
-
-
-def _task_gradients(config: Config) -> int:
-    phase = config.training.functional
-    if not (number := config.evaluation.task_gradients or phase.steps * phase.tasks_per_step):
-        raise EvaluationError(
-            "static adapters on virtual versions get the task gradients of the functional phase, and there are none: set "
-            "evaluation.task_gradients or training.functional.steps (an evaluation can also leave joint_virtual and "
-            "multitask out of evaluation.arms)"
-        )
-    return number
 
 
 def _recipe(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:

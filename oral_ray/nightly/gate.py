@@ -17,7 +17,9 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import Config, Section, fingerprint
 from oral_ray.errors import ArtifactError
 from oral_ray.evaluation import cells, static
-from oral_ray.evaluation.cells import ZERO_SHOT, Cell, Request
+from oral_ray.evaluation.arms import refined
+from oral_ray.evaluation.arms.generated import GENERATED
+from oral_ray.evaluation.cells import Cell, Request, Unadapted
 from oral_ray.generation.factory import settled
 from oral_ray.nightly.plan import GateDecision, decide
 from oral_ray.objects import open_objects
@@ -114,7 +116,7 @@ def _decide(config: Config, item: Item) -> Outcome:
     wanted = config.regenerate.candidates
     if "refined" in wanted and digests:
         best = digests[max(digests, key=lambda name: scores[name])]
-        run = static.refined(config, "refined_generated", item.base.id, item.task, best, config.seed)
+        run = refined.refined_run(config, "refined_generated", item.base.id, item.task, best, config.seed)
         run = run.model_copy(update={"steps": config.regenerate.refine_steps})
         digests["refined"] = static.train_here(config, run, [item.base])
         scores |= _score(config, item, {"refined": digests["refined"]})
@@ -162,7 +164,7 @@ def _candidates(config: Config, item: Item) -> tuple[dict[str, str], dict[str, s
 def _requests(config: Config, item: Item) -> list[Request]:
     return [
         Request(
-            arm="generated",
+            arm=GENERATED,
             base=item.base.id,
             task=item.task,
             prompt=task_of(config, item.task).prompt,
@@ -181,14 +183,14 @@ def _score(config: Config, item: Item, digests: Mapping[str, str]) -> dict[str, 
         base=item.base.id,
         dtype=config.bases.dtype,
         task=item.task,
-        digests=tuple(sorted({ZERO_SHOT, *digests.values()})),
+        digests=tuple(sorted({Unadapted.BASE, *digests.values()})),
         split="validation",
         limit=config.evaluation.max_validation,
     )
     if (left := cells.missing(config, cell, item.base)).digests:
         cells.score_cell(config, left, item.base)
     answers = cells.read_cell(config, cell, item.base)
-    return {name: float(np.mean(answers[digest])) for name, digest in {"base": ZERO_SHOT, **digests}.items()}
+    return {name: float(np.mean(answers[digest])) for name, digest in {"base": Unadapted.BASE, **digests}.items()}
 
 
 def _arm(name: str) -> str:

@@ -12,17 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from oral_ray.config import ALL_ARMS
+from oral_ray.evaluation.arms.registry import all_arms, arm_names, present
 from oral_ray.evaluation.statistics import Interval, mean_over_tasks, paired_difference
 
-AGAINST = {
-    "generated": (
-        "trained", "trained_long", "reuse_old", "reuse_new", "joint", "joint_virtual", "nearest", "regression", "held_out",
-        "wrong_prompt",
-    ),
-    "refined_generated": ("trained_long", "joint", "refined_scratch", "refined_reuse_new", "refined_joint"),
-    "best_generated": ("best_trained", "best_reuse_new", "best_joint", "best_joint_virtual"),
-}  # fmt: skip
 Correct = dict[str, np.ndarray]  # task -> [S, N]
 
 
@@ -39,7 +31,7 @@ def headline(scores: pd.DataFrame, answers: pd.DataFrame, num_draws: int) -> lis
         num_tasks = scores[scores["base"].isin(bases)]["task"].nunique()
         row: dict[str, Any] = {"group": name, "num_bases": len(bases), "num_tasks": num_tasks}
         row["arms"] = {arm: _rounded(mean_over_tasks(correct, num_draws)) for arm, correct in everywhere.items()}
-        for ours, others in AGAINST.items():
+        for ours, others in _compared():
             row[f"{ours}_minus"] = {}
             for arm in (arm for arm in others if arm in versions and ours in versions):
                 on = [base for base in bases if base in versions[arm] & versions[ours]]
@@ -57,9 +49,9 @@ def headline_text(rows: list[dict[str, Any]]) -> str:
     """The headline as Markdown tables: accuracies in percent by arm, then differences in points."""
     groups = [row["group"] for row in rows]
     lines = [f"| mean accuracy, % | {' | '.join(groups)} |", f"|---|{'---|' * len(groups)}"]
-    for arm in (arm for arm in ALL_ARMS if any(arm in row["arms"] for row in rows)):
+    for arm in present(arm for row in rows for arm in row["arms"]):
         lines.append(f"| {arm} | {' | '.join(_percent(row['arms'].get(arm)) for row in rows)} |")
-    for ours, others in AGAINST.items():
+    for ours, others in _compared():
         key = f"{ours}_minus"
         if not (shown := [arm for arm in others if any(arm in row[key] for row in rows)]):
             continue
@@ -72,7 +64,7 @@ def headline_text(rows: list[dict[str, Any]]) -> str:
 
 def task_table(answers: pd.DataFrame, num_draws: int) -> str:
     """Markdown, a row a task and one of their mean: accuracies in percent, `generated` minus each other arm in points."""
-    correct = _correct(answers, [*answers["base"].unique()], [*ALL_ARMS])
+    correct = _correct(answers, [*answers["base"].unique()], list(arm_names()))
     others = [arm for arm in correct if arm != "generated" and "generated" in correct]
     lines = [f"| task | {' | '.join([*correct, *(f'generated - {arm}' for arm in others)])} |"]
     lines.append(f"|---|{'---|' * (len(correct) + len(others))}")
@@ -109,6 +101,11 @@ def variant_table(answers: pd.DataFrame, num_draws: int, reference: str = "refer
     return "\n".join(lines)
 
 
+def _compared() -> list[tuple[str, tuple[str, ...]]]:
+    """Each arm that has a table of differences, and the arms that are subtracted from it."""
+    return [(arm.name, arm.against) for arm in all_arms() if arm.against]
+
+
 def _groups(scores: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
     """(name, bases): every version by line and t, then all unseen ones together."""
     bases = scores.drop_duplicates("base")
@@ -128,7 +125,7 @@ def _correct(answers: pd.DataFrame, bases: list[str], arms: list[str]) -> dict[s
     for (arm, task), part in answers[chosen].groupby(["arm", "task"]):
         share = part.groupby(["seed", "example"])["correct"].mean()
         found.setdefault(arm, {})[task] = share.unstack("example").to_numpy(dtype=float)
-    return {arm: found[arm] for arm in ALL_ARMS if arm in found}
+    return {arm: found[arm] for arm in present(found)}
 
 
 def _ratio(arms: Mapping[str, dict[str, float]]) -> float | None:

@@ -41,7 +41,7 @@ def run_quickstart(config: Config) -> str:
         wall_s[stage] = time.perf_counter() - started
         return result
 
-    evaluate.chosen_bases(config)
+    evaluate.check_evaluation(config)
     Path(config.out).mkdir(parents=True, exist_ok=True)
     probe(open_objects(config.store))
     config = enter_tasks(config)

@@ -24,7 +24,7 @@ from oral_ray.cluster import Call, device_of, run_tasks, session
 from oral_ray.config import Config, fingerprint, with_overrides
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import cells, evaluate
-from oral_ray.evaluation.cells import MAJORITY, ZERO_SHOT, Cell
+from oral_ray.evaluation.cells import Cell, Unadapted
 from oral_ray.evaluation.statistics import paired_difference
 from oral_ray.local.parquet import read_frame
 from oral_ray.objects import open_objects, probe
@@ -46,6 +46,7 @@ def run_stage(config: Config, stage: str) -> str:
         raise EvaluationError(
             f"unknown stage {stage!r}; there are {', '.join(STAGES)}, and all; main is {', '.join(MAIN)}"
         )
+    evaluate.check_evaluation(config)
     Path(config.out).mkdir(parents=True, exist_ok=True)
     probe(open_objects(config.store))
     config = enter_tasks(config)
@@ -105,7 +106,7 @@ def screen(config: Config) -> str:
     last = {task_id: entry.digests[-1] for task_id, entry in zip(runs, entries, strict=True)}
     arms = {
         task_id: {
-            "trained": last[task_id], "majority": MAJORITY, "base": ZERO_SHOT,
+            "trained": last[task_id], "majority": Unadapted.MAJORITY, "base": Unadapted.BASE,
             "wrong_task": last[_other(config, task_id)], "shuffled": last[f"shuffled/{task_id}"],
         }
         for task_id in ids
@@ -169,9 +170,12 @@ def ablations(config: Config) -> str:
     """
     out = Path(config.out)
     scores_file, answers_file = out / "ablations.parquet", out / study_report.ABLATION_ANSWERS
-    for name in config.study.only or ("reference", *config.study.variants):
+    names = config.study.only or ("reference", *config.study.variants)
+    variants = {name: variant(config, name) for name in names}
+    for chosen in variants.values():
+        evaluate.check_evaluation(chosen)
+    for name, chosen in variants.items():
         logger.info("variant %s", name)
-        chosen = variant(config, name)
         _put_variant(scores_file, name, evaluate.run(chosen))
         _put_variant(answers_file, name, read_frame(Path(chosen.out) / "answers.parquet"))
     return variant_table(read_frame(answers_file), config.evaluation.num_bootstrap)

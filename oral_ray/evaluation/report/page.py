@@ -16,8 +16,9 @@ from typing import Any
 import pandas as pd
 
 from oral_ray.errors import EvaluationError
+from oral_ray.evaluation.arms.registry import arm_of, reference_names
 from oral_ray.evaluation.report import figures
-from oral_ray.evaluation.report.tables import AGAINST, arm_table, arms_text, percent, points, read_table
+from oral_ray.evaluation.report.tables import arm_table, arms_text, percent, points, read_table
 
 
 def write_report(folder: Path) -> Path:
@@ -70,6 +71,7 @@ def write_report(folder: Path) -> Path:
 def _markdown(
     table: pd.DataFrame, sections: Sequence[tuple[str, bytes, str]], summary: dict[str, Any], command: str
 ) -> str:
+    references = reference_names()
     parts = [
         "# oral_ray report",
         "",
@@ -85,11 +87,11 @@ def _markdown(
     parts += [
         "## Differences on each base (points, paired 95% interval)",
         "",
-        f"| base | arm | {' | '.join(f'to {other}' for other in AGAINST)} |",
-        f"|---|---|{'---|' * len(AGAINST)}",
+        f"| base | arm | {' | '.join(f'to {other}' for other in references)} |",
+        f"|---|---|{'---|' * len(references)}",
     ]
     for row in table.to_dict("records"):
-        parts.append(f"| {row['base']} | {row['arm']} | {' | '.join(points(row, other) for other in AGAINST)} |")
+        parts.append(f"| {row['base']} | {row['arm']} | {' | '.join(points(row, other) for other in references)} |")
     parts += ["", "## Seconds by stage", ""]
     parts += [f"- {stage}: {seconds:.1f} s" for stage, seconds in summary.get("wall_s", {}).items()]
     parts += ["", "## Published", ""]
@@ -117,11 +119,12 @@ def _page(
         f"<p>{html.escape(caption)} Made by <code>{html.escape(command)}</code>.</p></section>"
         for title, image, caption in sections
     )
-    against = "".join(f"<th>points to {other}</th>" for other in AGAINST)
+    references = reference_names()
+    against = "".join(f"<th>points to {other}</th>" for other in references)
     differences = "".join(
         f"<tr><td>{html.escape(row['base'])}</td>"
-        f"<td><i style='background:{figures.PALETTE[row['arm']]}'></i>{row['arm']}</td>"
-        f"<td>{percent(row)}</td>{''.join(f'<td>{points(row, other)}</td>' for other in AGAINST)}</tr>"
+        f"<td><i style='background:{arm_of(row['arm']).colour}'></i>{row['arm']}</td>"
+        f"<td>{percent(row)}</td>{''.join(f'<td>{points(row, other)}</td>' for other in references)}</tr>"
         for row in table.to_dict("records")
     )
     times = "".join(f"<tr><td>{k}</td><td>{v:.1f} s</td></tr>" for k, v in summary.get("wall_s", {}).items())

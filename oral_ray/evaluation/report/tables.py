@@ -15,26 +15,25 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from oral_ray.config import ALL_ARMS
 from oral_ray.errors import EvaluationError
+from oral_ray.evaluation.arms.registry import present, reference_names
 from oral_ray.evaluation.report.aligned import aligned
 from oral_ray.evaluation.statistics import Interval, mean_over_tasks, paired_difference
 from oral_ray.local.parquet import read_frame
 
-AGAINST = ("trained", "trained_long", "reuse_new", "joint")  # the arms that every other one is compared with
 TABLES = ("scores", "answers", "curve", "distances", "metrics")
 
 
 def arm_table(folder: Path, num_draws: int) -> pd.DataFrame:
     """One row an arm, one column a base: mean accuracy over tasks with its 95% interval, and differences.
 
-    Columns: arm, base, base_seen, mean, low, high, num_tasks, n, seeds, and for the paired differences to the arms of
-    `AGAINST`: vs_trained, vs_trained_low, ...
+    Columns: arm, base, base_seen, mean, low, high, num_tasks, n, seeds, and for the paired differences to the
+    reference arms: vs_trained, vs_trained_low, ...
     """
     scores, answers = (read_table(folder, name) for name in ("scores", "answers"))
     rows = []
     for base in dict.fromkeys(scores["base"]):
-        arms = {arm: _matrix(answers, base, arm) for arm in ALL_ARMS if arm in set(scores["arm"])}
+        arms = {arm: _matrix(answers, base, arm) for arm in present(scores["arm"])}
         for arm, correct in arms.items():
             part = scores[(scores["base"] == base) & (scores["arm"] == arm)]
             if part.empty:
@@ -44,7 +43,7 @@ def arm_table(folder: Path, num_draws: int) -> pd.DataFrame:
                 "n": int(part.groupby("task")["n"].first().sum()), "seeds": int(part["seed"].nunique()),
             }  # fmt: skip
             row |= mean_over_tasks(correct, num_draws).model_dump()
-            for other in AGAINST:
+            for other in reference_names():
                 if arms.get(other) and arm != other:
                     difference: Interval = paired_difference(correct, arms[other], num_draws)
                     row |= {
@@ -72,7 +71,7 @@ def spread_text(folders: Sequence[Path]) -> str:
     runs = pd.concat([read_table(folder, "scores").assign(run=i) for i, folder in enumerate(folders)])
     means = runs.groupby(["base", "base_seen", "arm", "run"], sort=False)["value"].mean().reset_index()
     lines = [["arm", *(f"{base} ({'seen' if seen else 'UNSEEN'})" for base, seen in seen_by_base(means).items())]]
-    for arm in (arm for arm in ALL_ARMS if arm in set(means["arm"])):
+    for arm in present(means["arm"]):
         cells = [arm]
         for base in seen_by_base(means):
             values = 100 * means[(means["arm"] == arm) & (means["base"] == base)]["value"]

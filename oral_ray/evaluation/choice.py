@@ -1,0 +1,40 @@
+"""Of several adapters for a task on a base, the best on a few validation examples (`evaluation.num_choice`)."""
+
+from collections.abc import Sequence
+
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.config import Config, Section
+from oral_ray.evaluation import cells
+from oral_ray.evaluation.cells import Cell
+
+
+class Choice(Section):
+    """The adapters to choose among, by digest; of equals the first is taken."""
+
+    base: str
+    task: str
+    candidates: tuple[str, ...]
+
+
+def choose_all(config: Config, choices: Sequence[Choice], records: dict[str, BaseRecord]) -> list[str]:
+    """The digest that each choice comes to; candidates of one (base, task) are scored together."""
+    candidates: dict[tuple[str, str], set[str]] = {}
+    for choice in choices:
+        candidates.setdefault((choice.base, choice.task), set()).update(choice.candidates)
+    wanted = [
+        Cell(
+            base=base_id,
+            dtype=config.bases.dtype,
+            task=task_id,
+            digests=tuple(sorted(digests)),
+            split="validation",
+            limit=config.evaluation.num_choice,
+        )
+        for (base_id, task_id), digests in candidates.items()
+    ]
+    answers = cells.score_all(config, wanted, records)
+    chosen = []
+    for choice in choices:
+        right = answers[choice.base, choice.task]
+        chosen.append(max(choice.candidates, key=lambda digest: sum(right[digest])))
+    return chosen
