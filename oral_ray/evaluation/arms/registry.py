@@ -61,8 +61,9 @@ class Arm:
 @functools.cache
 def all_arms() -> tuple[Arm, ...]:
     """Every arm of every file of the folder, in the order of tables."""
-    modules = (module.name for module in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."))
-    found = [arm for name in modules for arm in getattr(importlib.import_module(name), "ARMS", ())]
+    names = [module.name for module in pkgutil.iter_modules(folder.__path__)]
+    modules = [importlib.import_module(f"oral_ray.evaluation.arms.{name}") for name in names]
+    found = [arm for module in modules for arm in getattr(module, "ARMS", ())]
     for field in ("name", "order", "colour"):
         values = [getattr(arm, field) for arm in found]
         if twice := next((value for value in values if values.count(value) > 1), None):
