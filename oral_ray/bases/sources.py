@@ -104,4 +104,4 @@ def _advice(source: str) -> str:
         return "a source is a folder, file://..., s3://..., hf:ORG/NAME or pypi:DIST/PATH"
     if source.startswith("pypi:"):
         return "check the path inside the package"
-    return "check the path, or say hf:ORG/NAME for a repository of the hub"
+    return "check the path, say STORE/bases/ID for a base of a store, or hf:ORG/NAME for a repository of the hub"

@@ -12,6 +12,7 @@ import logging
 import os
 import select
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +30,18 @@ SOME_FAILED = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `oral-ray`."""
-    parser = _parser()
+    args = _parsed(_parser(), argv)
+    return guarded(args.call, args, args.verbose)
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; settings may stand on both sides of an option, which argparse alone does not take."""
     args, left = parser.parse_known_args(argv)
     if left and (not hasattr(args, "overrides") or any(item.startswith("-") or "=" not in item for item in left)):
         parser.error(f"unrecognized arguments: {' '.join(left)}")
-    if left:  # argparse takes no second run of positional arguments, `study NAME --stage X key=value` has one
+    if left:
         args.overrides = [*args.overrides, *left]
-    return guarded(args.call, args, args.verbose)
+    return args
 
 
 class Closing(NamedTuple):
@@ -59,7 +65,7 @@ def run_job(
     _config_arguments(parser)
     if arguments:
         arguments(parser)
-    args = parser.parse_args(argv)
+    args = _parsed(parser, argv)
 
     def call(args: argparse.Namespace) -> int:
         result = job(_config(args), args) if arguments else job(_config(args))
@@ -92,6 +98,7 @@ def guarded(call: Callable[[argparse.Namespace], Any], args: argparse.Namespace,
             stream.reconfigure(errors="backslashreplace")
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own code
     for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "filelock", "httpx", "ray", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

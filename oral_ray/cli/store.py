@@ -155,6 +155,8 @@ def _show(args: argparse.Namespace, show: Callable[[str], None]) -> None:
         number = int(args.which) if args.which.isdigit() else releases.alias(args.base, name, args.which)
         if number in releases.sequence(args.base, name):
             found.append(releases.get(args.base, name, number))
+    if not found and args.name:
+        _name(releases, args)  # says which names there are where this is none of them
     if not found:
         raise ReleaseError(_no_release(releases, args.base, args.which))
     for release in found:

@@ -21,8 +21,15 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def resolved_toml(config: Config) -> str:
-    """Every key with its value, one line each: a complete configuration file."""
-    return "\n".join(f"{key} = {_toml(value)}" for key, value in _leaves(config.model_dump(mode="json"), ""))
+    """Every key with its value, one line each: a complete configuration file.
+
+    TOML has no null, so keys that are unset stand at the end as comments.
+    """
+    leaves = dict(_leaves(config.model_dump(mode="json"), ""))
+    lines = [f"{key} = {_toml(value)}" for key, value in leaves.items() if value is not None]
+    unset = [key for key, value in leaves.items() if value is None]
+    unset += [key for key in ("corpus.start", "corpus.num_examples", "tasks.folders") if key not in leaves]
+    return "\n".join([*lines, *(f"# {key} is not set" for key in sorted(set(unset)))])
 
 
 def explained(key: str) -> str:
@@ -81,7 +88,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         key = prefix + (name if _BARE_KEY.fullmatch(name) else json.dumps(name))
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{key}.")
-        elif value is not None:  # TOML has no null: a key that is left out is one
+        else:
             yield key, value
 
 

@@ -29,6 +29,7 @@ class Verification(BaseModel):
 
     `other weights` is a warning: the adapter was made on another version of this architecture. `change` is the largest
     norm of a change relative to its weight's, `difference` the largest of outputs (logits, hidden states) from peft's.
+    `lora_alpha` is that of the plain LoRA which computes the same, `file_alpha` what the file says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +40,7 @@ class Verification(BaseModel):
     kind: str
     r: int
     lora_alpha: float
+    file_alpha: float
     target_modules: tuple[str, ...]
     num_modules: int
     num_parameters: int
@@ -50,13 +52,18 @@ class Verification(BaseModel):
     reason: str
 
     @property
+    def _alpha_text(self) -> str:
+        plain = f"{self.lora_alpha:g}"
+        return plain if self.file_alpha == self.lora_alpha else f"{self.file_alpha:g} ({plain} as a plain LoRA)"
+
+    @property
     def text(self) -> str:
         """The lines for a reader, the verdict last."""
         names = ", ".join(self.target_modules[:8]) + (", ..." if len(self.target_modules) > 8 else "")
         return (
             f"adapter     {self.adapter}\n"
             f"digest      {self.digest}\n"
-            f"kind        {self.kind}, r={self.r}, alpha={self.lora_alpha:g}, {self.dtype}\n"
+            f"kind        {self.kind}, r={self.r}, alpha={self._alpha_text}, {self.dtype}\n"
             f"adapts      {self.num_modules} modules ({names}), {self.num_parameters:,} parameters\n"
             f"made for    {self.named_base or 'no base that it names'}\n"
             f"base        {self.base}\n"
@@ -94,6 +101,7 @@ def verify_adapter(folder: Path, base_source: str, digest: str | None = None) ->
         kind=_kind(artifact, intake),
         r=lora.r,
         lora_alpha=lora.lora_alpha,
+        file_alpha=float(artifact.config.get("lora_alpha", lora.lora_alpha)),
         target_modules=lora.target_modules,
         num_modules=len(intake.artifact.tensors) // 2,
         num_parameters=sum(tensor.numel() for tensor in artifact.tensors.values()),

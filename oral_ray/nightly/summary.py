@@ -106,7 +106,7 @@ def tables(summary: RegenerationSummary) -> Iterator[tuple[str, tuple[str, ...],
         [(o.base, o.task, name, reason) for o in summary.outcomes for name, reason in sorted(o.refused.items())],
     )
     rows = [(row["base"], row["task"], row["arm"], row["uri"]) for row in summary.published]
-    yield "released now", ("base", "task", "arm", "uri"), rows
+    yield "current release", ("base", "task", "arm", "uri"), rows
 
 
 def summary_text(summary: RegenerationSummary) -> str:

@@ -72,6 +72,12 @@ def run_quickstart(config: Config) -> str:
     lines += [
         f"published {item['base']} / {item['task']} ({item['arm']}): {item['uri']}" for item in summary["published"]
     ]
+    lines += [
+        f"nothing published for {outcome.base} / {outcome.task}: {outcome.decision.reason}"
+        for outcome in regenerated.outcomes
+        if outcome.decision.arm is None
+    ]
+    lines += [f"failed {item.base} / {item.task}: {item.reason}" for item in regenerated.failed]
     lines += [f"report: {report}", f"{wall_s['total']:.0f} s, peak memory {summary['peak_rss_bytes'] / 1e9:.1f} GB"]
     return "\n".join(lines)
 

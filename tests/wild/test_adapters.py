@@ -165,7 +165,10 @@ def test_verify_says_what_an_adapter_is(tmp_path: Path, tiny_llama: Path, capsys
     write(tmp_path / "a", peft_settings(use_rslora=True, base_model_name_or_path=str(tiny_llama)), factors(LLAMA))
     assert main(["verify", str(tmp_path / "a"), "--base", str(tiny_llama)]) == 0
     out = capsys.readouterr().out
-    assert "rank-stabilised LoRA, r=4, alpha=16, float32" in out and "4 modules (q_proj, v_proj), 896 parameters" in out
+    assert (
+        "rank-stabilised LoRA, r=4, alpha=8 (16 as a plain LoRA), float32" in out
+        and "4 modules (q_proj, v_proj), 896 parameters" in out
+    )
     assert out.splitlines()[-1] == "ok: this base by its name"
     assert main(["verify", str(tmp_path / "a"), "--base", str(tiny_llama), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
