@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from oral_ray.cluster import device_of, run_workers, session, worker_report, worker_rows, write_parquet
+from oral_ray.cluster.failures import users_error
 from oral_ray.config import ClusterConfig, TrainingConfig
-from oral_ray.errors import ConfigError
+from oral_ray.errors import ArtifactError, ConfigError
 
 
 def test_what_needs_ray_is_refused_without_it_and_starts_no_cluster_of_its_own(tmp_path: Path):
@@ -78,3 +79,15 @@ def run_on_one_cpu(folder: Path) -> None:
 
 if __name__ == "__main__":
     run_on_one_cpu(Path(sys.argv[1]))
+
+
+def test_an_error_of_a_worker_is_dug_out_of_what_ray_makes_of_it():
+    """Ray's own error is of two classes, its and the worker's; its text ends in a traceback."""
+    import ray.exceptions
+
+    raised = ray.exceptions.RayTaskError("work", "a traceback", ArtifactError("adapter x is not finite\nand more"))
+    wrapped = raised.as_instanceof_cause()
+    assert isinstance(wrapped, ArtifactError)
+    found = users_error(wrapped)
+    assert type(found) is ArtifactError and str(found) == "adapter x is not finite"
+    assert users_error(ValueError("no user's error")) is None
