@@ -57,20 +57,15 @@ class Causal:
 
     def check_labels(self, processor: Any, labels: Sequence[str]) -> None:
         """TaskError where two labels start with one token: it is what a label is chosen by."""
-        rows = label_tokens(processor, labels, " ", ANSWER)
-        if len({row[0] for row in rows}) < len(rows):
-            raise TaskError(
-                f"labels {tuple(labels)} share a first token in this model's vocabulary; rename one of them"
-            )
+        _first_tokens(processor, labels)
 
     def reader(self, model: nn.Module, processor: Any, labels: Sequence[str]) -> TaskReader:
         """The reader of a task; TaskError where two labels start with one token."""
         device = next(model.parameters()).device
         if not labels:
             return FreeTextReader(processor, device, text_limit(model, MAX_ANSWER_TOKENS))
-        self.check_labels(processor, labels)
-        tokens = [row[0] for row in label_tokens(processor, labels, " ", ANSWER)]
-        return LabelReader(processor, tuple(labels), torch.tensor(tokens, device=device), text_limit(model))
+        tokens = torch.tensor(_first_tokens(processor, labels), device=device)
+        return LabelReader(processor, tuple(labels), tokens, text_limit(model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +177,14 @@ def skip_layers(model: nn.Module, batch: Batch, first_layer: int) -> Batch:
             body.norm = norm
     tokens = {"inputs_embeds": states_BTH, "attention_mask": batch.tokens["attention_mask"]}
     return dataclasses.replace(batch, tokens=tokens, first_layer=first_layer)
+
+
+def _first_tokens(tokenizer: Any, labels: Sequence[str]) -> list[int]:
+    """The first token of every label behind the question; TaskError where two labels share it."""
+    tokens = [row[0] for row in label_tokens(tokenizer, labels, " ", ANSWER)]
+    if len(set(tokens)) < len(tokens):
+        raise TaskError(f"labels {tuple(labels)} share a first token in this model's vocabulary; rename one of them")
+    return tokens
 
 
 def _right(log_probs_PK: Tensor, batch: Batch) -> list[float]:
