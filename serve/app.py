@@ -1,6 +1,6 @@
 """The generation service on Ray Serve: an ingress that takes requests, replicas with a generator that answer them.
 
-    serve run serve.app:build_app config=infra/configs/quickstart.toml store.uri=./oral-store
+    serve run serve.app:build_app config=quickstart store.uri=./oral-store
     curl -s localhost:8000/v1/adapters -H 'content-type: application/json' \\
          -d '{"prompt": "Classify a dictionary definition.", "base": "minilm-l6-t3", "seed": 0}'
 
@@ -24,7 +24,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.concurrency import run_in_threadpool
 
 from oral_ray.cluster import scrape_metrics, store_uri
-from oral_ray.config import Config, load_config
+from oral_ray.config import DEFAULT_CONFIG, Config, load_config
 from oral_ray.errors import OralError
 from oral_ray.generation.service import Stock
 from oral_ray.objects import open_objects
@@ -52,11 +52,11 @@ FAST = {
 def build_app(config: Config | Mapping[str, str]) -> serve.Application:
     """The Serve application of a configuration.
 
-    `serve run` passes its `key=value` arguments as a mapping: `config` names the TOML file, the others override it.
+    `serve run` passes its `key=value` arguments as a mapping: `config` is a TOML file or a shipped name, the others override it.
     """
     if not isinstance(config, Config):
         overrides = [f"{key}={value}" for key, value in config.items() if key != "config"]
-        config = load_config(config.get("config", "infra/configs/quickstart.toml"), overrides)
+        config = load_config(config.get("config", DEFAULT_CONFIG), overrides)
     config = config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
     try:
         config = enter_tasks(config)

@@ -132,7 +132,9 @@ def edges(sources: Mapping[str, Source]) -> dict[str, set[str]]:
 
 def rooms(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
     """Which other rooms each room imports; `MODULES` are none."""
-    found: dict[str, set[str]] = {source.room: set() for source in sources.values() if source.room not in {"", *MODULES}}
+    found: dict[str, set[str]] = {
+        source.room: set() for source in sources.values() if source.room not in {"", *MODULES}
+    }
     for name, targets in graph.items():
         if (room := sources[name].room) in found:
             found[room] |= {sources[target].room for target in targets} & found.keys() - {room}

@@ -1,6 +1,7 @@
 """One configuration tree: faults are named with what would be valid, overrides reach everywhere, hashes are stable."""
 
 import hashlib
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from oral_ray.config import (
     build_config,
     canonical_json,
     derive_seed,
+    find_config,
     fingerprint,
     load_config,
+    shipped_names,
 )  # fmt: skip
 from oral_ray.config.explain import described_fields, explained, resolved_toml
 from oral_ray.errors import ConfigError
@@ -41,6 +44,29 @@ def refusal(file: Path, *overrides: str) -> str:
 
 def test_an_empty_file_is_the_default_tree(file: Path):
     assert load_config(file) == Config()
+
+
+def test_a_shipped_configuration_is_found_by_its_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"cluster", "multi", "quickstart", "smollm2", "unseen"} <= {*shipped_names()}
+    for name in shipped_names():
+        assert load_config(name) == load_config(ROOT / f"infra/configs/{name}.toml")
+    Path("quickstart").write_text('name = "mine"')
+    assert load_config("quickstart").name == "quickstart"
+    assert load_config("./quickstart").name == "mine"  # a path
+    with pytest.raises(
+        ConfigError, match=r"file 'quikstart' does not exist; give a path, or a name: cluster, .*smollm2"
+    ):
+        load_config("quikstart")
+
+
+def test_a_wheel_has_every_configuration_of_the_repository_and_no_other():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["oral_ray"]
+    packed = {path.resolve() for pattern in patterns for path in (ROOT / "oral_ray").glob(pattern)}
+    configs = {*(ROOT / "infra/configs").glob("*.toml")}
+    assert len(configs) >= 6 and {path for path in packed if path.suffix == ".toml"} == configs
+    assert {find_config(path.stem).resolve() for path in configs} == configs
 
 
 def test_an_unknown_key_of_a_file_is_an_error_that_names_the_valid_ones(file: Path):

@@ -29,7 +29,7 @@ class Options(BenchOptions):
     """`base` is any source of a base model, that of `config` where it is empty; training is run `trainings` times."""
 
     base: str = ""
-    config: str = "infra/configs/smollm2.toml"
+    config: str = "smollm2"
     task: str = "wordnet/matter"
     batch: PositiveInt = 32
     trainings: PositiveInt = 1

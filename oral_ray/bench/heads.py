@@ -52,7 +52,7 @@ class Options(BenchOptions):
 
     repetitions: PositiveInt = 3
     store: str = "./oral-store"
-    config: str = "infra/configs/quickstart.toml"
+    config: str = "quickstart"
     shards: str = ""
     steps: PositiveInt = 100
     batch_size: PositiveInt = 4

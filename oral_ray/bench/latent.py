@@ -42,7 +42,7 @@ class Options(BenchOptions):
     """
 
     store: str = "./oral-store"
-    config: str = "infra/configs/quickstart.toml"
+    config: str = "quickstart"
     shards: tuple[str, ...] = ()
     steps: PositiveInt = 100
     batch_size: PositiveInt = 4

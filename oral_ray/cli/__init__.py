@@ -21,10 +21,9 @@ from oral_ray import __version__
 from oral_ray.cli.adapters import add_adapter_commands
 from oral_ray.cli.config import add_config_commands
 from oral_ray.cli.store import add_store_commands
-from oral_ray.config import Config, load_config
+from oral_ray.config import DEFAULT_CONFIG, Config, load_config, shipped_names
 from oral_ray.errors import OralError, OutOfTimeError
 
-DEFAULT_CONFIG = "infra/configs/quickstart.toml"
 SOME_FAILED = 3
 
 
@@ -157,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folders", type=Path, nargs="+", help="output folders of the runs")
 
     command = add("study", _study, "Run one stage of an evidence suite; every stage goes on where it stopped.")
-    command.add_argument("name", help="suite: the name of a file in infra/configs, such as smollm2")
+    command.add_argument("name", help="suite: a shipped configuration, such as smollm2, or a TOML file")
     command.add_argument("--stage", required=True, help="stage, or all (an unknown one lists them)")
     command.add_argument("--store", help="store uri, the same as store.uri=...")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the file's")
@@ -170,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config_arguments(parser: argparse.ArgumentParser, verbose: bool = True) -> None:
-    parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"TOML file (default {DEFAULT_CONFIG})")
+    shipped = f"TOML file, or a name: {', '.join(shipped_names())} (default {DEFAULT_CONFIG})"
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help=shipped)
     parser.add_argument("--store", help="store uri, the same as store.uri=...")
     if verbose:
         parser.add_argument("--verbose", action="store_true", help="log everything")
@@ -229,7 +229,7 @@ def _spread(args: argparse.Namespace) -> None:
 def _study(args: argparse.Namespace) -> None:
     from oral_ray.study.stages import run_stage
 
-    args.config = f"infra/configs/{args.name}.toml"
+    args.config = args.name
     print(run_stage(_config(args), args.stage))
 
 

@@ -4,7 +4,7 @@ Functions take their section, never the whole `Config`. Unknown keys are errors,
 (`kind = ...`), secrets never stand here. `canonical_json` is the one spelling of a value that is hashed: the
 fingerprint of a recipe names everything a job writes.
 
-    config = load_config("infra/configs/quickstart.toml", ["seed=1", "training.engine.kind=torch"])
+    config = load_config("quickstart", ["seed=1", "training.engine.kind=torch"])
     print(fingerprint(config.training))
 """
 
@@ -24,6 +24,7 @@ from oral_ray.config.lora import LoraSettings
 from oral_ray.config.nightly import RegenerateConfig
 from oral_ray.config.section import IDENTIFIER, Distinct, Dtype, Fraction, Identifier, Section
 from oral_ray.config.serve import ServeConfig
+from oral_ray.config.shipped import DEFAULT_CONFIG, find_config, shipped_names
 from oral_ray.config.store import CacheConfig, S3Config, SigningConfig, StoreConfig
 from oral_ray.config.tasks import TasksConfig
 from oral_ray.config.tokens import TokensConfig
@@ -37,6 +38,7 @@ from oral_ray.config.training import (
 from oral_ray.config.tree import Config, build_config, build_section, load_config, with_overrides
 
 __all__ = [
+    "DEFAULT_CONFIG",
     "IDENTIFIER",
     "BaseVersion",
     "BasesConfig",
@@ -77,7 +79,9 @@ __all__ = [
     "build_section",
     "canonical_json",
     "derive_seed",
+    "find_config",
     "fingerprint",
     "load_config",
+    "shipped_names",
     "with_overrides",
 ]

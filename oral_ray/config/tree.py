@@ -16,6 +16,7 @@ from oral_ray.config.lora import LoraSettings
 from oral_ray.config.nightly import RegenerateConfig
 from oral_ray.config.section import Identifier, S, Section
 from oral_ray.config.serve import ServeConfig
+from oral_ray.config.shipped import find_config, shipped_names
 from oral_ray.config.store import StoreConfig
 from oral_ray.config.tasks import TasksConfig
 from oral_ray.config.tokens import TokensConfig
@@ -56,13 +57,17 @@ class Config(Section):
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a TOML file, apply `section.key=value` overrides in order, and validate the result.
 
+    `path` is the path of a file, or the bare name of one that comes with the package (`quickstart`).
+
     Values of overrides are TOML (`1`, `true`, `[1, 2]`, `"text"`); what is no TOML value is taken as a string.
     Raises ConfigError for a missing file, a syntax error, an unknown key or a value of the wrong type.
     """
     try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tree = tomllib.loads(find_config(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"configuration file {str(path)!r} does not exist; see infra/configs/") from None
+        raise ConfigError(
+            f"configuration file {str(path)!r} does not exist; give a path, or a name: {', '.join(shipped_names())}"
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"configuration file {str(path)!r} cannot be read: {error.strerror}; check the path"

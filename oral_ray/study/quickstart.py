@@ -2,7 +2,7 @@
 
 Writes the store and, in `out`: scores.parquet, summary.json, report.html and the tables of the evaluation.
 
-    print(run_quickstart(load_config("infra/configs/quickstart.toml")))
+    print(run_quickstart(load_config("quickstart")))
 """
 
 import json

@@ -83,7 +83,7 @@ TWO_REPLICAS = ("serve.min_replicas=2", "serve.max_replicas=2", "serve.cpus_per_
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--config", default="infra/configs/quickstart.toml")
+    parser.add_argument("--config", default="quickstart")
     parser.add_argument("--only", choices=FAULTS, action="append", help="these faults; the others' rows stay")
     args = parser.parse_args()
     kept = ROOT / "out/bench/serve_faults.json"
