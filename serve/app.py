@@ -23,8 +23,9 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.concurrency import run_in_threadpool
 
-from oral_ray.cluster import scrape_metrics, store_uri
+from oral_ray.cluster import scrape_metrics
 from oral_ray.config import DEFAULT_CONFIG, Config, load_config
+from oral_ray.config.place import with_absolute_store
 from oral_ray.errors import OralError
 from oral_ray.generation.service import Stock
 from oral_ray.objects import open_objects
@@ -52,12 +53,12 @@ FAST = {
 def build_app(config: Config | Mapping[str, str]) -> serve.Application:
     """The Serve application of a configuration.
 
-    `serve run` passes its `key=value` arguments as a mapping: `config` is a TOML file or a shipped name, the others override it.
+    `serve run` passes its `key=value` arguments as a mapping: `config` is a path or a shipped name, the others override it.
     """
     if not isinstance(config, Config):
         overrides = [f"{key}={value}" for key, value in config.items() if key != "config"]
         config = load_config(config.get("config", DEFAULT_CONFIG), overrides)
-    config = config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
+    config = with_absolute_store(config)
     try:
         config = enter_tasks(config)
     except OralError as error:  # it serves without them; only the list of tasks is shorter

@@ -54,7 +54,6 @@ WIDE_ROOMS = {
     "nightly": 9,
     "study": 9,
     "bench": 14,
-    "cli": 12,
     "jobs": 9,
     "serve": 9,
 }

@@ -22,6 +22,7 @@ from oral_ray.cli.adapters import add_adapter_commands
 from oral_ray.cli.config import add_config_commands
 from oral_ray.cli.store import add_store_commands
 from oral_ray.config import DEFAULT_CONFIG, Config, load_config, shipped_names
+from oral_ray.config.place import with_absolute_store
 from oral_ray.errors import OralError, OutOfTimeError
 
 SOME_FAILED = 3
@@ -178,11 +179,8 @@ def _config_arguments(parser: argparse.ArgumentParser, verbose: bool = True) -> 
 
 
 def _config(args: argparse.Namespace) -> Config:
-    from oral_ray.cluster import store_uri
-
     overrides = [*([f"store.uri={json.dumps(args.store, ensure_ascii=False)}"] if args.store else ()), *args.overrides]
-    config = load_config(args.config, overrides)
-    return config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
+    return with_absolute_store(load_config(args.config, overrides))
 
 
 def _quickstart(args: argparse.Namespace) -> None:

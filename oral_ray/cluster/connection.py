@@ -1,4 +1,4 @@
-"""The connection to Ray, where its jobs keep their files, and how many threads a process takes.
+"""The connection to Ray, and how many threads a process takes.
 
 Inside `ray job submit` (RAY_ADDRESS is set) the job's cluster is used, else a private one on this machine, with token
 authentication, without dashboard, gone at the end of the block.
@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 
 import ray
 import ray.data
@@ -18,7 +17,6 @@ import torch
 from oral_ray.config import ClusterConfig
 from oral_ray.errors import ConfigError
 
-logger = logging.getLogger(__name__)
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 # A private session is foreground work on one machine. Ray would give its workers the lowest priority but for four, and
@@ -87,27 +85,6 @@ def require_ray(what: str) -> None:
     """ConfigError outside a session that has Ray: Ray itself would start a default cluster, dashboard and all."""
     if not ray.is_initialized():
         raise ConfigError(f"{what} needs Ray, and cluster.address='none' has none; use 'local' or a cluster's address")
-
-
-def store_uri(uri: str) -> str:
-    """An absolute uri for workers. Inside a submitted job a relative folder would vanish with the job's temporary copy
-    of the working directory, so it is taken relative to ORAL_HOME (default ~/.oral-ray) there."""
-    if "://" in uri:
-        return uri
-    path = Path(uri).expanduser()
-    if not path.is_absolute() and in_submitted_job():
-        path = Path(os.environ.get("ORAL_HOME", Path.home() / ".oral-ray")) / path
-        logger.warning(
-            "store %r is relative and this is a submitted job: using %s (set ORAL_HOME to move it)", uri, path
-        )
-    if odd := {*"#?%"} & {*str(path.absolute())}:  # a uri would be cut or decoded there, and lead to another folder
-        raise ConfigError(f"store folder {str(path.absolute())!r} holds {min(odd)!r}; choose one without '#', '?', '%'")
-    return f"file://{path.absolute()}"
-
-
-def in_submitted_job() -> bool:
-    """Whether this process works in Ray's copy of a job's working directory (`ray job submit --working-dir`)."""
-    return "/runtime_resources/working_dir_files/" in str(Path.cwd())
 
 
 def limit_threads(num_threads: int, determinism: bool) -> None:

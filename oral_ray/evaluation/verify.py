@@ -19,7 +19,7 @@ from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import Dtype
 from oral_ray.errors import ArtifactError
 from oral_ray.evaluation.scoring import correct_answers
-from oral_ray.tasks import Split, Task
+from oral_ray.tasks import Split, load_task
 
 _TOLERANCE = 1e-4  # of the largest output: float32 through a hundred layers; the tests hold small models to 1e-5
 
@@ -73,6 +73,17 @@ class Verification(BaseModel):
         )
 
 
+class AdapterScore(BaseModel):
+    """One cell of a table, computed again: the accuracy on the first n examples of a split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    split: Split
+    value: float
+    n: int
+
+
 def verify_adapter(folder: Path, base_source: str, digest: str | None = None) -> Verification:
     """What the adapter of a folder is on a base; ArtifactError, one sentence, where it has none or cannot be used there."""
     artifact = read_folder(folder)
@@ -115,13 +126,15 @@ def verify_adapter(folder: Path, base_source: str, digest: str | None = None) ->
 
 
 def score_adapter(
-    folder: Path, base_source: str, task: Task, split: Split, limit: int, dtype: Dtype = "float32"
-) -> list[bool]:
-    """Which examples a base in a dtype answers rightly with the adapter of a folder."""
+    folder: Path, base_source: str, task_id: str, split: Split, limit: int, dtype: Dtype = "float32"
+) -> AdapterScore:
+    """The score of an adapter folder on a base in a dtype and a task, by its id or by the path of its folder."""
+    task = load_task(task_id)
     artifact = read_folder(folder)
     base = open_base(base_source, dtype)
     taken = take_in(base, artifact, str(folder)).artifact
-    return correct_answers(base, task, [taken], split, limit)[0]
+    [correct] = correct_answers(base, task, [taken], split, limit)
+    return AdapterScore(task=task.id, split=split, value=sum(correct) / len(correct), n=len(correct))
 
 
 def _verdict(

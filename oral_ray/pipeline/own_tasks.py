@@ -11,8 +11,8 @@ from pathlib import Path
 
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.tokenizer import load_tokenizer
-from oral_ray.cluster import in_submitted_job
 from oral_ray.config import Config, StoreConfig, canonical_json, fingerprint
+from oral_ray.config.place import in_submitted_job
 from oral_ray.errors import ConditionError, TaskError
 from oral_ray.generator.condition import check_prompt
 from oral_ray.modalities import modality_of
