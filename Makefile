@@ -28,7 +28,8 @@ lint: $(VENV)/dev.ok
 
 bench: $(VENV)/bench.ok
 	$(BIN)/oral-ray bench all
-	$(BIN)/oral-ray bench growth folder=docs/results/bench
+	$(BIN)/python infra/dev/bench all
+	$(BIN)/python infra/dev/bench growth folder=docs/results/bench
 
 # Measurements of the service: out/bench/serve*.json, copies under docs/results. STORE is that of `make quickstart`.
 bench-serve serve-faults serve-soak serve-autoscale: $(VENV)/quickstart.ok

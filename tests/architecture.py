@@ -53,7 +53,6 @@ WIDE_ROOMS = {
     "evaluation": 12,
     "nightly": 9,
     "study": 9,
-    "bench": 14,
     "jobs": 9,
     "serve": 9,
 }

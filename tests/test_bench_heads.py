@@ -1,12 +1,13 @@
-"""`bench heads` and `bench adapt` on the smallest models: what is compared is alike, what is said is what was done."""
+"""`heads`, `latent` and `adapt` on the smallest models: what is compared is alike, what is said is what was done."""
 
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dev.bench import adapt, heads, latent
 
-from oral_ray.bench import adapt, heads, latent, runs
+from oral_ray.bench import runs
 from oral_ray.config import build_section
 from oral_ray.errors import ConfigError
 

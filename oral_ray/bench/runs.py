@@ -1,8 +1,7 @@
 """A training run on a corpus that nobody had to train: random adapters of one layout as shards in a store.
 
-What a step, a wait, a checkpoint and a lost worker cost does not depend on what the adapters hold; so the runs of
-`bench train` and `bench data` need no base model. The run itself is the real one: Ray Train, Ray Data
-from the store's Parquet files, checkpoints in the store.
+What a step, a wait, a checkpoint and a lost worker cost does not depend on what the adapters hold; so these runs need no
+base model. The run itself is the real one: Ray Train, Ray Data from the store's Parquet files, checkpoints in the store.
 
     manifest = build_corpus(uri, Shape(), num_rows=64, num_files=4)
     curve = run_training(Job(store=uri, shards=manifest.fingerprint, training=training), name="torch")

@@ -14,6 +14,7 @@ import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,8 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--store", help="store uri, the same as store.uri=...")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the file's")
 
-    command = add("bench", _bench, "Time what was measured before it was optimised; ratios within one run.")
-    command.add_argument("name", help="benchmark, or all that measure (an unknown one lists them)")
+    command = add("bench", _bench, "Time generation, training or the store on this machine; ratios within one run.")
+    command.add_argument("name", help="benchmark, or all (an unknown one lists them)")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the report there; with all, a folder")
     command.add_argument("overrides", nargs="*", metavar="option=value", help="options of the benchmark")
     return parser
@@ -232,17 +233,9 @@ def _study(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from oral_ray.bench.harness import report_text
-    from oral_ray.bench.registry import ALL, check_report, run_benchmark, write_report
+    from oral_ray.bench.registry import BENCH
 
-    for name in ALL if args.name == "all" else (args.name,):
-        file = args.json / f"{name}.json" if args.json and args.name == "all" else args.json
-        if file:
-            check_report(file)
-        report = run_benchmark(name, args.overrides)
-        print(report_text(report), flush=True)
-        if file:
-            write_report(report, file)
+    BENCH.run(args.name, args.overrides, args.json, partial(print, flush=True))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Modality(Protocol):
 def batches(reader: TaskReader, examples: Sequence[Example], size: int = 16) -> Iterable[tuple[list[int], Batch]]:
     """Examples by length in batches, each with the examples' indices.
 
-    Small batches of equal length beat large ones on a CPU (`oral-ray bench score`).
+    Small batches of equal length beat large ones on a CPU (`python infra/dev/bench score`).
     """
     lengths = reader.lengths(examples)
     order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))

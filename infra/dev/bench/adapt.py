@@ -6,7 +6,7 @@ lies below the first adapted layer has been computed for all examples before (`c
 `AdapterFactory.generate`, from the prompt to the artifact with its digest. Its weights are random: its time does
 not depend on them.
 
-    oral-ray bench adapt base=oral-store-smollm2/bases/smollm2-t0 --json out/bench/adapt.json
+    python infra/dev/bench adapt base=oral-store-smollm2/bases/smollm2-t0 --json out/bench/adapt.json
 """
 
 import tempfile

@@ -3,10 +3,10 @@
 Every corpus in a store whose adapters have one layout, smallest first; both learn it with the same rows, conditions, number
 of steps, batch and learning rate. The baseline flattens an adapter and so holds all of it at once; ours trains on windows
 of tokens and samples in pieces. Each training has a process of its own, with `memory_gb` beside the corpus: what does not
-fit says so in its row. `error` is that of sampled against held-out adapters in normalised values, as in `bench heads`: 1
+fit says so in its row. `error` is that of sampled against held-out adapters in normalised values, as in `heads`: 1
 is what zero would have.
 
-    oral-ray bench latent store=./oral-store --json out/bench/latent.json
+    python infra/dev/bench latent store=./oral-store --json out/bench/latent.json
 """
 
 import resource
@@ -18,11 +18,11 @@ from multiprocessing import get_context
 
 import psutil
 import torch
+from dev.bench.heads import Trained, read_corpus, sampled, train_head, typical_error
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from oral_ray.bench.harness import BenchOptions, Exponent, Result, Row, fit_exponent, with_peak_memory
-from oral_ray.bench.heads import Trained, read_corpus, sampled, train_head, typical_error
 from oral_ray.config import LatentConfig, SamplingConfig, load_config
 from oral_ray.errors import ConfigError
 from oral_ray.generator.data import Batch

@@ -5,7 +5,7 @@ RPG's: convolutions along a token, a recurrence as wide as a token, and the numb
 training objective on held-out adapters (the same prediction for both diffusion heads), `error` the mean squared difference
 between a sampled adapter and the held-out one of its condition, in normalised values: 1 is what zero would have.
 
-    oral-ray bench heads store=./oral-store --json out/bench/heads.json
+    python infra/dev/bench heads store=./oral-store --json out/bench/heads.json
 """
 
 import shutil
