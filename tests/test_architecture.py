@@ -69,6 +69,9 @@ PLANTED = [
     ("loads", "oral_ray/cli/z.py", "importlib.import_module(name)", "line 1 loads a module by a computed name"),
     ("loads", "oral_ray/cli/z.py", "import_module(f'{room}.train')", "line 1 loads a module by a computed name"),
     ("loads", "oral_ray/cli/z.py", "import_module(f'oral_ray.{room}')", "line 1 loads a module by a computed name"),
+    ("loads", "oral_ray/cli/z.py", "__import__(name)", "line 1 loads a module by a computed name"),
+    ("loads", "jobs/z.py", "runpy.run_module(mod_name=name)", "line 1 loads a module by a computed name"),
+    ("loads", "jobs/z.py", "SourceFileLoader('x', file)", "line 1 runs a file by its path (SourceFileLoader)"),
     ("loads", "serve/z.py", "load = importlib.import_module", "line 1 hands import_module on"),
     (
         "loads",
@@ -101,6 +104,9 @@ PLANTED = [
     ("paths", "oral_ray/cli/z.py", "Path('docs') / name", "reaches out of the library for 'docs'"),
     ("paths", "oral_ray/cli/z.py", "os.path.join(root, 'docs', name)", "reaches out of the library for 'docs'"),
     ("paths", "oral_ray/cli/z.py", "Path('infra/dev/chaos.py')", "reaches out of the library for 'infra/dev/chaos.py'"),
+    ("paths", "oral_ray/cli/z.py", "x = 'infra/configs/run.toml'", "reaches out of the library for 'infra/configs/run"),
+    ("paths", "oral_ray/cli/z.py", "open('tests/tiny.toml')", "reaches out of the library for 'tests/tiny.toml'"),
+    ("paths", "oral_ray/cli/z.py", "Path('serve') / 'page'", "reaches out of the library for 'serve'"),
     ("paths", "oral_ray/cli/z.py", "Path(__file__).resolve().parents[2]", "what lies beside the package, by __file__"),
     ("paths", "oral_ray/cli/z.py", "Path(__file__).parent.parent.parent", "what lies beside the package, by __file__"),
     (
