@@ -22,11 +22,10 @@ FLOORS = (
     ("generator",),
     ("store", "client"),
     ("generation", "plugins"),
-    ("pipeline",),
+    ("pipeline", "bench"),
     ("evaluation",),
     ("nightly",),
     ("study",),
-    ("bench",),
     ("cli",),
     ("jobs", "serve"),
 )
