@@ -24,7 +24,7 @@ from oral_ray.bench.harness import (
     table,
     with_peak_memory,
 )  # fmt: skip
-from oral_ray.bench.registry import BENCH, Suite
+from oral_ray.bench.registry import BENCH, Benchmarks
 from oral_ray.cli import main
 from oral_ray.config import build_section
 from oral_ray.errors import ConfigError, OralError
@@ -78,7 +78,7 @@ def planted(monkeypatch: pytest.MonkeyPatch):
     def run(options: Planted) -> Result:
         return Result(rows=({"what": "a", "size": options.size},))
 
-    monkeypatch.setitem(BENCH.benchmarks, "planted", "a benchmark that takes no time")  # type: ignore[arg-type]
+    monkeypatch.setitem(BENCH.about, "planted", "a benchmark that takes no time")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "oral_ray.bench.planted", SimpleNamespace(Options=Planted, run=run))
 
 
@@ -127,7 +127,7 @@ def test_an_unknown_benchmark_or_option_is_refused_by_name(capsys: pytest.Captur
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(Suite, "report", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(Benchmarks, "report", lambda *_: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     for wrong in (tmp_path, tmp_path / "file" / "report.json"):
         assert main(["bench", "sample", "--json", str(wrong)]) == 2
@@ -145,7 +145,7 @@ def test_a_report_replaces_the_one_before_it_and_leaves_nothing_else(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("suite", "name", "override", "says"),
+    ("which", "name", "override", "says"),
     [
         (BENCH, "generate", 'targets=["nope"]', "no targets 'nope'; there are q,v and all-linear"),
         (BENCH, "generate", 'models=["nope"]', "no configuration of 'nope'"),
@@ -159,16 +159,14 @@ def test_a_report_replaces_the_one_before_it_and_leaves_nothing_else(tmp_path: P
         (DEV_BENCH, "growth", "adapters=[]", "at least 1 item"),
     ],
 )
-def test_options_that_cannot_be_are_refused_in_a_line(suite: Suite, name: str, override: str, says: str):
+def test_options_that_cannot_be_are_refused_in_a_line(which: Benchmarks, name: str, override: str, says: str):
     with pytest.raises(OralError, match=re.escape(says)):
-        suite.report(name, [override])
+        which.report(name, [override])
 
 
-@pytest.mark.parametrize(
-    ("suite", "name"), [(suite, name) for suite in (BENCH, DEV_BENCH) for name in suite.benchmarks]
-)
-def test_every_benchmark_has_options_with_defaults_and_a_run(suite: Suite, name: str):
-    module = suite.module(name)
+@pytest.mark.parametrize(("which", "name"), [(which, name) for which in (BENCH, DEV_BENCH) for name in which.about])
+def test_every_benchmark_has_options_with_defaults_and_a_run(which: Benchmarks, name: str):
+    module = which.module(name)
     assert build_section(module.Options, []).repetitions >= 1
     assert callable(module.run)
 
@@ -178,9 +176,9 @@ def test_all_are_run_in_turn_with_a_report_each_but_for_those_apart(tmp_path: Pa
         return Result(rows=({"what": "a", "size": options.size},))
 
     names = {"one": "", "two": "", "three": ""}
-    suite = Suite("measure", names, lambda _: SimpleNamespace(Options=Planted, run=run), apart=("two",))
+    which = Benchmarks("measure", names, lambda _: SimpleNamespace(Options=Planted, run=run), apart=("two",))
     shown: list[str] = []
-    suite.run("all", ["size=3"], tmp_path, shown.append)
+    which.run("all", ["size=3"], tmp_path, shown.append)
     assert [text.partition(":")[0] for text in shown] == ["one", "three"]
     assert {path.name for path in tmp_path.iterdir()} == {"one.json", "three.json"}
     assert json.loads((tmp_path / "one.json").read_text())["command"] == "measure one size=3"

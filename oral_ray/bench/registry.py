@@ -20,21 +20,21 @@ REPORT_BYTES = 1 << 17  # more than a report has
 
 
 @dataclass(frozen=True, slots=True)
-class Suite:
-    """Benchmarks by name, each with what it measures; `command` runs one, `load` imports its module.
+class Benchmarks:
+    """Benchmarks by name, `about` says of each what it measures; `command` runs one, `load` imports its module.
 
     `all` runs them one after another, but for those `apart`, which measure nothing by themselves.
     """
 
     command: str
-    benchmarks: Mapping[str, str]
+    about: Mapping[str, str]
     load: Callable[[str], Any]
     apart: tuple[str, ...] = ()
 
     def module(self, name: str) -> Any:
         """The module of a benchmark: its `Options` and `run`; ConfigError lists the names."""
-        if name not in self.benchmarks:
-            raise ConfigError(f"unknown benchmark {name!r}; there are {', '.join(self.benchmarks)} and all")
+        if name not in self.about:
+            raise ConfigError(f"unknown benchmark {name!r}; there are {', '.join(self.about)} and all")
         return self.load(name)
 
     def report(self, name: str, overrides: Sequence[str] = ()) -> Report:
@@ -48,7 +48,7 @@ class Suite:
 
     def run(self, name: str, overrides: Sequence[str], file: Path | None, show: Callable[[str], None]) -> None:
         """Run a benchmark, or `all`, show each report and write it to `file`; to a folder where it is all of them."""
-        names = [each for each in self.benchmarks if each not in self.apart] if name == "all" else [name]
+        names = [each for each in self.about if each not in self.apart] if name == "all" else [name]
         for each in names:
             target = file / f"{each}.json" if file and name == "all" else file
             if target:
@@ -74,9 +74,9 @@ def write_report(report: Report, file: Path) -> None:
     FileObjects(file.parent).put(file.name, text.encode())
 
 
-BENCH = Suite(
+BENCH = Benchmarks(
     command="oral-ray bench",
-    benchmarks={
+    about={
         "generate": "adapters of known models: time, memory, how both grow with the size",
         "sample": "sampling together and one by one, more steps, guidance",
         "train": "torch and DeepSpeed, one worker and two, waits and checkpoints",

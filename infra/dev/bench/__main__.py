@@ -19,7 +19,7 @@ from oral_ray.cli import guarded  # noqa: E402
 
 def main() -> int:
     """Run what the command line asks for."""
-    about = "\n".join(f"  {name:9} {what}" for name, what in DEV_BENCH.benchmarks.items())
+    about = "\n".join(f"  {name:9} {what}" for name, what in DEV_BENCH.about.items())
     parser = argparse.ArgumentParser(
         prog=DEV_BENCH.command, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )

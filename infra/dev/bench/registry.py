@@ -2,11 +2,11 @@
 
 import importlib
 
-from oral_ray.bench.registry import Suite
+from oral_ray.bench.registry import Benchmarks
 
-DEV_BENCH = Suite(
+DEV_BENCH = Benchmarks(
     command="python infra/dev/bench",
-    benchmarks={
+    about={
         "peers": "our head beside the regression head and RPG's, and beside the machine's limit: time of a parameter",
         "heads": "the three heads trained alike on real adapters: held-out loss beside time",
         "latent": "Cond P-Diff beside ours at equal budget, by the number of generated parameters",
