@@ -23,7 +23,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.concurrency import run_in_threadpool
 
-from oral_ray.cluster import scrape_metrics, store_uri
+from oral_ray.cluster import store_uri
+from oral_ray.cluster.metrics import scrape_metrics
 from oral_ray.config import Config, load_config
 from oral_ray.errors import OralError
 from oral_ray.generation.service import Stock
