@@ -11,20 +11,19 @@ import sys
 from typing import Any
 
 from oral_ray.cli import run_job
-from oral_ray.cluster import session
 from oral_ray.config import Config
-from oral_ray.objects import open_objects
-from oral_ray.pipeline import train
-from oral_ray.pipeline.own_tasks import enter_tasks
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.run import begin_run
+from oral_ray.pipeline.walk import walk
 from oral_ray.store.generators import read_metrics
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train unless it is done, and return a summary row."""
-    config = enter_tasks(config)
-    with session(config.cluster, config.determinism):
-        recipe = train.run(config)
-    last = read_metrics(open_objects(config.store), recipe)[-1]
+    run = begin_run(config)
+    with run.session():
+        recipe = walk(resolve_bases(run)).recipe
+    last = read_metrics(run.objects, recipe)[-1]
     return {"generator": recipe, "uri": f"{config.store.uri}/generators/{recipe}", **last}
 
 

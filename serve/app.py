@@ -29,7 +29,7 @@ from oral_ray.config import Config, load_config
 from oral_ray.errors import OralError
 from oral_ray.generation.service import Stock
 from oral_ray.objects import open_objects
-from oral_ray.pipeline.own_tasks import enter_tasks
+from oral_ray.pipeline.own_tasks import resolve_tasks
 from serve.api import build_api
 from serve.broker import Broker
 from serve.catalog import Catalog
@@ -60,7 +60,7 @@ def build_app(config: Config | Mapping[str, str]) -> serve.Application:
         config = load_config(config.get("config", "infra/configs/quickstart.toml"), overrides)
     config = config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
     try:
-        config = enter_tasks(config)
+        config = resolve_tasks(config, open_objects(config.store))
     except OralError as error:  # it serves without them; only the list of tasks is shorter
         logger.warning("/v1/tasks leaves out tasks of one's own: %s", error)
     settings, logs = config.serve, LoggingConfig(encoding="JSON", enable_access_log=False)

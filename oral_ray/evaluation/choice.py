@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import Config, Section
+from oral_ray.config import Section
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.cells import Cell
+from oral_ray.pipeline.run import Run
 
 
 class Choice(Section):
@@ -16,7 +16,7 @@ class Choice(Section):
     candidates: tuple[str, ...]
 
 
-def choose_all(config: Config, choices: Sequence[Choice], records: dict[str, BaseRecord]) -> list[str]:
+def choose_all(run: Run, choices: Sequence[Choice]) -> list[str]:
     """The digest that each choice comes to; candidates of one (base, task) are scored together."""
     candidates: dict[tuple[str, str], set[str]] = {}
     for choice in choices:
@@ -24,15 +24,15 @@ def choose_all(config: Config, choices: Sequence[Choice], records: dict[str, Bas
     wanted = [
         Cell(
             base=base_id,
-            dtype=config.bases.dtype,
+            dtype=run.config.bases.dtype,
             task=task_id,
             digests=tuple(sorted(digests)),
             split="validation",
-            limit=config.evaluation.num_choice,
+            limit=run.config.evaluation.num_choice,
         )
         for (base_id, task_id), digests in candidates.items()
     ]
-    scored = cells.score_all(config, wanted, records)
+    scored = cells.score_all(run, wanted)
     chosen = []
     for choice in choices:
         best = scored[choice.base, choice.task].best(choice.candidates)

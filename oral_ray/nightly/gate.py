@@ -16,17 +16,16 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import Config, Section, fingerprint
 from oral_ray.errors import ArtifactError, EvaluationError
-from oral_ray.evaluation import cells, static
+from oral_ray.evaluation import cells
 from oral_ray.evaluation.arms import refined
 from oral_ray.evaluation.arms.generated import GENERATED
 from oral_ray.evaluation.cells import Cell, Request, Unadapted
 from oral_ray.generation.factory import settled
 from oral_ray.modalities import Metric
 from oral_ray.nightly.plan import GateDecision, decide
-from oral_ray.objects import open_objects
-from oral_ray.pipeline.own_tasks import task_of
+from oral_ray.pipeline import static
+from oral_ray.pipeline.run import Run, open_run
 from oral_ray.store.adapters import AdapterStore, Use
-from oral_ray.store.records import Records
 from oral_ray.store.releases import ReleasedAdapter
 from oral_ray.store.signing import signer_name
 from oral_ray.version import code_version
@@ -63,9 +62,9 @@ class Outcome(Section):
     digest: str
 
 
-def decided(config: Config, item: Item) -> Outcome | None:
+def decided(run: Run, item: Item) -> Outcome | None:
     """The outcome of an item that was decided before."""
-    kept = Records(open_objects(config.store)).get("gate", _recipe(config, item))
+    kept = run.records.get("gate", _recipe(run.config, item))
     return None if kept is None else Outcome.model_validate(kept)
 
 
@@ -74,22 +73,23 @@ def regenerate_item(config: Config, item: Item) -> tuple[Outcome, ReleasedAdapte
 
     Where what won has been deleted or damaged since, it is decided again, from candidates that are there.
     """
-    outcome = decided(config, item)
-    if outcome is None or not _holds(AdapterStore(open_objects(config.store)), outcome):
-        outcome = _decide(config, item)
+    run = open_run(config)
+    outcome = decided(run, item)
+    if outcome is None or not _holds(run.adapters, outcome):
+        outcome = _decide(run, item)
     arm = outcome.decision.arm
-    return outcome, None if arm is None else _publish(config, item, outcome, arm)
+    return outcome, None if arm is None else _publish(run, item, outcome, arm)
 
 
-def _publish(config: Config, item: Item, outcome: Outcome, arm: str) -> ReleasedAdapter:
+def _publish(run: Run, item: Item, outcome: Outcome, arm: str) -> ReleasedAdapter:
     """Put what won into the serving view, under the name by which its base is served."""
-    store, keys = AdapterStore(open_objects(config.store)), config.store.signing
-    served_name = config.regenerate.served_name(item.base.id)
+    store, settings, keys = run.adapters, run.config.regenerate, run.config.store.signing
+    served_name = settings.served_name(item.base.id)
     artifact = rebased(store.get(outcome.digest), item.base.id, item.base.fingerprint, served_name)
     digest, use = store.put(artifact), Use(artifact.provenance, outcome.task, arm)
-    view = f"{config.regenerate.publish_prefix}/{item.base.id}"
+    view = f"{settings.publish_prefix}/{item.base.id}"
     adapter_id = _adapter_id(store, view, digest, use)
-    uri = store.publish(digest, config.regenerate.publish_prefix, item.base.id, adapter_id, keys.private_key, use)
+    uri = store.publish(digest, settings.publish_prefix, item.base.id, adapter_id, keys.private_key, use)
     if keys.public_key is not None:
         store.check_published(f"{view}/{adapter_id}", digest, keys.public_key)
     return ReleasedAdapter(
@@ -119,21 +119,22 @@ def _holds(store: AdapterStore, outcome: Outcome) -> bool:
     return outcome.decision.arm is None or store.is_whole(outcome.digest)
 
 
-def _decide(config: Config, item: Item) -> Outcome:
-    candidates, refused = _candidates(config, item)
-    metric, scores = _score(config, item, candidates)
-    wanted = config.regenerate.candidates
+def _decide(run: Run, item: Item) -> Outcome:
+    settings = run.config.regenerate
+    candidates, refused = _candidates(run, item)
+    metric, scores = _score(run, item, candidates)
+    wanted = settings.candidates
     best = metric.best({candidate.name: scores[candidate.name] for candidate in candidates})
     if "refined" in wanted and best is not None:
         start = next(candidate.digest for candidate in candidates if candidate.name == best)
-        made = _refined(config, item, start)
+        made = _refined(run, item, start)
         candidates.append(made)
-        scores |= _score(config, item, [made])[1]
+        scores |= _score(run, item, [made])[1]
     for name in [name for name, figure in scores.items() if math.isnan(figure)]:
         refused[name] = f"its {metric.name} on the validation examples is no number"
         del scores[name]
     names = [candidate.name for candidate in sorted(candidates, key=lambda candidate: wanted.index(candidate.arm))]
-    decision = decide(scores, names, config.regenerate.min_gain_over_base, metric)
+    decision = decide(scores, names, settings.min_gain_over_base, metric)
     digests = {candidate.name: candidate.digest for candidate in candidates}
     outcome = Outcome(
         base=item.base.id,
@@ -145,50 +146,49 @@ def _decide(config: Config, item: Item) -> Outcome:
     )
     if refused:  # what is damaged today may be mended tomorrow
         return outcome
-    objects = open_objects(config.store)
-    store, record = AdapterStore(objects), outcome.model_dump(mode="json")
-    kept = Records(objects).commit(
-        "gate", _recipe(config, item), record, lambda kept: _holds(store, Outcome.model_validate(kept))
+    record = outcome.model_dump(mode="json")
+    kept = run.records.commit(
+        "gate", _recipe(run.config, item), record, lambda kept: _holds(run.adapters, Outcome.model_validate(kept))
     )
     return Outcome.model_validate(kept)
 
 
-def _refined(config: Config, item: Item, start: str) -> Candidate:
+def _refined(run: Run, item: Item, start: str) -> Candidate:
     """A few steps on this very base from another candidate's adapter (its digest)."""
-    run = refined.refined_run(config, "refined_generated", item.base.id, item.task, start, config.seed)
-    run = run.model_copy(update={"steps": config.regenerate.refine_steps})
-    return Candidate("refined", "refined", static.train_here(config, run, [item.base]))
+    planned = refined.refined_run(run.config, "refined_generated", item.base.id, item.task, start, run.config.seed)
+    planned = planned.model_copy(update={"steps": run.config.regenerate.refine_steps})
+    return Candidate("refined", "refined", static.train_here(run, planned, [item.base]))
 
 
-def _candidates(config: Config, item: Item) -> tuple[list[Candidate], dict[str, str]]:
+def _candidates(run: Run, item: Item) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates that can be used, and reasons against the others by name."""
     found: list[Candidate] = []
     refused: dict[str, str] = {}
-    requests = _requests(config, item)
+    requests = _requests(run, item)
     names = [GENERATED if request.seed == 0 else f"{GENERATED}-{request.seed}" for request in requests]
     try:
-        digests = cells.generate_here(config, requests, {item.base.id: item.base})
+        digests = cells.generate_here(run, requests, item.base)
         found += [Candidate(name, GENERATED, digest) for name, digest in zip(names, digests, strict=True)]
     except ArtifactError as error:
         refused |= dict.fromkeys(names, str(error))
-    layout = AdapterLayout.of(item.base.spec, config.lora, token_dim=item.base.spec.hidden_size)
-    store = AdapterStore(open_objects(config.store))
+    layout = AdapterLayout.of(item.base.spec, run.config.lora, token_dim=item.base.spec.hidden_size)
     for arm, digest in item.reuse.items():
         try:
-            store.get(digest).check(layout)
+            run.adapters.get(digest).check(layout)
             found.append(Candidate(arm, arm, digest))
         except ArtifactError as error:
             refused[arm] = str(error)
     return found, refused
 
 
-def _requests(config: Config, item: Item) -> list[Request]:
+def _requests(run: Run, item: Item) -> list[Request]:
+    config = run.config
     return [
         Request(
             arm=GENERATED,
             base=item.base.id,
             task=item.task,
-            prompt=task_of(config, item.task).prompt,
+            prompt=run.task(item.task).prompt,
             seed=seed,
             recipe=item.recipe,
             num_steps=config.sampling.num_steps,
@@ -198,7 +198,7 @@ def _requests(config: Config, item: Item) -> list[Request]:
     ]
 
 
-def _score(config: Config, item: Item, candidates: Sequence[Candidate]) -> tuple[Metric, dict[str, float]]:
+def _score(run: Run, item: Item, candidates: Sequence[Candidate]) -> tuple[Metric, dict[str, float]]:
     """The metric of the task on this base, and the figures on validation by candidate name and of the bare `base`.
 
     EvaluationError where the bare base has no figure that is a number: there is nothing to be better than.
@@ -206,15 +206,13 @@ def _score(config: Config, item: Item, candidates: Sequence[Candidate]) -> tuple
     digests = {"base": str(Unadapted.BASE)} | {candidate.name: candidate.digest for candidate in candidates}
     cell = Cell(
         base=item.base.id,
-        dtype=config.bases.dtype,
+        dtype=run.config.bases.dtype,
         task=item.task,
         digests=tuple(sorted(set(digests.values()))),
         split="validation",
-        limit=config.evaluation.max_validation,
+        limit=run.config.evaluation.max_validation,
     )
-    if (left := cells.missing(config, cell, item.base)).digests:
-        cells.score_cell(config, left, item.base)
-    scored = cells.read_cell(config, cell, item.base)
+    scored = cells.score_here(run, cell, item.base)
     figures = {name: scored.figure(digest) for name, digest in digests.items()}
     if math.isnan(figures["base"]):
         raise EvaluationError(

@@ -28,12 +28,13 @@ logger = logging.getLogger(__name__)
 RECORDS = "base-versions"  # another name when fingerprints cover something else: old ones then say nothing
 
 
-def resolve_bases(run: Run) -> Run:
-    """The run with the records of all configured versions, in the configured order; made where they are not there yet.
+def resolve_bases(run: Run, versions: Sequence[BaseVersion] | None = None) -> Run:
+    """The run with the records of its versions, all or some of them, in their order; made where they are not there yet.
 
     Raises BaseModelError when a version in the store was made by another recipe than the configured one.
     """
-    versions, bases = run.config.bases.versions, dict[str, BaseRecord]()
+    versions = run.config.bases.versions if versions is None else versions
+    bases: dict[str, BaseRecord] = {}
     for wave in _waves(versions):
         bases |= _resolve_wave(run, wave, bases)
     return run.with_bases({version.id: bases[version.id] for version in versions})

@@ -20,7 +20,7 @@ from oral_ray.errors import ArtifactError, ConfigError, StoreError
 from oral_ray.pipeline.answers import check_answers
 from oral_ray.pipeline.own_tasks import check_unseen, unseen_among
 from oral_ray.pipeline.run import Run, open_run
-from oral_ray.pipeline.work import Record, complete
+from oral_ray.pipeline.work import Finished, complete
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.tasks import Task
 
@@ -175,7 +175,7 @@ def train_runs(run: Run, planned: Sequence[CorpusRun], first: Sequence[Call] = (
     `first` are other calls to fit into the same time; they start first and must leave their result in the store.
     """
 
-    def train(missing: dict[str, CorpusRun]) -> dict[str, Record]:
+    def train(missing: dict[str, CorpusRun]) -> dict[str, Finished]:
         check_answers(
             run, [((work.task,), [run.bases[base_id] for base_id in work.bases]) for work in missing.values()]
         )
@@ -184,7 +184,7 @@ def train_runs(run: Run, planned: Sequence[CorpusRun], first: Sequence[Call] = (
         done = on_cluster(calls)
         return {work.recipe: record for work, record in zip(longest_first, done, strict=True)}
 
-    def on_cluster(calls: Sequence[Call]) -> list[Record]:
+    def on_cluster(calls: Sequence[Call]) -> list[Finished]:
         done = run.on_cluster([*waiting, *calls], label="corpus", retries=run.config.corpus.retries)[len(waiting) :]
         waiting.clear()
         return done
@@ -197,7 +197,7 @@ def train_runs(run: Run, planned: Sequence[CorpusRun], first: Sequence[Call] = (
     return [CorpusEntry(run=work, digests=tuple(records[work.recipe]["digests"])) for work in planned]
 
 
-def train_run(config: Config, planned: CorpusRun, bases: Sequence[BaseRecord]) -> Record:
+def train_run(config: Config, planned: CorpusRun, bases: Sequence[BaseRecord]) -> Finished:
     """Worker: train one run, store its checkpoints, commit its record and return it."""
     started, run = time.perf_counter(), open_run(config)
     layout, device = _layout(bases[0], planned), run.device
@@ -208,7 +208,7 @@ def train_run(config: Config, planned: CorpusRun, bases: Sequence[BaseRecord]) -
         loaded, training_task(run, planned.task), layout, config.corpus, planned.seed, planned.recipe, keep, start
     )
     digests = [run.adapters.put(artifact) for artifact in artifacts]
-    record: Record = {
+    record: Finished = {
         "run": planned.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started
     }  # fmt: skip
     record |= {"start": config.corpus.start} if config.corpus.start else {}

@@ -19,8 +19,7 @@ from oral_ray.generator.spec import FunctionalItem
 from oral_ray.generator.training import FunctionalDraw
 from oral_ray.pipeline import corpus
 from oral_ray.pipeline.run import Run
-from oral_ray.store.bases import stored_probes
-from oral_ray.store.shards import ShardManifest, read_stats
+from oral_ray.store.shards import ShardManifest
 from oral_ray.tasks import expand
 
 
@@ -47,7 +46,7 @@ def tables_of(
 ) -> tuple[CorpusTables, ProbeStats]:
     """What the rows refer to: prompts and bases as the network reads them, token and probe statistics."""
     condition = run.config.condition
-    probes = {base_id: stored_probes(run.objects, record, condition) for base_id, record in bases.items()}
+    probes = {base_id: run.probes(record) for base_id, record in bases.items()}
     seen = [(record.spec.digest, probes[base_id]) for base_id, record in bases.items()]
     probe_stats = fit_probe_stats(seen, condition.num_components)
     auxiliary = {task_id: training_prompts(run, task_id) for task_id in auxiliary_tasks(run)}
@@ -55,7 +54,7 @@ def tables_of(
         layouts=manifest.layouts,
         prompts={task: encoder.encode_prompts(prompts) for task, prompts in (manifest.prompts | auxiliary).items()},
         bases={i: encoder.encode_base(record, probes[i], probe_stats) for i, record in bases.items()},
-        stats=read_stats(run.objects, manifest),
+        stats=run.token_stats(manifest),
     )
     return tables, probe_stats
 
@@ -83,7 +82,7 @@ def functional_draw(
             config.training.functional,
             states_folder(),
         )
-        probes = [stored_probes(run.objects, record, config.condition) for record in versions]
+        probes = [run.probes(record) for record in versions]
         encode = functools.partial(_encode_mixed, encoder, versions[-1], probe_stats)
         items.append(FunctionalItems(source, probes, tables, encode))
 

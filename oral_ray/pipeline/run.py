@@ -11,19 +11,25 @@ A worker is sent the configuration, and opens the store once with `open_run`. Wh
 the run's handles (`objects.ReadOnce`, `Tasks`) and forgotten with it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from torch import Tensor
+
+from oral_ray.adapters.tokens import TokenStats
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.cluster import Call, device_of, run_tasks, session
+from oral_ray.cluster import Call, device_of, each_task, run_tasks, session
 from oral_ray.config import Config
+from oral_ray.generator.model import Generator
 from oral_ray.objects import Objects, ReadOnce, in_parallel, open_objects
 from oral_ray.pipeline.own_tasks import Tasks, check_unseen, resolve_tasks
 from oral_ray.store.adapters import AdapterStore
-from oral_ray.store.bases import BaseShelf
+from oral_ray.store.bases import BaseShelf, stored_probes
+from oral_ray.store.generators import get_generator
 from oral_ray.store.records import Records
+from oral_ray.store.shards import ShardManifest, read_stats
 from oral_ray.tasks import Task
 
 _T = TypeVar("_T")
@@ -66,9 +72,30 @@ class Run:
         """The results of calls as tasks of the cluster, in order; the first failure is raised when all have ended."""
         return run_tasks(calls, self.config.cluster, determinism=self.config.determinism, retries=retries, label=label)
 
+    def each_on_cluster(
+        self, calls: Sequence[Call], label: str, retries: int, retry_on: tuple[type[Exception], ...] = ()
+    ) -> Iterator[tuple[int, Any]]:
+        """(index, result) of every call as it ends; the result of one that failed is its exception."""
+        return each_task(
+            calls, self.config.cluster, determinism=self.config.determinism, retries=retries, label=label,
+            retry_on=retry_on,
+        )  # fmt: skip
+
     def in_parallel(self, function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
         """`function` of every item, in order, as many at once as the store takes."""
         return list(in_parallel(self.objects, function, items))
+
+    def probes(self, base: BaseRecord) -> dict[str, Tensor]:
+        """The weight probes of a base, computed where the store has none of it."""
+        return stored_probes(self.objects, base, self.config.condition)
+
+    def generator(self, recipe: str) -> Generator:
+        """A generator by its recipe; GeneratorError where it is missing or damaged."""
+        return get_generator(self.objects, recipe)
+
+    def token_stats(self, manifest: ShardManifest) -> TokenStats:
+        """What the tokens of shards are normalised by."""
+        return read_stats(self.objects, manifest)
 
     @property
     def device(self) -> str:

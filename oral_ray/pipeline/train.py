@@ -96,8 +96,9 @@ def with_seed(run: Run, seed: int) -> Run:
     return run.over(run.config.model_copy(update={"training": training}))
 
 
-def regression_config(config: Config) -> Config:
+def regression_run(run: Run) -> Run:
     """The control of the `regression` arm: same network and data, one deterministic step, one plain torch worker."""
+    config = run.config
     generator = config.generator.model_copy(update={"objective": RegressionObjective()})
     training = config.training.model_copy(
         update={
@@ -108,7 +109,7 @@ def regression_config(config: Config) -> Config:
             "functional": FunctionalPhase(),
         }
     )
-    return config.model_copy(update={"generator": generator, "training": training})
+    return run.over(config.model_copy(update={"generator": generator, "training": training}))
 
 
 def train_in_task(config: Config, shards_fingerprint: str) -> str:

@@ -11,18 +11,19 @@ from typing import Any, TypeVar
 
 from oral_ray.pipeline.run import Run
 
-Record = dict[str, Any]
+Finished = dict[str, Any]
+"""The record of a finished piece of work."""
 _W = TypeVar("_W")
 
 
-def _no_adapters(record: Record) -> Iterable[str]:
+def _no_adapters(record: Finished) -> Iterable[str]:
     return ()
 
 
 def complete(
-    run: Run, kind: str, wanted: Mapping[str, _W], make: Callable[[dict[str, _W]], Mapping[str, Record]],
-    adapters_of: Callable[[Record], Iterable[str]] = _no_adapters, is_there: Callable[[str], bool] | None = None,
-) -> dict[str, Record]:  # fmt: skip
+    run: Run, kind: str, wanted: Mapping[str, _W], make: Callable[[dict[str, _W]], Mapping[str, Finished]],
+    adapters_of: Callable[[Finished], Iterable[str]] = _no_adapters, is_there: Callable[[str], bool] | None = None,
+) -> dict[str, Finished]:  # fmt: skip
     """The records of all that is wanted, by fingerprint, in its order; `make` is asked for what is missing, if any is.
 
     Work counts as missing where it has no record, or one that names an adapter (`adapters_of`) which `is_there` denies;
@@ -35,9 +36,9 @@ def complete(
 
 
 def look_up(
-    run: Run, kind: str, recipes: Iterable[str], adapters_of: Callable[[Record], Iterable[str]] = _no_adapters,
+    run: Run, kind: str, recipes: Iterable[str], adapters_of: Callable[[Finished], Iterable[str]] = _no_adapters,
     is_there: Callable[[str], bool] = lambda digest: True,
-) -> dict[str, Record]:  # fmt: skip
+) -> dict[str, Finished]:  # fmt: skip
     """The records of the work that is done, by fingerprint; each adapter that they name is looked for once."""
     recipes = list(recipes)
     records = run.in_parallel(lambda recipe: run.records.get(kind, recipe), recipes)

@@ -1,6 +1,6 @@
 """Headline figures of an evidence suite from its tables: what holds on the versions that the generator never saw.
 
-Figures are means over the tasks and versions of a group (a line of descent and its t, or all unseen versions together),
+Figures are means over the tasks and versions of a group (a lineage and its t, or all unseen versions together),
 with bootstrap intervals over examples and seeds, paired where two arms are compared. Tasks of several metrics make a row
 per group and metric: a mean is of one metric.
 
