@@ -1,6 +1,6 @@
 """The gate on the small store: the best candidate on validation data is published, and no test data is read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,9 @@ from oral_ray.config import Config
 from oral_ray.errors import ArtifactError
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.arms import refined as refined_arms
+from oral_ray.modalities import ACCURACY, Metric
 from oral_ray.nightly import gate, regenerate
-from oral_ray.nightly.gate import Item, Outcome
+from oral_ray.nightly.gate import Candidate, Item, Outcome
 from oral_ray.objects import FileObjects
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
@@ -38,8 +39,9 @@ def plant(monkeypatch: pytest.MonkeyPatch):
     """Plants how many of 20 validation examples each candidate answers rightly."""
 
     def planted(**hits: int) -> None:
-        def score(config: Config, item: Item, digests: dict[str, str]) -> dict[str, float]:
-            return {name: hits[name.replace("-", "_")] / 20 for name in ("base", *digests)}
+        def score(config: Config, item: Item, candidates: Sequence[Candidate]) -> tuple[Metric, dict[str, float]]:
+            names = ("base", *(candidate.name for candidate in candidates))
+            return ACCURACY, {name: hits[name.replace("-", "_")] / 20 for name in names}
 
         monkeypatch.setattr(gate, "_score", score)
 
