@@ -12,7 +12,7 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.spec import build_spec
 from oral_ray.config import LoraSettings
 from oral_ray.generation.refusal import refuse_base
-from oral_ray.modalities import ACCURACY
+from oral_ray.modalities import ACCURACY, Metric
 from oral_ray.nightly.plan import decide, plan_releases
 
 ARMS = ("generated", "reuse_new", "reuse_old")
@@ -62,6 +62,21 @@ def test_nothing_is_published_where_nothing_beats_the_base(score: float, min_gai
     decision = decide({"generated": score, "base": 0.5}, ARMS, min_gain, ACCURACY)
     assert decision.arm is None
     assert decision.reason == f"no candidate beats base by more than {min_gain}: generated {score:.4f}, base 0.5000"
+
+
+def test_where_lower_is_better_the_smallest_figure_is_published_and_only_below_the_base_by_the_gain():
+    error = Metric("error", higher_is_better=False)
+    scores = {"generated": 2.0, "reuse_new": 1.5, "reuse_old": 3.0, "base": 2.5}
+    decision = decide(scores, ARMS, 0.5, error)
+    assert decision.arm == "reuse_new"
+    assert decision.reason.startswith(
+        "best on validation in error (lower is better): generated 2.0000, reuse_new 1.5000"
+    )
+    refused = decide(scores, ARMS, 1.0, error)
+    assert refused.arm is None
+    assert refused.reason.startswith("no candidate beats base by more than 1.0 in error (lower is better): generated ")
+    assert decide(scores | {"generated": 1.5}, ARMS, 0.0, error).arm == "generated", "the earlier one in a tie"
+    assert decide(scores | {"base": float("nan")}, ARMS, 0.0, error).arm is None
 
 
 def test_nothing_is_published_where_there_is_no_candidate():
