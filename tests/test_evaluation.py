@@ -28,7 +28,7 @@ def answers(accuracy: float, seed: int, tasks: int = 4, seeds: int = 1, n: int =
 def test_interval_covers_a_known_difference_about_as_often_as_it_says() -> None:
     covered, widths = 0, []
     for seed in range(60):
-        interval = paired_difference(answers(0.8, 2 * seed), answers(0.7, 2 * seed + 1), 300)
+        interval = paired_difference(answers(0.8, 2 * seed), answers(0.7, 2 * seed + 1), ACCURACY, 300)
         covered += interval.low <= 0.1 <= interval.high
         widths.append(interval.high - interval.low)
         assert interval.low <= interval.mean <= interval.high
@@ -39,7 +39,7 @@ def test_interval_covers_a_known_difference_about_as_often_as_it_says() -> None:
 
 def test_identical_arms_differ_by_exactly_zero() -> None:
     arm = answers(0.8, 0, seeds=3)
-    interval = paired_difference(arm, {task: values.copy() for task, values in arm.items()}, 500)
+    interval = paired_difference(arm, {task: values.copy() for task, values in arm.items()}, ACCURACY, 500)
     assert (interval.mean, interval.low, interval.high) == (0.0, 0.0, 0.0)
 
 
@@ -48,7 +48,7 @@ def test_pairing_makes_the_interval_of_arms_that_agree_narrow() -> None:
     better = {task: values.copy() for task, values in arm.items()}
     for values in better.values():
         values[0, np.flatnonzero(values[0] == 0)[:8]] = 1.0  # eight more right, all others as before
-    paired, alone = paired_difference(better, arm, 1000), mean_over_tasks(arm, ACCURACY, 1000)
+    paired, alone = paired_difference(better, arm, ACCURACY, 1000), mean_over_tasks(arm, ACCURACY, 1000)
     assert paired.mean == pytest.approx(8 / 400)
     assert 0 < paired.low < paired.mean < paired.high
     assert paired.high - paired.low < 0.4 * (alone.high - alone.low)
@@ -56,7 +56,7 @@ def test_pairing_makes_the_interval_of_arms_that_agree_narrow() -> None:
 
 def test_swapping_arms_mirrors_the_interval() -> None:
     left, right = answers(0.8, 0, seeds=2), answers(0.7, 1, seeds=2)
-    one, two = paired_difference(left, right, 500), paired_difference(right, left, 500)
+    one, two = paired_difference(left, right, ACCURACY, 500), paired_difference(right, left, ACCURACY, 500)
     assert (one.mean, one.low, one.high) == pytest.approx((-two.mean, -two.high, -two.low))
 
 
@@ -80,23 +80,23 @@ def test_spread_over_seeds_is_in_the_interval() -> None:
 
 
 def test_an_arm_with_more_seeds_can_be_compared_with_one_without() -> None:
-    interval = paired_difference(answers(0.8, 0, seeds=3), answers(0.6, 1), 300)
+    interval = paired_difference(answers(0.8, 0, seeds=3), answers(0.6, 1), ACCURACY, 300)
     assert interval.low < 0.2 < interval.high
 
 
 def test_intervals_are_the_same_in_every_run_and_for_every_order_of_tasks() -> None:
     arm = answers(0.7, 0)
-    again = {task: arm[task] for task in reversed(arm)}
-    assert mean_over_tasks(arm, ACCURACY, 300).model_dump() == pytest.approx(mean_over_tasks(again, ACCURACY, 300).model_dump())
+    one, again = (mean_over_tasks(of, ACCURACY, 300) for of in (arm, {task: arm[task] for task in reversed(arm)}))
+    assert one.model_dump() == pytest.approx(again.model_dump())
     assert mean_over_tasks(arm, ACCURACY, 300, seed=1) != mean_over_tasks(arm, ACCURACY, 300, seed=0)
 
 
 def test_arms_on_other_tasks_or_examples_are_refused_by_name() -> None:
     arm = answers(0.8, 0, tasks=2)
     with pytest.raises(EvaluationError, match=r"other tasks: \['task-0', 'task-1'\] and \['task-0'\]"):
-        paired_difference(arm, {"task-0": arm["task-0"]}, 10)
+        paired_difference(arm, {"task-0": arm["task-0"]}, ACCURACY, 10)
     with pytest.raises(EvaluationError, match="other examples of 'task-1'"):
-        paired_difference(arm, {**arm, "task-1": arm["task-1"][:, :10]}, 10)
+        paired_difference(arm, {**arm, "task-1": arm["task-1"][:, :10]}, ACCURACY, 10)
 
 
 def skewed_task() -> Task:
@@ -107,13 +107,15 @@ def skewed_task() -> Task:
     return task.model_copy(update={"train": (*animals[:8], *plants[:24])})
 
 
-def test_majority_values_the_most_frequent_training_label() -> None:
+def test_majority_answers_the_most_frequent_training_label() -> None:
     task = skewed_task()
     found = majority_values(ACCURACY, task, "test", 10)
     assert found == [example.label == "plant" for example in task.examples("test")[:10]]
     even = toy_task()
     assert Counter(example.label for example in even.train) == {"animal": 32, "plant": 32}
-    assert majority_values(ACCURACY, even, "test", 100) == [e.label == "animal" for e in even.examples("test")]  # the first
+    assert majority_values(ACCURACY, even, "test", 100) == [
+        e.label == "animal" for e in even.examples("test")
+    ]  # the first
 
 
 def test_zero_shot_is_calibrated_by_the_validation_inputs_alone(

@@ -18,7 +18,7 @@ from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import CorpusConfig
 from oral_ray.errors import BaseModelError, TaskError
 from oral_ray.evaluation.scoring import example_values, majority_values
-from oral_ray.modalities import TaskReader, batches, modality_of
+from oral_ray.modalities import ACCURACY, TaskReader, Values, batches, modality_of
 from oral_ray.modalities import causal as causal_modality
 from oral_ray.modalities.encoder import EncoderReader
 from oral_ray.modalities.text import encode, label_tokens
@@ -161,7 +161,7 @@ def test_a_free_answer_is_right_when_greedy_decoding_writes_it(tiny_llama: Path)
     assert written == adapted
 
 
-def values_of(reader: TaskReader, logits_PK: Tensor, batch: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def values_of(reader: TaskReader, logits_PK: Tensor, batch: Any, monkeypatch: pytest.MonkeyPatch) -> Values:
     monkeypatch.setattr(causal_modality, "_next_token_logits", lambda *_: logits_PK)
     return reader.values(torch.nn.Identity(), batch)
 

@@ -53,9 +53,7 @@ def test_an_adapter_trained_there_is_the_one_trained_here(name: str, request: py
 def test_answers_there_are_those_here(tiny_llama: Path, tmp_path: Path, make, keep: bool):
     artifacts = [None, random_artifact(upper(tiny_llama)), random_artifact(layout_of(tiny_llama), seed=1, scale=2.0)]
     answers = [
-        example_values(
-            on(device, tiny_llama), make(), artifacts, "validation", 40, tmp_path / device if keep else None
-        )
+        example_values(on(device, tiny_llama), make(), artifacts, "validation", 40, tmp_path / device if keep else None)
         for device in DEVICES
     ]
     assert answers[0] == answers[1]
