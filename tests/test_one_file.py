@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.container import BarContainer
-from nightly_fixtures import tiny_config
+from nightly_fixtures import tiny_config, trained_here
 from test_evaluation_registry import HALVED, add_arm  # noqa: F401 (a fixture)
 
 from oral_ray import modalities
+from oral_ray.cluster import data
 from oral_ray.config import Config
 from oral_ray.evaluation import evaluate
 from oral_ray.evaluation.answers import values_by_task
@@ -31,7 +32,7 @@ from oral_ray.local.parquet import parse_table
 from oral_ray.modalities import MODALITIES
 from oral_ray.nightly import regenerate
 from oral_ray.objects import open_objects
-from oral_ray.pipeline import shards, train
+from oral_ray.pipeline.walk import train_seeds
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.generators import read_metrics
 from oral_ray.store.records import Records
@@ -65,8 +66,8 @@ def shards_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def fold(uris: list[str], measure: Callable[[pa.Table], bytes]) -> list[bytes]:
         return [measure(parse_table(Path(uri.removeprefix("file://")).read_bytes())) for uri in uris]
 
-    monkeypatch.setattr(shards, "write_parquet", write)
-    monkeypatch.setattr(shards, "fold_parquet", fold)
+    monkeypatch.setattr(data, "write_parquet", write)
+    monkeypatch.setattr(data, "fold_parquet", fold)
 
 
 @pytest.fixture
@@ -87,8 +88,8 @@ def error_of(rows: np.ndarray) -> float:
 
 
 def test_an_arm_and_a_kind_of_base_of_one_file_each_go_the_whole_way(config: Config):
-    train.train_in_task(config, shards.run(config).fingerprint)
-    scores = evaluate.run(config)
+    trained = trained_here(config)
+    scores = evaluate.evaluate_arms(trained, train_seeds(trained))
     out = Path(config.out)
     table = arm_table(out, 20)
 
@@ -115,12 +116,11 @@ def test_an_arm_and_a_kind_of_base_of_one_file_each_go_the_whole_way(config: Con
     assert drawn.keys() == set(by_arm.index)
     assert drawn["halved"] == pytest.approx(list(table[table["arm"] == "halved"]["mean"]))
 
-    recipe = train.trained(config)
-    pd.DataFrame(read_metrics(open_objects(config.store), recipe)).to_parquet(out / "metrics.parquet")
+    pd.DataFrame(read_metrics(open_objects(config.store), trained.recipe)).to_parquet(out / "metrics.parquet")
     page = write_report(out).read_text()
     assert "<th>rmse (lower is better)</th>" in page and "rmse, plus is better to halved" in page
 
-    summary = regenerate.run(config)
+    summary = regenerate.regenerate(trained)
     assert len(summary.outcomes) == 2 and not summary.failed
     for outcome in summary.outcomes:
         best = min(outcome.scores, key=lambda name: outcome.scores[name])
