@@ -23,13 +23,13 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.concurrency import run_in_threadpool
 
-from oral_ray.cluster import scrape_metrics
+from oral_ray.cluster.metrics import scrape_metrics
 from oral_ray.config import DEFAULT_CONFIG, Config, load_config
 from oral_ray.config.place import with_absolute_store
 from oral_ray.errors import OralError
 from oral_ray.generation.service import Stock
 from oral_ray.objects import open_objects
-from oral_ray.pipeline.own_tasks import enter_tasks
+from oral_ray.pipeline.own_tasks import resolve_tasks
 from serve.api import build_api
 from serve.broker import Broker
 from serve.catalog import Catalog
@@ -60,7 +60,7 @@ def build_app(config: Config | Mapping[str, str]) -> serve.Application:
         config = load_config(config.get("config", DEFAULT_CONFIG), overrides)
     config = with_absolute_store(config)
     try:
-        config = enter_tasks(config)
+        config = resolve_tasks(config, open_objects(config.store))
     except OralError as error:  # it serves without them; only the list of tasks is shorter
         logger.warning("/v1/tasks leaves out tasks of one's own: %s", error)
     settings, logs = config.serve, LoggingConfig(encoding="JSON", enable_access_log=False)

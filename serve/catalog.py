@@ -13,7 +13,7 @@ from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError, MissingObjectError, OralError
 from oral_ray.generation.service import Stock
-from oral_ray.pipeline.own_tasks import task_of
+from oral_ray.pipeline.own_tasks import Tasks
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.refreshed import Refreshed
 from oral_ray.store.releases import ReleaseStore
@@ -125,10 +125,10 @@ class Catalog:
         )  # fmt: skip
 
     def _read_tasks(self, _: str) -> TaskList:
-        items = []
+        known, items = Tasks(self._stock.objects, self._config.tasks.folders), []
         for task_id in self._config.tasks.ids:
             try:
-                task = task_of(self._config, task_id)
+                task = known.get(task_id)
             except OralError:
                 continue  # a source that is not installed here: no example can be shown
             items.append(TaskInfo(id=task.id, labels=task.labels, prompts=task.prompts[:NUM_PROMPTS]))

@@ -48,11 +48,6 @@ MODULES = {"errors", "version"}
 """Modules at the top of the package: they stand on floors as rooms do, and are not counted as rooms."""
 MAX_ROOMS = 8
 WIDE_ROOMS = {
-    "pipeline": 10,
-    "evaluation": 12,
-    "nightly": 9,
-    "study": 9,
-    "jobs": 9,
     "serve": 9,
 }
 """Rooms that import more than `MAX_ROOMS` others, and how many at most: lower a number when you can, never raise one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from factory_fixtures import base_of, toy_task
 
+from oral_ray.bases.catalog import BaseRecord
 from oral_ray.cli import main
 from oral_ray.config import Config, build_config
 from oral_ray.errors import ConfigError, StoreError, TaskError
@@ -15,8 +16,10 @@ from oral_ray.evaluation import cells
 from oral_ray.evaluation.cells import Cell, Unadapted
 from oral_ray.objects import open_objects
 from oral_ray.pipeline import corpus, shards
-from oral_ray.pipeline.material import further_tasks
-from oral_ray.pipeline.own_tasks import _stored, check_answers, enter_tasks, task_of
+from oral_ray.pipeline.answers import check_answers
+from oral_ray.pipeline.material import auxiliary_tasks
+from oral_ray.pipeline.own_tasks import check_unseen, resolve_tasks
+from oral_ray.pipeline.run import Run, begin_run, open_run
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.shards import ShardManifest
 from oral_ray.tasks import load_task, subject
@@ -59,6 +62,23 @@ def config(tmp_path: Path) -> Callable[..., Config]:
 def kept(config: Config) -> list[str]:
     root = Path(config.store.uri)
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.json"))
+
+
+def enter_tasks(config: Config, keep: bool = True) -> Config:
+    return resolve_tasks(config, open_objects(config.store), keep)
+
+
+def unseen_checked(config: Config) -> None:
+    check_unseen(config, open_run(config).tasks)
+
+
+def over(config: Config, record: BaseRecord) -> Run:
+    return open_run(config).with_bases({record.id: record})
+
+
+def trained(run: Run, task_id: str) -> list[corpus.CorpusEntry]:
+    """The entry of a training on the run's base."""
+    return corpus.train_runs(run, [corpus.plan_run(run, task_id, list(run.bases.values()), 0)])
 
 
 def refusal(call: Callable[[], object], error: type[Exception] = TaskError) -> str:
@@ -175,12 +195,12 @@ def test_a_copy_under_another_name_is_not_unseen_and_other_labels_of_the_same_te
     write(shell / "other", 'labels = ["x", "animal"]', **swapped)
     entered = enter_tasks(config(ids=["spam"], further=["copy", "other"], unseen=["other", "instructed/copy"]))
     assert "'instructed/folder/copy' has the examples of 'folder/spam'" in refusal(
-        lambda: corpus.check_unseen(entered), ConfigError
+        lambda: unseen_checked(entered), ConfigError
     )
-    corpus.check_unseen(enter_tasks(config(ids=["spam"], unseen=["other"])))
+    unseen_checked(enter_tasks(config(ids=["spam"], unseen=["other"])))
     phase = {"training": {"functional": {"steps": 1}}}
     tree = enter_tasks(config(ids=["other"], further=["copy", "kind/bird"], unseen=["spam"])).model_dump(mode="json")
-    assert further_tasks(build_config(tree | phase)) == ["kind/bird"]
+    assert auxiliary_tasks(open_run(build_config(tree | phase))) == ["kind/bird"]
 
 
 # One id, from the shell to a worker
@@ -196,7 +216,7 @@ def test_one_folder_is_one_task_however_it_is_spelled(shell: Path, config: Calla
     assert enter_tasks(entered) == entered
     assert {subject(task_id) for task_id in entered.tasks.ids[1:]} == {subject(entered.tasks.unseen[0])}
     assert "'few-shot/folder/spam-mails' has the examples of 'instructed/folder/spam-mails'" in refusal(
-        lambda: corpus.check_unseen(entered), ConfigError
+        lambda: unseen_checked(entered), ConfigError
     )
 
 
@@ -210,8 +230,8 @@ def test_a_worker_knows_the_task_by_its_id_without_the_folder_and_in_any_place(
     shutil.rmtree(shell / "spam")
     monkeypatch.chdir(tmp_path)
     [task_id] = build_config(entered.model_dump(mode="json")).tasks.ids  # as it is sent to training workers
-    assert task_of(entered, task_id) == here
-    assert task_of(entered, task_id).id == task_id == f"{variant}folder/spam"
+    assert open_run(entered).task(task_id) == here
+    assert open_run(entered).task(task_id).id == task_id == f"{variant}folder/spam"
     assert enter_tasks(entered) == entered  # a run repeated from its summary
 
 
@@ -219,7 +239,7 @@ def test_an_id_that_no_folder_gave_is_refused_and_says_what_there_is(shell: Path
     assert "give the folder's path, from here ./folder/spam" in refusal(
         lambda: enter_tasks(config(ids=["folder/spam"]))
     )
-    assert "begin with enter_tasks" in refusal(lambda: task_of(config(ids=["./spam"]), "./spam"))
+    assert "begin with resolve_tasks" in refusal(lambda: open_run(config(ids=["./spam"])).task("./spam"))
     assert f"no such folder (looked in {shell})" in refusal(lambda: enter_tasks(config(ids=["my/spam"])))
     assert "no such folder" in refusal(lambda: enter_tasks(config(ids=["~nobody-here/spam"])))
     assert "cannot be read: File name too long" in refusal(lambda: enter_tasks(config(ids=["x" * 5000])))
@@ -281,7 +301,7 @@ def test_other_data_is_another_task_whose_adapters_alone_are_trained_again(
 
     def recipes() -> list[str]:
         entered = enter_tasks(config(ids=["spam", "ham"]))
-        return [corpus.plan_run(entered, task_id, [record], 0).recipe for task_id in entered.tasks.ids]
+        return [corpus.plan_run(open_run(entered), task_id, [record], 0).recipe for task_id in entered.tasks.ids]
 
     write(shell / "ham")
     folder = write(shell / "spam")
@@ -303,13 +323,11 @@ def test_what_is_damaged_in_the_store_is_refused_and_mended_from_the_folder(shel
     whole = path.read_bytes()
     for damage in (b"", whole[:-9], whole.replace(b"red dog runs", b"red dog flew")):
         path.write_bytes(damage)
-        _stored.cache_clear()
         assert f"{key} in " in refusal(lambda: enter_tasks(entered), StoreError)
         assert [fault for fault in find_faults(open_objects(entered.store)) if key in fault]
     assert enter_tasks(config(ids=["spam"])) == entered and path.read_bytes() == whole
     assert not list(find_faults(open_objects(entered.store)))
     path.unlink()
-    _stored.cache_clear()
     assert "is not in" in refusal(lambda: enter_tasks(entered), StoreError)
 
 
@@ -320,13 +338,13 @@ def test_a_task_of_ones_own_is_trained_and_scored_where_its_folder_is_not(
     entered = enter_tasks(config(ids=["spam"]))
     monkeypatch.chdir(tmp_path)
     record = base_of(tiny_bert).record
-    [entry] = corpus.train_runs(entered, [corpus.plan_run(entered, "folder/spam", [record], 0)], {record.id: record})
+    [entry] = trained(over(entered, record), "folder/spam")
     cell = Cell(
         base=record.id, dtype="float32", task="folder/spam", digests=(Unadapted.BASE, entry.digests[-1]), split="test",
         limit=8,
     )  # fmt: skip
-    answers = cells.score_all(entered, [cell], {record.id: record})
-    assert {len(correct) for correct in answers[record.id, "folder/spam"].values()} == {8}
+    answers = cells.score_all(over(entered, record), [cell])
+    assert {len(values) for values in answers[record.id, "folder/spam"].values.values()} == {8}
 
 
 def test_labels_that_a_base_cannot_tell_apart_are_named_before_anything_is_trained(
@@ -337,11 +355,9 @@ def test_labels_that_a_base_cannot_tell_apart_are_named_before_anything_is_train
         (shell / "mine" / f"{split}.jsonl").write_text(f'{{"text": "text {number}", "label": "dog"}}\n')
     entered = enter_tasks(config(ids=["mine"]))
     encoder, causal = base_of(tiny_bert).record, base_of(tiny_llama).record
-    check_answers(entered, [("folder/mine", [encoder])])
-    monkeypatch.setattr(corpus, "run_tasks", None)
-    message = refusal(
-        lambda: corpus.train_runs(entered, [corpus.plan_run(entered, "folder/mine", [causal], 0)], {causal.id: causal})
-    )
+    check_answers(open_run(entered), [(("folder/mine",), [encoder])])
+    monkeypatch.setattr("oral_ray.pipeline.run.run_tasks", None)
+    message = refusal(lambda: trained(over(entered, causal), "folder/mine"))
     assert f"task 'folder/mine' on base {causal.id!r}: labels ('dog', 'dog house') share a first token" in message
 
 
@@ -349,8 +365,7 @@ def test_another_number_of_prompts_makes_other_shards(
     shell: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ):
     write(shell / "spam")
-    monkeypatch.setattr(corpus, "run", lambda config: {})
-    monkeypatch.setattr(corpus, "train_runs", lambda *args: [])
+    monkeypatch.setattr(shards, "plan_learned", lambda run: [])
     asked: list[str] = []
 
     def there(objects: object, recipe: str) -> ShardManifest:
@@ -360,9 +375,9 @@ def test_another_number_of_prompts_makes_other_shards(
     monkeypatch.setattr(shards, "read_manifest", there)
     header = 'labels = ["animal", "plant"]\nprompts = ["Animal or plant?"]'
     for ids, num_prompts in ((["spam"], 4), (["spam"], 8), (["spam"], 400), (["spam"], 500), (["wordnet/mind"], 4)):
-        shards.run(enter_tasks(config(ids=ids, num_prompts=num_prompts)))
+        shards.write_shards(begin_run(config(ids=ids, num_prompts=num_prompts)), {})
     write(shell / "spam", header)
-    shards.run(enter_tasks(config(ids=["spam"], num_prompts=4)))
+    shards.write_shards(begin_run(config(ids=["spam"], num_prompts=4)), {})
     assert asked[2] == asked[3], "there are no more than all"
     assert len(set(asked)) == len(asked) - 1
 
@@ -373,7 +388,7 @@ def test_score_takes_a_folder_and_says_the_id_that_a_run_uses(
     write(shell / "spam")
     entered = enter_tasks(config(ids=["spam"]))
     record = base_of(tiny_bert).record
-    [entry] = corpus.train_runs(entered, [corpus.plan_run(entered, "folder/spam", [record], 0)], {record.id: record})
+    [entry] = trained(over(entered, record), "folder/spam")
     folder = Path(entered.store.uri) / "adapters" / entry.digests[-1]
     assert main(["score", str(folder), "--base", str(tiny_bert), "--task", "./spam", "--limit", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["task"] == "folder/spam"

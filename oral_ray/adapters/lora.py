@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -118,6 +117,8 @@ def attached(base: LoadedBase, artifact: AdapterArtifact) -> Iterator[nn.Module]
 
 
 def _attach(base: LoadedBase, plain: AdapterArtifact) -> nn.Module:
+    from peft import LoraConfig, PeftModel  # here and below: it imports half of what is installed
+
     config = LoraConfig(
         r=plain.config["r"],
         lora_alpha=plain.config["lora_alpha"],
@@ -166,6 +167,8 @@ def load_by_peft(base: LoadedBase, folder: Path) -> nn.Module:
 
     It is given modules of its own on the base's weights: an initialisation that changed weights would change the base.
     """
+    from peft import PeftModel
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # keys of newer versions, and names that the intake has looked at
@@ -211,6 +214,8 @@ def _refused(name: str, base: LoadedBase, error: Exception) -> ArtifactError:
 
 
 def _with_adapter(base: LoadedBase, layout: AdapterLayout, start: Factors) -> Any:
+    from peft import LoraConfig, PeftModel
+
     config = LoraConfig(
         r=layout.lora.r,
         lora_alpha=layout.lora.lora_alpha,  # type: ignore[arg-type]

@@ -22,10 +22,11 @@ from pydantic import PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor
 
-from oral_ray import cluster
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenMoments, token_mask
 from oral_ray.bases.spec import build_spec
+from oral_ray.cluster import limit_threads
+from oral_ray.cluster.training import run_workers, worker_checkpoint, worker_rank, worker_report, worker_rows
 from oral_ray.config import (
     ConditionConfig,
     GeneratorConfig,
@@ -117,7 +118,7 @@ def build_corpus(uri: str, shape: Shape, num_rows: int, num_files: int) -> Shard
 def run_training(job: Job, name: str) -> list[dict[str, Any]]:
     """Run it on the connected cluster and return its training log, whatever was lost on the way."""
     manifest, curve = _manifest(job), []
-    cluster.run_workers(
+    run_workers(
         train_worker,
         {"job": job.model_dump(mode="json")},
         job.training,
@@ -133,8 +134,8 @@ def run_training(job: Job, name: str) -> list[dict[str, Any]]:
 def train_worker(loop_config: dict[str, Any]) -> None:
     """Worker of a run."""
     job = Job.model_validate(loop_config["job"])
-    cluster.limit_threads(job.training.threads_per_worker, job.determinism)
-    manifest, (rank, num_workers) = _manifest(job), cluster.worker_rank()
+    limit_threads(job.training.threads_per_worker, job.determinism)
+    manifest, (rank, num_workers) = _manifest(job), worker_rank()
     spec = GeneratorSpec(
         generator=job.generator, condition=ConditionConfig(), token_dim=next(iter(manifest.layouts.values())).token_dim,
         text_dim=EMBEDDING, model_dim=EMBEDDING, text_encoder_fingerprint="", architectures=(), recipe="bench",
@@ -142,9 +143,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     marker = Path(job.killed)
 
     def rows() -> Iterable[CorpusRow]:
-        return corpus_rows(cluster.worker_rows(), manifest.layouts)
+        return corpus_rows(worker_rows(), manifest.layouts)
 
-    with cluster.worker_checkpoint() as resume:
+    with worker_checkpoint() as resume:
         curve: list[dict[str, Any]] = json.loads((resume / _CURVE).read_text()) if resume else []
 
         def report(row: MetricsRow, folder: Path | None) -> None:
@@ -155,7 +156,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
                 with Path(job.progress).open("a", encoding="utf-8") as file:
                     line = {"time": time.time(), "step": row.step, "num_workers": num_workers, "pid": os.getpid()}
                     file.write(json.dumps(line) + "\n")
-            cluster.worker_report(loop_config["board"], row.model_dump(), folder, job.training.checkpoint_upload)
+            worker_report(loop_config["board"], row.model_dump(), folder, job.training.checkpoint_upload)
             if row.step == job.kill_step and rank == num_workers - 1 and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -18,7 +19,7 @@ from oral_ray.adapters.matching import key_of
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import Dtype
 from oral_ray.errors import ArtifactError
-from oral_ray.evaluation.scoring import correct_answers
+from oral_ray.evaluation.scoring import example_values, metric_of
 from oral_ray.tasks import Split, load_task
 
 _TOLERANCE = 1e-4  # of the largest output: float32 through a hundred layers; the tests hold small models to 1e-5
@@ -74,12 +75,13 @@ class Verification(BaseModel):
 
 
 class AdapterScore(BaseModel):
-    """One cell of a table, computed again: the accuracy on the first n examples of a split."""
+    """One cell of a table, computed again: the figure of the first n examples of a split by a metric (its name)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     split: Split
+    metric: str
     value: float
     n: int
 
@@ -133,8 +135,10 @@ def score_adapter(
     artifact = read_folder(folder)
     base = open_base(base_source, dtype)
     taken = take_in(base, artifact, str(folder)).artifact
-    [correct] = correct_answers(base, task, [taken], split, limit)
-    return AdapterScore(task=task.id, split=split, value=sum(correct) / len(correct), n=len(correct))
+    [values] = example_values(base, task, [taken], split, limit)
+    metric = metric_of(base, task)
+    figure = metric.figure(np.array(values))
+    return AdapterScore(task=task.id, split=split, metric=metric.name, value=figure, n=len(values))
 
 
 def _verdict(

@@ -1,10 +1,12 @@
 """Base versions in the store: records by id, and their weight probes, computed once a content fingerprint."""
 
+from collections.abc import Collection
+
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from oral_ray.bases.catalog import BaseRecord, describe_base
+from oral_ray.bases.catalog import BaseRecord, SkippedBase, describe_base, discover
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, fingerprint
 from oral_ray.errors import BaseModelError, MissingObjectError
@@ -32,7 +34,17 @@ class BaseShelf:
                 f"base {base_id!r} is not in {self._objects.uri}/{self._prefix}; import it with jobs/corpus.py or "
                 "put its files there"
             )
+        return self.described(base_id)
+
+    def described(self, base_id: str) -> BaseRecord:
+        """The same of a version that has landed, without looking whether it has."""
         return describe_base(self._objects, self.key_prefix(base_id), base_id)
+
+    def discover(
+        self, quiet_period_s: float, only: Collection[str] | None = None
+    ) -> tuple[list[BaseRecord], list[SkippedBase]]:
+        """All complete checkpoints, and all others with a reason, both sorted by id; see `bases.catalog.discover`."""
+        return discover(self._objects, self._prefix, quiet_period_s, only)
 
 
 def stored_probes(objects: Objects, record: BaseRecord, config: ConditionConfig) -> dict[str, Tensor]:

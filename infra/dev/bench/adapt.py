@@ -23,6 +23,7 @@ from oral_ray.config import ImportOrigin, load_config
 from oral_ray.errors import ConfigError
 from oral_ray.generator.condition import Condition, ConditionEncoder
 from oral_ray.pipeline.corpus import training_task
+from oral_ray.pipeline.run import open_run
 
 
 class Options(BenchOptions):
@@ -39,7 +40,7 @@ def run(options: Options) -> Result:
     """Rows for training, for a single generated adapter, for one of a batch, for training on kept states; `ratio` is the
     first's time over theirs."""
     config = load_config(options.config)
-    task = training_task(config, options.task)
+    task = training_task(open_run(config), options.task)
     origin = config.bases.versions[0].origin
     if not options.base and not isinstance(origin, ImportOrigin):
         raise ConfigError(f"the first version of {options.config} is not imported; say base=FOLDER")

@@ -38,11 +38,10 @@ from oral_ray.generator.diffusion import masked_mse
 from oral_ray.generator.model import AnyNetwork, build_network
 from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.generator.training import MetricsRow, train
-from oral_ray.local.parquet import parse_table
-from oral_ray.objects import Objects, open_objects
+from oral_ray.objects import Objects
 from oral_ray.pipeline.material import tables_of
-from oral_ray.store.bases import BaseShelf
-from oral_ray.store.shards import ShardManifest, corpus_rows, list_manifests
+from oral_ray.pipeline.run import open_run
+from oral_ray.store.shards import ShardManifest, corpus_rows, list_manifests, shard_records
 
 OURS, REGRESSION, RPG = "ours", "regression head, one pass", "RPG's head"
 
@@ -108,13 +107,10 @@ def run(options: Options) -> Result:
 
 def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
     """The corpus of the store's shards of this fingerprint, of the newest where it is empty."""
-    objects = open_objects(config.store)
-    manifest, encoder = _manifest(objects, shards), ConditionEncoder(config.condition)
-    shelf = BaseShelf(objects, config.bases.prefix)
-    tables, _ = tables_of(config, objects, manifest, {base: shelf.record(base) for base in manifest.bases}, encoder)
-    rows = [
-        row for key in manifest.keys for row in corpus_rows(parse_table(objects.get(key)).to_pylist(), manifest.layouts)
-    ]
+    run = open_run(config)
+    manifest, encoder = _manifest(run.objects, shards), ConditionEncoder(config.condition)
+    tables, _ = tables_of(run, manifest, {base: run.base_store.record(base) for base in manifest.bases}, encoder)
+    rows = list(corpus_rows(shard_records(run.objects, manifest), manifest.layouts))
     held_out = sorted((row for row in rows if is_held_out(row.digest, held_out_frac)), key=lambda row: row.digest)
     if not held_out:
         raise ConfigError(

@@ -10,30 +10,30 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.choice import Choice
 from oral_ray.evaluation.context import EvaluationContext, Plan
-from oral_ray.objects import open_objects
-from oral_ray.store.adapters import AdapterStore
+from oral_ray.pipeline.run import Run
 
 
-def scaled(store: AdapterStore, digest: str, layout: AdapterLayout, strength: float) -> str:
+def scaled(run: Run, digest: str, layout: AdapterLayout, strength: float) -> str:
     """The digest of the adapter with its change of the weights multiplied by `strength`."""
     if strength == 1.0:
         return digest
-    artifact = store.get(digest)
+    artifact = run.adapters.get(digest)
     factors = {name: (a, strength * b) for name, (a, b) in artifact.factors(layout).items()}
     made = artifact.provenance
     provenance = made.model_copy(update={"strength": strength * made.strength})
-    return store.put(build_artifact(factors, layout, provenance))
+    return run.adapters.put(build_artifact(factors, layout, provenance))
 
 
 def _planner(source: str) -> Callable[[EvaluationContext], Plan]:
     def plan(evaluation: EvaluationContext) -> Plan:
         config = evaluation.config
-        store = AdapterStore(open_objects(config.store))
         candidates: dict[tuple[str, str], list[str]] = {}
         for (base_id, task_id, _), digest in sorted(evaluation.made_by(source).items()):
-            layout = AdapterLayout.of(evaluation.records[base_id].spec, config.lora, config.tokens.token_dim)
-            made = [scaled(store, digest, layout, strength) for strength in config.evaluation.strengths]
-            candidates.setdefault((base_id, task_id), []).extend(made)
+            layout = AdapterLayout.of(evaluation.run.bases[base_id].spec, config.lora, config.tokens.token_dim)
+            for strength in config.evaluation.strengths:
+                if (digest, strength) not in evaluation.scaled:
+                    evaluation.scaled[digest, strength] = scaled(evaluation.run, digest, layout, strength)
+                candidates.setdefault((base_id, task_id), []).append(evaluation.scaled[digest, strength])
         return {
             (base_id, task_id, 0): Choice(base=base_id, task=task_id, candidates=tuple(digests))
             for (base_id, task_id), digests in candidates.items()

@@ -3,21 +3,20 @@
 from oral_ray.evaluation.arms.generated import held_out_prompt
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.context import EvaluationContext, Plan
-from oral_ray.generator.condition import ConditionEncoder
+from oral_ray.generation.batch import nearest_prompts
 from oral_ray.pipeline import corpus
-from oral_ray.pipeline.material import further_tasks
+from oral_ray.pipeline.material import auxiliary_tasks
 
 
 def plan_nearest(evaluation: EvaluationContext) -> Plan:
     """The newest seen version's adapter of the training task whose prompt is nearest to a wording never trained on."""
     config = evaluation.config
-    encoder = ConditionEncoder(config.condition)
-    known = [*config.tasks.ids, *further_tasks(config)]
-    prompts = encoder.encode_prompts([evaluation.task(task_id).prompt for task_id in known])
+    known = [*config.tasks.ids, *auxiliary_tasks(evaluation.run)]
+    prompts = [evaluation.task(task_id).prompt for task_id in known]
+    asked = [held_out_prompt(evaluation.task(task_id)) for task_id in evaluation.task_ids]
     plan: Plan = {}
-    for task_id in evaluation.task_ids:
-        [asked] = encoder.encode_prompts([held_out_prompt(evaluation.task(task_id))])
-        nearest = known[int((prompts @ asked).argmax())]
+    for task_id, index in zip(evaluation.task_ids, nearest_prompts(prompts, asked, config), strict=True):
+        nearest = known[index]
         for seed in config.corpus.seeds:
             for base_id in evaluation.base_ids:
                 newest = corpus.newest_seen(config, base_id)
