@@ -3,6 +3,7 @@
 The generator has the default sizes and random weights: speed and memory do not depend on what it has learnt.
 
     oral-ray bench generate --json out/bench/generate.json
+    oral-ray bench generate 'models=["/models/mine"]' ranks=[16]
     oral-ray bench generate device=cuda --json docs/results/h100/generate.json
 """
 
@@ -34,7 +35,10 @@ WARM_UP: Named = ("bert-base", "q,v", 4)
 
 
 class Options(BenchOptions):
-    """Which layouts, and how they are sampled; layouts of more than `max_parameters` are listed and not timed."""
+    """Which layouts, and how they are sampled; layouts of more than `max_parameters` are listed and not timed.
+
+    `models` are names of known ones or sources of base models: a folder with a config.json, hf:ORG/NAME, ...
+    """
 
     repetitions: PositiveInt = 1
     device: str = "cpu"
