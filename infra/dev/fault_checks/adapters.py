@@ -116,7 +116,8 @@ def true_reason(place: Place, which: str) -> None:
     said = place.cli("verify", place.inputs / "adapters" / name, "--base", place.inputs / LLAMA)
     if said.code == 0:
         raise FaultError(f"taken: {said.last}")
-    must_say(said.text, word, never=("incomplete", "publish it again", "train it again", "rank_pattern, "))
+    text = said.text.replace(str(place.inputs / "adapters" / name), "it")  # whose name holds the word
+    must_say(text, word, never=("incomplete", "publish it again", "train it again", "rank_pattern, "))
 
 
 @each({

@@ -103,15 +103,18 @@ def single_beside_shards(place: Place) -> None:
         raise FaultError(f"fingerprint of the shards, weights of the single file (off by {off:.2g})")
 
 
-@check("3b", "Mistral's consolidated copy beside a checkpoint is not imported as a part of it", TAKEN)
-def consolidated(place: Place) -> None:
-    from oral_ray.bases.loading import import_base
-    from oral_ray.objects import FileObjects
-
-    import_base(str(place.inputs / "bases/Mistral's own copy beside"), FileObjects(place.work / "store"), "bases/v1/")
-    names = [path.name for path in (place.work / "store/bases/v1").iterdir()]
-    if "consolidated.safetensors" in names:
-        raise FaultError("copied into the store with the shards, a second set of weights that nothing reads")
+@each({
+    "3b": ("Mistral's consolidated copy beside the single file is passed over", "consolidated beside the single file"),
+    "3c": ("Mistral's consolidated copy beside shards is passed over", "Mistral's own copy beside"),
+}, TAKEN)  # fmt: skip
+def consolidated(place: Place, kind: str) -> None:
+    base = opened(place.inputs / "bases" / kind)
+    if not torch.equal(values(base), values(opened(place.inputs / "bases/as it is"))):
+        raise FaultError("taken with other weights")
+    folder = place.copy(place.inputs / "bases" / kind)
+    (folder / "consolidated.safetensors").unlink()
+    if described(folder).fingerprint != base.record.fingerprint:
+        raise FaultError("the file that is not loaded is in the fingerprint")
 
 
 @each({
@@ -232,7 +235,7 @@ def stops_no_other(place: Place, kind: str) -> None:
 OPEN = "import sys; from oral_ray.bases.loading import open_base; print(open_base(sys.argv[1]).record.fingerprint)"
 IMPORT = (
     "import sys; from oral_ray.bases.loading import import_base; from oral_ray.objects import FileObjects; "
-    "import_base(sys.argv[1], FileObjects(sys.argv[2]), 'bases/v1/')"
+    "from pathlib import Path; import_base(sys.argv[1], FileObjects(Path(sys.argv[2])), 'bases/v1/')"
 )
 
 
@@ -253,7 +256,7 @@ def hub(place: Place, how: str) -> None:
         hub_cache(cache, place.inputs / "sound/bases/bert", source.removeprefix("hf:"))
     is_command = how in ("inspect", "readme")
     command = ("-m", "oral_ray.cli", "inspect", source) if is_command else ("-c", how, source, place.work / "to")
-    said = place.python(*command, HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE="1")
+    said = place.python(*command, more={"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"})
     if said.code:
         raise FaultError(said.last)
 
@@ -317,16 +320,17 @@ def true_reason(place: Place, which: str) -> None:
     kind, _, word = which.partition(":")
     folder = place.inputs / "bases" / kind
     said = refusal(lambda: described(folder)) or refusal(lambda: opened(folder))
+    said = said.replace(str(folder), "it")  # whose name holds the word
     must_say(said, word, never=("another model", "malformed", "upload it again"))
 
 
 @each({
-    "15a": ("a base quantised by bitsandbytes ends in no traceback", "bitsandbytes 4-bit"),
+    "15a": ("a base quantised by bitsandbytes ends in no traceback", "bitsandbytes 8-bit"),
     "15b": ("a base quantised by compressed-tensors ends in no traceback", "compressed-tensors"),
     "15c": ("a boolean as layer count ends in no traceback", "whole number for a switch"),
     "15d": ("a tokenizer larger than the vocabulary ends in no traceback", "tokenizer larger than the model"),
     "15e": ("a tokenizer without pad and eos token ends in no traceback", "no token to pad with"),
-    "15f": ("an AWQ base in verify ends in no traceback", "AWQ"),
+    "15f": ("an AWQ base in verify ends in no traceback", "AWQ Olmo"),
 }, REFUSED)  # fmt: skip
 def no_traceback(place: Place, kind: str) -> None:
     base, adapter = place.inputs / "bases" / kind, place.inputs / "adapters/plain"

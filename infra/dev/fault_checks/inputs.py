@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from adapters import ADAPTERS, LLAMA, WildAdapter, factors, peft_settings, write
-from checkpoints import CHECKPOINTS, SHARDS, TINY, configure, four_bit, other_model, put, shard, weights_of
+from checkpoints import CHECKPOINTS, SHARDS, TINY, configure, four_bit, gptq, other_model, put, shard, weights_of
 from on_meta import LAYOUTS
 from sound import make_sound
 
@@ -61,7 +61,8 @@ def more_bases(folder: Path, llama: Path) -> None:
     put(both, {name: tensor + 1 for name, tensor in weights.items()})
     copy = Path(shutil.copytree(llama, folder / "consolidated beside the single file"))
     put(copy, {"layers.0.attention.wq.weight": torch.ones(32, 32)}, "consolidated.safetensors")
-    other_model("OlmoForCausalLM", "OlmoConfig", four_bits, **TINY)(llama, folder / "4-bit Olmo")
+    for name, edit in {"4-bit Olmo": four_bits, "AWQ Olmo": awq}.items():
+        other_model("OlmoForCausalLM", "OlmoConfig", edit, **TINY)(llama, folder / name)
     lost = Path(shutil.copytree(llama, folder / "shards without an index"))
     shard(lost)
     (lost / "model.safetensors.index.json").unlink()
@@ -73,6 +74,14 @@ def four_bits(folder: Path) -> None:
     """Every projection as bitsandbytes stores it in four bits."""
     put(folder, four_bit("bitsandbytes__nf4")(weights_of(folder)))
     configure(folder, quantization_config={"load_in_4bit": True, "quant_method": "bitsandbytes"})
+
+
+def awq(folder: Path) -> None:
+    """Every projection as AWQ stores it, but for the last one: what is read off the file is not empty."""
+    weights = weights_of(folder)
+    last = max(name for name in weights if "proj" in name)
+    put(folder, gptq(False)(weights) | {last: weights[last]})
+    configure(folder, quantization_config={"bits": 4, "group_size": 128, "quant_method": "awq", "version": "gemm"})
 
 
 def qwen2_vl(folder: Path, llama: Path) -> None:

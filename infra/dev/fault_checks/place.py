@@ -71,11 +71,13 @@ class Place:
                 traceback.print_exc()
         return Said(code, text.getvalue())
 
-    def python(self, *argv: object, needs_ray: bool = False, cwd: Path | None = None, **environment: str) -> Said:
+    def python(
+        self, *argv: object, needs_ray: bool = False, cwd: Path | None = None, more: Mapping[str, str] | None = None
+    ) -> Said:  # fmt: skip
         """A Python process of its own on the code under test; one that starts Ray waits for the lock, if there is one."""
         lock = ["flock", str(self.lock)] if needs_ray and self.lock else []
         done = subprocess.run(
-            [*lock, sys.executable, *map(str, argv)], cwd=cwd or self.code, env=os.environ | environment, text=True,
+            [*lock, sys.executable, *map(str, argv)], cwd=cwd or self.code, env=os.environ | dict(more or {}), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="backslashreplace",
         )  # fmt: skip
         return Said(done.returncode, done.stdout)

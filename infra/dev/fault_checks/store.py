@@ -19,7 +19,7 @@ LISTINGS = "tests/test_store_listings.py::"
 REPLACED = "tests/wild/test_bases_loading.py::test_a_base_that_is_replaced_between_fingerprint_and_load_is_refused"
 
 
-def artifact(place: Place, seed: int = 0, **provenance: str) -> Any:
+def artifact(place: Place, seed: int = 0) -> Any:
     """An adapter of rank 2 for the tiny Llama, its values from a seed."""
     from oral_ray.adapters.artifact import Provenance, build_artifact
     from oral_ray.adapters.layout import AdapterLayout
@@ -31,8 +31,7 @@ def artifact(place: Place, seed: int = 0, **provenance: str) -> Any:
         slot.module: (torch.randn(2, slot.d_in, generator=rng), torch.randn(slot.d_out, 2, generator=rng))
         for slot in layout.slots
     }
-    about = {"origin": "trained", "base": "b", "base_fingerprint": "f"} | provenance
-    return build_artifact(factors, layout, Provenance(**about))
+    return build_artifact(factors, layout, Provenance(origin="trained", base="b", base_fingerprint="f"))
 
 
 def stored(place: Place) -> tuple[Any, str]:
@@ -142,7 +141,7 @@ def truncated_listing(place: Place) -> None:
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}", "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
     }  # fmt: skip
-    said = place.python("-m", "oral_ray.cli", "list", "--store", "s3://bucket/prefix", **about)
+    said = place.python("-m", "oral_ray.cli", "list", "--store", "s3://bucket/prefix", more=about)
     if said.is_traceback or said.code == 0:
         raise FaultError(said.last or "takes the page for the whole listing")
 
