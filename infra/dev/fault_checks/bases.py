@@ -314,7 +314,7 @@ def unknown_types(place: Place) -> None:
     "14e": ("shards without an index are told about the index", "shards without an index:index"),
     "14f": ("an LFS pointer is refused as one", "LFS pointer:LFS pointer"),
     "14g": ("F8_E8M0 is refused by its name", "block scales alone:F8_E8M0"),
-    "14h": ("F4 is no malformed file", "F4 that has too many bytes:F4"),
+    "14h": ("F4 is no malformed file", "half bytes:F4"),
 }, REFUSED)  # fmt: skip
 def true_reason(place: Place, which: str) -> None:
     kind, _, word = which.partition(":")

@@ -63,11 +63,23 @@ def more_bases(folder: Path, llama: Path) -> None:
     put(copy, {"layers.0.attention.wq.weight": torch.ones(32, 32)}, "consolidated.safetensors")
     for name, edit in {"4-bit Olmo": four_bits, "AWQ Olmo": awq}.items():
         other_model("OlmoForCausalLM", "OlmoConfig", edit, **TINY)(llama, folder / name)
+    four = Path(shutil.copytree(llama, folder / "half bytes"))
+    add_four_bit_floats(four / "model.safetensors")
     lost = Path(shutil.copytree(llama, folder / "shards without an index"))
     shard(lost)
     (lost / "model.safetensors.index.json").unlink()
     assert (lost / SHARDS[0]).exists()
     qwen2_vl(folder / "Qwen2-VL", llama)
+
+
+def add_four_bit_floats(path: Path) -> None:
+    """One more tensor in a file: eight numbers of the type F4."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    end = len(data) - start
+    header = json.loads(data[8:start]) | {"model.x": {"dtype": "F4", "shape": [8], "data_offsets": [end, end + 4]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[start:] + bytes(4))
 
 
 def four_bits(folder: Path) -> None:
