@@ -179,20 +179,25 @@ def relative_task(place: Place) -> None:
         raise FaultError(f"configured as {task!r}, on a worker it is {found.id!r}")
 
 
-@check("16c", "a folder that was renamed makes shards of its own",
-       OWN + "test_another_number_of_prompts_makes_other_shards",
+@check("16c", "a folder that was moved keeps its id, or has shards of its own",
        OWN + "test_one_folder_is_one_task_however_it_is_spelled", timeout_s=300)  # fmt: skip
-def renamed_task(place: Place) -> None:
-    recipes = [shards_recipe(place, f'tasks.ids=["{place.inputs / "tasks" / name}"]') for name in ("spam", "ham")]
-    if recipes[0] == recipes[1]:
-        raise FaultError("the shards of the folder under its new name are those that name the old one")
+def moved_task(place: Place) -> None:
+    """Shards name the ids of tasks; those of another id are of no use to a run."""
+    shutil.copytree(place.inputs / "tasks/spam", place.work / "elsewhere/spam")
+    found = [
+        shards_of(place, f'tasks.ids=["{folder}/spam"]')
+        for folder in (place.inputs / "tasks", place.work / "elsewhere")
+    ]
+    (recipe, ids), (again, other_ids) = found
+    if recipe == again and ids != other_ids:
+        raise FaultError(f"the shards that name {ids[0]!r} are taken for {other_ids[0]!r}")
 
 
 @check("20a", "another number of prompts makes other shards", OWN + "test_another_number_of_prompts_makes_other_shards",
        timeout_s=300)  # fmt: skip
 def number_of_prompts(place: Place) -> None:
-    recipes = [shards_recipe(place, 'tasks.ids=["wordnet/mind"]', f"tasks.num_prompts={n}") for n in (2, 4)]
-    if recipes[0] == recipes[1]:
+    found = [shards_of(place, 'tasks.ids=["wordnet/mind"]', f"tasks.num_prompts={n}") for n in (2, 4)]
+    if found[0] == found[1]:
         raise FaultError("with 2 and with 4 prompts a task the shards have one name, the first ones stay")
 
 
@@ -200,8 +205,8 @@ class NamedError(Exception):
     """Ends the making of shards when their name is known."""
 
 
-def shards_recipe(place: Place, *overrides: str) -> str:
-    """The name of the shards of a configuration; its corpus is trained in this process where it is not there."""
+def shards_of(place: Place, *overrides: str) -> tuple[str, tuple[str, ...]]:
+    """The name of the shards of a configuration, and the ids of its tasks; its corpus is trained in this process where it is not there."""
     shards = module("oral_ray.pipeline.shards", "oral_ray.stages.shards")
     store = place.work / "store"
     if not store.exists():
@@ -212,11 +217,12 @@ def shards_recipe(place: Place, *overrides: str) -> str:
     def there(objects: Any, recipe: str) -> None:
         raise NamedError(recipe)
 
+    config = entered(config)
     with mock.patch.object(shards, "read_manifest", there):
         try:
-            shards.run(entered(config))
+            shards.run(config)
         except NamedError as found:
-            return str(found)
+            return str(found), tuple(config.tasks.ids)
     raise LookupError("shards.run asked for no manifest")
 
 
