@@ -178,14 +178,16 @@ def in_fork(check: Check, place: Place) -> str:
         answer.write_text(foreign_modules(place.code) or verdict, errors="backslashreplace")
         os._exit(0)
     deadline = time.monotonic() + check.timeout_s
-    ended = 0
-    while not ended and time.monotonic() < deadline:
-        ended, _ = os.waitpid(pid, os.WNOHANG)
+    ended = None
+    while ended is None and time.monotonic() < deadline:
+        ended = os.waitid(
+            os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
+        )  # its number stays taken until it is reaped
         time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)  # also what the check has started and left
-    if not ended:
-        os.waitpid(pid, 0)
+    os.waitpid(pid, 0)
+    if ended is None:
         return f"broken: took longer than {check.timeout_s:.0f} s"
     try:
         return answer.read_text()

@@ -184,11 +184,8 @@ def relative_task(place: Place) -> None:
 def moved_task(place: Place) -> None:
     """Shards name the ids of tasks; those of another id are of no use to a run."""
     shutil.copytree(place.inputs / "tasks/spam", place.work / "elsewhere/spam")
-    found = [
-        shards_of(place, f'tasks.ids=["{folder}/spam"]')
-        for folder in (place.inputs / "tasks", place.work / "elsewhere")
-    ]
-    (recipe, ids), (again, other_ids) = found
+    recipe, ids = shards_of(place, f'tasks.ids=["{place.inputs}/tasks/spam"]')
+    again, other_ids = shards_of(place, f'tasks.ids=["{place.work}/elsewhere/spam"]')
     if recipe == again and ids != other_ids:
         raise FaultError(f"the shards that name {ids[0]!r} are taken for {other_ids[0]!r}")
 
