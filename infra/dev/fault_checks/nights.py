@@ -203,7 +203,7 @@ class NamedError(Exception):
 
 
 def shards_of(place: Place, *overrides: str) -> tuple[str, tuple[str, ...]]:
-    """The name of the shards of a configuration, and the ids of its tasks; its corpus is trained in this process where it is not there."""
+    """The name of the shards of a configuration, and the ids of its tasks; its corpus is trained in this process."""
     shards = module("oral_ray.pipeline.shards", "oral_ray.stages.shards")
     store = place.work / "store"
     if not store.exists():
