@@ -28,8 +28,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fault_checks.nights import SMALL
+from fault_checks import adapters, bases, nights, service, store
 from fault_checks.place import CHECKS, PRESENT, Check, FaultError, Place, make_inputs
+
+PARTS = (bases, adapters, store, nights, service)
+"""The modules that register the checks."""
 
 Row = dict[str, str]
 
@@ -111,12 +114,12 @@ def prepare(work: Path, states: Sequence[Path], lock: Path | None) -> None:
                 train(code, work, target, name, steps, lock)
 
 
-def train(code: Path, work: Path, store: Path, name: str, steps: int, lock: Path | None) -> None:
+def train(code: Path, work: Path, target: Path, name: str, steps: int, lock: Path | None) -> None:
     """Train the generator of a configuration by the state's own job, in the smallest form."""
     command = [
         *(["flock", str(lock)] if lock else []), sys.executable, str(code / "jobs/train.py"),
-        "--config", str(code / "tests/tiny.toml"), "--store", str(store), f"out={work / 'out'}", f"name={name}",
-        f"training.steps={steps}", *SMALL, f"bases.versions.0.origin.source={work / 'inputs/sound/bases/bert'}",
+        "--config", str(code / "tests/tiny.toml"), "--store", str(target), f"out={work / 'out'}", f"name={name}",
+        f"training.steps={steps}", *nights.SMALL, f"bases.versions.0.origin.source={work / 'inputs/sound/bases/bert'}",
     ]  # fmt: skip
     subprocess.run(command, check=True, cwd=code, env=environment(code), stdout=subprocess.DEVNULL)
 
