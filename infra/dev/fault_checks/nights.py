@@ -173,10 +173,23 @@ def relative_task(place: Place) -> None:
     config = load_config(place.code / "tests/tiny.toml", [f"store.uri={place.work / 'store'}", 'tasks.ids=["./spam"]'])
     config, [task] = entered(config), entered(config).tasks.ids
     os.chdir(place.work)
-    load = module("oral_ray.pipeline.own_tasks").task_of if has_own_tasks() else None
-    found = load(config, task) if load else find("load_task", "oral_ray.tasks")(task)
+    found = task_on_worker(config, task)
     if found.id != task:
         raise FaultError(f"configured as {task!r}, on a worker it is {found.id!r}")
+
+
+@check("16d", "the id under which a task folder is configured is the id of its task",
+       OWN + "test_one_folder_is_one_task_however_it_is_spelled")  # fmt: skip
+def one_id(place: Place) -> None:
+    """Tables are made by the configured ids, rows by the ids of the tasks."""
+    from oral_ray.config import load_config
+
+    tasks = f'tasks.ids=["{place.inputs}/tasks/spam"]'
+    config = entered(load_config(place.code / "tests/tiny.toml", [f"store.uri={place.work / 'store'}", tasks]))
+    [task] = config.tasks.ids
+    found = task_on_worker(config, task)
+    if found.id != task:
+        raise FaultError(f"tables are keyed by {task!r}, its rows by {found.id!r}")
 
 
 @check("16c", "a folder that was moved keeps its id, or has shards of its own",
@@ -229,6 +242,13 @@ def has_own_tasks() -> bool:
     except LookupError:
         return False
     return True
+
+
+def task_on_worker(config: Any, task: str) -> Any:
+    """A task as a worker gets it."""
+    if has_own_tasks():
+        return module("oral_ray.pipeline.own_tasks").task_of(config, task)
+    return find("load_task", "oral_ray.tasks")(task)
 
 
 def entered(config: Any) -> Any:
