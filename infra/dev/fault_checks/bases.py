@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from fault_checks.place import FaultError, Place, change_json, check, must_say, refusal
+from fault_checks.place import FaultError, Place, change_json, check, hub_cache, must_say, refusal
 
 LOADING = "tests/wild/test_bases_loading.py::"
 TAKEN = LOADING + "test_what_is_taken_has_the_logits_that_plain_transformers_reads_from_the_same_tensors"
@@ -247,8 +247,6 @@ IMPORT = (
 }, HUB, "tests/test_pipeline_bases.py::test_a_version_is_imported_from_a_hub_cache_without_the_network",
    "tests/test_bases_hub.py::test_inspect_fetches_config_json_and_nothing_else")  # fmt: skip
 def hub(place: Place, how: str) -> None:
-    from fault_checks.inputs import hub_cache
-
     source, cache = "hf:tiny/bert", place.inputs / "hub"
     if how == "readme":
         words = [word for word in (place.code / "README.md").read_text().split() if word.strip("`,").startswith("hf:")]
@@ -276,7 +274,7 @@ def good_ones(place: Place, kind: str) -> None:
 
 
 @check("13e", "r may be larger than the width of k and v",
-       "tests/test_bases_skeleton.py::test_inspect_takes_any_rank_that_peft_takes",
+       "tests/test_adapters_layout.py::test_a_rank_above_the_width_of_keys_and_values_is_taken_as_peft_takes_it",
        "tests/test_nightly_plan.py::test_a_rank_that_no_module_can_use_is_skipped_with_the_largest_that_one_can",
 )  # fmt: skip
 def wide_rank(place: Place) -> None:

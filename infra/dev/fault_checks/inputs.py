@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapters import ADAPTERS, LLAMA, WildAdapter, factors, peft_settings, write
-from checkpoints import CHECKPOINTS, SHARDS, TINY, configure, four_bit, gptq, other_model, put, shard, weights_of
-from on_meta import LAYOUTS
-from sound import make_sound
+from wild.adapters import ADAPTERS, LLAMA, WildAdapter, factors, peft_settings, write
+from wild.checkpoints import CHECKPOINTS, SHARDS, TINY, configure, four_bit, gptq, other_model, put, shard, weights_of
+from wild.on_meta import LAYOUTS
+from wild.sound import make_sound
+
+from fault_checks.place import hub_cache
 
 SD_REFINER = {
     "_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
@@ -105,7 +107,12 @@ def qwen2_vl(folder: Path, llama: Path) -> None:
         "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
     }  # fmt: skip
     vision = {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 32, "mlp_ratio": 2}
-    tokens = {"image_token_id": 1, "video_token_id": 2, "vision_start_token_id": 3, "vision_end_token_id": 4}
+    tokens: dict[str, Any] = {
+        "image_token_id": 1,
+        "video_token_id": 2,
+        "vision_start_token_id": 3,
+        "vision_end_token_id": 4,
+    }
     config = Qwen2VLConfig(text_config=text, vision_config=vision, **tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -131,7 +138,7 @@ def merged_start(folder: Path, llama: Path) -> None:
             model = get_peft_model(
                 AutoModelForCausalLM.from_pretrained(llama), LoraConfig(init_lora_weights=start, **settings)
             )
-            model.save_pretrained(folder / f"{start} by peft")
+            model.save_pretrained(str(folder / f"{start} by peft"))
 
 
 def scaled_for_unet(folder: Path) -> None:
@@ -147,17 +154,6 @@ MORE_ADAPTERS = {
         lambda folder: write(folder, peft_settings(base_model_name_or_path="org/another-base"), factors(LLAMA)) and None
     ),
 }
-
-
-def hub_cache(folder: Path, base: Path, repository: str) -> None:
-    """What a download from the hub leaves behind: files as blobs, and a snapshot of links to them."""
-    commit, root = "a" * 40, folder / f"models--{repository.replace('/', '--')}"
-    for part in ("blobs", f"snapshots/{commit}", "refs"):
-        (root / part).mkdir(parents=True)
-    (root / "refs/main").write_text(commit)
-    for number, path in enumerate(sorted(base.iterdir())):
-        shutil.copy(path, root / "blobs" / str(number))
-        (root / "snapshots" / commit / path.name).symlink_to(f"../../blobs/{number}")
 
 
 def own_task(folder: Path) -> None:

@@ -158,7 +158,7 @@ def train_own_task(place: Place, task: str, cwd: Path) -> None:
 
 @check("16a", "a task of one's own by an absolute path goes from its folder to scores",
        OWN + "test_a_task_of_ones_own_is_trained_and_scored_where_its_folder_is_not",
-       OWN + "test_one_folder_is_one_task_however_it_is_spelled", timeout_s=600)  # fmt: skip
+       OWN + "test_one_folder_is_one_task_however_it_is_spelled", timeout_s=1800)  # fmt: skip
 def absolute_task(place: Place) -> None:
     train_own_task(place, str(place.inputs / "tasks/spam"), place.code)
 

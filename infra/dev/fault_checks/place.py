@@ -155,6 +155,17 @@ def change_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(read_json(path) | values))
 
 
+def hub_cache(folder: Path, base: Path, repository: str) -> None:
+    """What a download from the hub leaves behind: files as blobs, and a snapshot of links to them."""
+    commit, root = "a" * 40, folder / f"models--{repository.replace('/', '--')}"
+    for part in ("blobs", f"snapshots/{commit}", "refs"):
+        (root / part).mkdir(parents=True)
+    (root / "refs/main").write_text(commit)
+    for number, path in enumerate(sorted(base.iterdir())):
+        shutil.copy(path, root / "blobs" / str(number))
+        (root / "snapshots" / commit / path.name).symlink_to(f"../../blobs/{number}")
+
+
 def make_inputs(folder: Path, environment: Mapping[str, str]) -> None:
     """Fill the folder of inputs, in a process of its own with the present code and its tests' makers."""
     path = os.pathsep.join(str(PRESENT / part) for part in ("", "tests", "tests/wild", "infra/dev"))

@@ -206,7 +206,9 @@ def copied_store(place: Place) -> None:
         raise FaultError(f"the copy names the old place: {said.last}")
 
 
-@check("23b", "the README's second Ray head has a dashboard of its own, and says how to stop it")
+@check("23b", "the README's second Ray head has a dashboard of its own, and says how to stop it",
+       "tests/test_docs.py::test_a_second_ray_head_of_the_readme_has_ports_of_its_own_and_the_next_line_submits_to_it",
+)  # fmt: skip
 def second_head(place: Place) -> None:
     text = (place.code / "README.md").read_text()
     heads = [line for line in text.replace("\\\n", " ").splitlines() if line.strip().startswith("ray start --head")]
