@@ -28,10 +28,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fault_checks import adapters, bases, nights, service, store
+from fault_checks import bases, loras, nights, service, store
 from fault_checks.place import CHECKS, PRESENT, Check, FaultError, Place, make_inputs
 
-PARTS = (bases, adapters, store, nights, service)
+PARTS = (bases, loras, store, nights, service)
 """The modules that register the checks."""
 
 Row = dict[str, str]

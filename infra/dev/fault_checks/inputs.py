@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from wild.adapters import ADAPTERS, LLAMA, WildAdapter, factors, peft_settings, write
-from wild.checkpoints import CHECKPOINTS, SHARDS, TINY, configure, four_bit, gptq, other_model, put, shard, weights_of
-from wild.on_meta import LAYOUTS
-from wild.sound import make_sound
+from adapters import ADAPTERS, LLAMA, WildAdapter, factors, peft_settings, write
+from checkpoints import CHECKPOINTS, SHARDS, TINY, configure, four_bit, gptq, other_model, put, shard, weights_of
+from on_meta import LAYOUTS
+from sound import make_sound
 
 from fault_checks.place import hub_cache
 
