@@ -155,7 +155,8 @@ def dropped_page(place: Place) -> None:
 
     class Dropping(FileObjects):
         def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-            return (info for info in super().list(prefix) if info.key != "records/generated/f.json")
+            dropped = ("records/", "records/generated/f.json")
+            return (info for info in super().list(prefix) if (prefix, info.key) != dropped)
 
     objects, _ = stored(place)
     planned: list[Any] = []
