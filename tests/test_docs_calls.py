@@ -16,6 +16,7 @@ from nightly_fixtures import copied, land, tiny_config
 from service_fixtures import open_test_service
 
 from oral_ray.nightly import regenerate
+from oral_ray.pipeline.run import open_run
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/dev/architecture.md").read_text(encoding="utf-8")
@@ -81,7 +82,7 @@ def test_a_base_id_goes_the_way_that_the_page_writes_down(
     land(store, "v9")
     settings = ('regenerate.bases=["v9"]', 'regenerate.candidates=["generated"]', "regenerate.min_gain_over_base=-1.0")
     with recorded(steps) as seen:
-        summary = regenerate.run(tiny_config(store, tiny_bert, *settings))
+        summary = regenerate.run_night(open_run(tiny_config(store, tiny_bert, *settings)))
     torch.use_deterministic_algorithms(False)
     assert {row["base"] for row in summary.published} == {"v9"} and len(steps) > 10
     assert first_out_of_order(steps, seen) is None

@@ -64,7 +64,7 @@ def kept(config: Config) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.json"))
 
 
-def enter_tasks(config: Config, keep: bool = True) -> Config:
+def resolved(config: Config, keep: bool = True) -> Config:
     return resolve_tasks(config, open_objects(config.store), keep)
 
 
@@ -193,13 +193,13 @@ def test_a_copy_under_another_name_is_not_unseen_and_other_labels_of_the_same_te
     }
     write(shell / "copy", 'labels = ["plant", "animal"]\nprompts = ["Which?"]')
     write(shell / "other", 'labels = ["x", "animal"]', **swapped)
-    entered = enter_tasks(config(ids=["spam"], further=["copy", "other"], unseen=["other", "instructed/copy"]))
+    settings = resolved(config(ids=["spam"], further=["copy", "other"], unseen=["other", "instructed/copy"]))
     assert "'instructed/folder/copy' has the examples of 'folder/spam'" in refusal(
-        lambda: unseen_checked(entered), ConfigError
+        lambda: unseen_checked(settings), ConfigError
     )
-    unseen_checked(enter_tasks(config(ids=["spam"], unseen=["other"])))
+    unseen_checked(resolved(config(ids=["spam"], unseen=["other"])))
     phase = {"training": {"functional": {"steps": 1}}}
-    tree = enter_tasks(config(ids=["other"], further=["copy", "kind/bird"], unseen=["spam"])).model_dump(mode="json")
+    tree = resolved(config(ids=["other"], further=["copy", "kind/bird"], unseen=["spam"])).model_dump(mode="json")
     assert auxiliary_tasks(open_run(build_config(tree | phase))) == ["kind/bird"]
 
 
@@ -209,14 +209,14 @@ def test_a_copy_under_another_name_is_not_unseen_and_other_labels_of_the_same_te
 def test_one_folder_is_one_task_however_it_is_spelled(shell: Path, config: Callable[..., Config]):
     folder = write(shell / "Spam Mails")
     spelled = ["Spam Mails", "./Spam Mails", str(folder), "../shell/Spam Mails/", "instructed/./Spam Mails"]
-    entered = enter_tasks(config(ids=["wordnet/mind", *spelled], unseen=[f"few-shot/{folder}", "kind/bird"]))
-    assert entered.tasks.ids == ("wordnet/mind", "folder/spam-mails", "instructed/folder/spam-mails")
-    assert entered.tasks.unseen == ("few-shot/folder/spam-mails", "kind/bird")
-    assert list(entered.tasks.folders) == ["folder/spam-mails"]
-    assert enter_tasks(entered) == entered
-    assert {subject(task_id) for task_id in entered.tasks.ids[1:]} == {subject(entered.tasks.unseen[0])}
+    settings = resolved(config(ids=["wordnet/mind", *spelled], unseen=[f"few-shot/{folder}", "kind/bird"]))
+    assert settings.tasks.ids == ("wordnet/mind", "folder/spam-mails", "instructed/folder/spam-mails")
+    assert settings.tasks.unseen == ("few-shot/folder/spam-mails", "kind/bird")
+    assert list(settings.tasks.folders) == ["folder/spam-mails"]
+    assert resolved(settings) == settings
+    assert {subject(task_id) for task_id in settings.tasks.ids[1:]} == {subject(settings.tasks.unseen[0])}
     assert "'few-shot/folder/spam-mails' has the examples of 'instructed/folder/spam-mails'" in refusal(
-        lambda: unseen_checked(entered), ConfigError
+        lambda: unseen_checked(settings), ConfigError
     )
 
 
@@ -226,27 +226,25 @@ def test_a_worker_knows_the_task_by_its_id_without_the_folder_and_in_any_place(
 ):
     write(shell / "spam")
     here = load_task(f"{variant}./spam")
-    entered = enter_tasks(config(ids=[f"{variant}spam"]))
+    settings = resolved(config(ids=[f"{variant}spam"]))
     shutil.rmtree(shell / "spam")
     monkeypatch.chdir(tmp_path)
-    [task_id] = build_config(entered.model_dump(mode="json")).tasks.ids  # as it is sent to training workers
-    assert open_run(entered).task(task_id) == here
-    assert open_run(entered).task(task_id).id == task_id == f"{variant}folder/spam"
-    assert enter_tasks(entered) == entered  # a run repeated from its summary
+    [task_id] = build_config(settings.model_dump(mode="json")).tasks.ids  # as it is sent to training workers
+    assert open_run(settings).task(task_id) == here
+    assert open_run(settings).task(task_id).id == task_id == f"{variant}folder/spam"
+    assert resolved(settings) == settings  # a run repeated from its summary
 
 
 def test_an_id_that_no_folder_gave_is_refused_and_says_what_there_is(shell: Path, config: Callable[..., Config]):
-    assert "give the folder's path, from here ./folder/spam" in refusal(
-        lambda: enter_tasks(config(ids=["folder/spam"]))
-    )
+    assert "give the folder's path, from here ./folder/spam" in refusal(lambda: resolved(config(ids=["folder/spam"])))
     assert "begin with resolve_tasks" in refusal(lambda: open_run(config(ids=["./spam"])).task("./spam"))
-    assert f"no such folder (looked in {shell})" in refusal(lambda: enter_tasks(config(ids=["my/spam"])))
-    assert "no such folder" in refusal(lambda: enter_tasks(config(ids=["~nobody-here/spam"])))
-    assert "cannot be read: File name too long" in refusal(lambda: enter_tasks(config(ids=["x" * 5000])))
+    assert f"no such folder (looked in {shell})" in refusal(lambda: resolved(config(ids=["my/spam"])))
+    assert "no such folder" in refusal(lambda: resolved(config(ids=["~nobody-here/spam"])))
+    assert "cannot be read: File name too long" in refusal(lambda: resolved(config(ids=["x" * 5000])))
     (shell / "empty").mkdir()
-    assert "the folder has no task.toml" in refusal(lambda: enter_tasks(config(ids=["empty"])))
+    assert "the folder has no task.toml" in refusal(lambda: resolved(config(ids=["empty"])))
     for task_id in ("wordnet/mater", "bigbench/none", "instructed/kind/bord"):
-        assert "unknown" in refusal(lambda t=task_id: enter_tasks(config(further=[t])))
+        assert "unknown" in refusal(lambda t=task_id: resolved(config(further=[t])))
 
 
 def test_a_submitted_job_says_where_it_looked(
@@ -255,23 +253,23 @@ def test_a_submitted_job_says_where_it_looked(
     copy = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    assert "--working-dir" in refusal(lambda: enter_tasks(config(ids=["data/spam"])))
-    assert "--working-dir" not in refusal(lambda: enter_tasks(config(ids=["/data/spam"])))
+    assert "--working-dir" in refusal(lambda: resolved(config(ids=["data/spam"])))
+    assert "--working-dir" not in refusal(lambda: resolved(config(ids=["/data/spam"])))
     write(copy / "data" / "spam")
-    assert enter_tasks(config(ids=["data/spam"])).tasks.ids == ("folder/spam",)
+    assert resolved(config(ids=["data/spam"])).tasks.ids == ("folder/spam",)
 
 
 def test_two_folders_of_one_name_are_refused_by_both_and_so_is_one_folder_under_two(
     shell: Path, config: Callable[..., Config]
 ):
     one, two = write(shell / "a" / "spam"), write(shell / "b" / "Spam")
-    message = refusal(lambda: enter_tasks(config(ids=["a/spam", "b/Spam"])))
+    message = refusal(lambda: resolved(config(ids=["a/spam", "b/Spam"])))
     assert str(one) in message and str(two) in message and "both called 'folder/spam'" in message
     write(two, 'labels = ["animal", "plant"]\nname = "other"')
-    assert enter_tasks(config(ids=["a/spam", "b/Spam"])).tasks.ids == ("folder/spam", "folder/other")
+    assert resolved(config(ids=["a/spam", "b/Spam"])).tasks.ids == ("folder/spam", "folder/other")
     (shell / "mails").symlink_to(one)
     assert "named twice, as 'folder/spam' and as 'folder/mails'" in refusal(
-        lambda: enter_tasks(config(ids=["a/spam", "mails"]))
+        lambda: resolved(config(ids=["a/spam", "mails"]))
     )
 
 
@@ -279,10 +277,10 @@ def test_everything_wrong_is_said_before_anything_is_written(shell: Path, config
     write(shell / "good")
     write(shell / "one", test=b"{}\n")
     write(shell / "two", 'labels = ["x"]')
-    message = refusal(lambda: enter_tasks(config(ids=["good", "one"], further=["two"], unseen=["three"])))
+    message = refusal(lambda: resolved(config(ids=["good", "one"], further=["two"], unseen=["three"])))
     assert all(part in message for part in ("one/test.jsonl:1", "two/task.toml", "unknown task 'three'"))
     assert kept(config()) == []
-    assert enter_tasks(config(ids=["good"]), keep=False).tasks.ids == ("folder/good",)
+    assert resolved(config(ids=["good"]), keep=False).tasks.ids == ("folder/good",)
     assert kept(config()) == []
 
 
@@ -290,7 +288,7 @@ def test_a_wording_that_no_generator_reads_is_refused_before_anything_is_written
     shell: Path, config: Callable[..., Config]
 ):
     write(shell / "mine", f'labels = ["animal", "plant"]\nprompts = ["{"very " * 5000}long"]')
-    assert "characters, at most" in refusal(lambda: enter_tasks(config(ids=["mine"])))
+    assert "characters, at most" in refusal(lambda: resolved(config(ids=["mine"])))
     assert kept(config()) == []
 
 
@@ -300,8 +298,8 @@ def test_other_data_is_another_task_whose_adapters_alone_are_trained_again(
     record = base_of(tiny_bert).record
 
     def recipes() -> list[str]:
-        entered = enter_tasks(config(ids=["spam", "ham"]))
-        return [corpus.plan_run(open_run(entered), task_id, [record], 0).recipe for task_id in entered.tasks.ids]
+        settings = resolved(config(ids=["spam", "ham"]))
+        return [corpus.plan_run(open_run(settings), task_id, [record], 0).recipe for task_id in settings.tasks.ids]
 
     write(shell / "ham")
     folder = write(shell / "spam")
@@ -316,34 +314,34 @@ def test_other_data_is_another_task_whose_adapters_alone_are_trained_again(
 
 def test_what_is_damaged_in_the_store_is_refused_and_mended_from_the_folder(shell: Path, config: Callable[..., Config]):
     write(shell / "spam")
-    entered = enter_tasks(config(ids=["spam"]))
-    [key] = kept(entered)
-    assert key == f"tasks/spam/{entered.tasks.folders['folder/spam']}.json"
-    path = Path(entered.store.uri) / key
+    settings = resolved(config(ids=["spam"]))
+    [key] = kept(settings)
+    assert key == f"tasks/spam/{settings.tasks.folders['folder/spam']}.json"
+    path = Path(settings.store.uri) / key
     whole = path.read_bytes()
     for damage in (b"", whole[:-9], whole.replace(b"red dog runs", b"red dog flew")):
         path.write_bytes(damage)
-        assert f"{key} in " in refusal(lambda: enter_tasks(entered), StoreError)
-        assert [fault for fault in find_faults(open_objects(entered.store)) if key in fault]
-    assert enter_tasks(config(ids=["spam"])) == entered and path.read_bytes() == whole
-    assert not list(find_faults(open_objects(entered.store)))
+        assert f"{key} in " in refusal(lambda: resolved(settings), StoreError)
+        assert [fault for fault in find_faults(open_objects(settings.store)) if key in fault]
+    assert resolved(config(ids=["spam"])) == settings and path.read_bytes() == whole
+    assert not list(find_faults(open_objects(settings.store)))
     path.unlink()
-    assert "is not in" in refusal(lambda: enter_tasks(entered), StoreError)
+    assert "is not in" in refusal(lambda: resolved(settings), StoreError)
 
 
 def test_a_task_of_ones_own_is_trained_and_scored_where_its_folder_is_not(
     shell: Path, config: Callable[..., Config], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     write(shell / "spam")
-    entered = enter_tasks(config(ids=["spam"]))
+    settings = resolved(config(ids=["spam"]))
     monkeypatch.chdir(tmp_path)
     record = base_of(tiny_bert).record
-    [entry] = trained(over(entered, record), "folder/spam")
+    [entry] = trained(over(settings, record), "folder/spam")
     cell = Cell(
         base=record.id, dtype="float32", task="folder/spam", digests=(Unadapted.BASE, entry.digests[-1]), split="test",
         limit=8,
     )  # fmt: skip
-    answers = cells.score_all(over(entered, record), [cell])
+    answers = cells.score_all(over(settings, record), [cell])
     assert {len(values) for values in answers[record.id, "folder/spam"].values.values()} == {8}
 
 
@@ -353,11 +351,11 @@ def test_labels_that_a_base_cannot_tell_apart_are_named_before_anything_is_train
     write(shell / "mine", 'labels = ["dog", "dog house"]', **dict.fromkeys(SPLITS, b""))
     for number, split in enumerate(SPLITS):
         (shell / "mine" / f"{split}.jsonl").write_text(f'{{"text": "text {number}", "label": "dog"}}\n')
-    entered = enter_tasks(config(ids=["mine"]))
+    settings = resolved(config(ids=["mine"]))
     encoder, causal = base_of(tiny_bert).record, base_of(tiny_llama).record
-    check_answers(open_run(entered), [(("folder/mine",), [encoder])])
+    check_answers(open_run(settings), [(("folder/mine",), [encoder])])
     monkeypatch.setattr("oral_ray.pipeline.run.run_tasks", None)
-    message = refusal(lambda: trained(over(entered, causal), "folder/mine"))
+    message = refusal(lambda: trained(over(settings, causal), "folder/mine"))
     assert f"task 'folder/mine' on base {causal.id!r}: labels ('dog', 'dog house') share a first token" in message
 
 
@@ -386,10 +384,10 @@ def test_score_takes_a_folder_and_says_the_id_that_a_run_uses(
     shell: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str], config: Callable[..., Config]
 ):
     write(shell / "spam")
-    entered = enter_tasks(config(ids=["spam"]))
+    settings = resolved(config(ids=["spam"]))
     record = base_of(tiny_bert).record
-    [entry] = trained(over(entered, record), "folder/spam")
-    folder = Path(entered.store.uri) / "adapters" / entry.digests[-1]
+    [entry] = trained(over(settings, record), "folder/spam")
+    folder = Path(settings.store.uri) / "adapters" / entry.digests[-1]
     assert main(["score", str(folder), "--base", str(tiny_bert), "--task", "./spam", "--limit", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["task"] == "folder/spam"
     assert main(["score", str(folder), "--base", str(tiny_bert), "--task", "./ham"]) == 2

@@ -51,8 +51,7 @@ def _resolve_wave(run: Run, wave: Sequence[BaseVersion], earlier: Mapping[str, B
     _make(run, [version for version in missing if not isinstance(version.origin, LandedOrigin)], parents)
     found = {}
     for version in wave:
-        is_lost = isinstance(version.origin, LandedOrigin) and not there[version.id]
-        record = run.base_store.record(version.id) if is_lost else run.base_store.described(version.id)
+        record = run.base_store.record(version.id)
         if not isinstance(version.origin, LandedOrigin):
             _check_content(run, record, recipes[version.id], on_record.get(version.id))
         found[version.id] = record
@@ -103,6 +102,7 @@ def _make(run: Run, versions: Sequence[BaseVersion], parents: Mapping[str, BaseR
         cluster = run.config.cluster.model_copy(update={"threads_per_task": max(trained)})
         run = run.over(run.config.model_copy(update={"cluster": cluster}))
     run.on_cluster(calls, label="bases", retries=1)
+    run.base_store.forget()
 
 
 def _check_content(run: Run, record: BaseRecord, recipe: str, made: dict[str, Any] | None) -> None:
