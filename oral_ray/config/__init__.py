@@ -35,6 +35,7 @@ from oral_ray.config.training import (
     TrainingConfig,
 )
 from oral_ray.config.tree import Config, build_config, build_section, load_config, with_overrides
+from oral_ray.local.record import Record
 
 __all__ = [
     "IDENTIFIER",
@@ -60,6 +61,7 @@ __all__ = [
     "LatentConfig",
     "LoraSettings",
     "PretrainOrigin",
+    "Record",
     "RegenerateConfig",
     "RegressionObjective",
     "S3Config",

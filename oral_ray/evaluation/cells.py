@@ -13,7 +13,7 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
 from oral_ray.cluster import device_of, run_tasks
-from oral_ray.config import Config, Dtype, Section, fingerprint
+from oral_ray.config import Config, Dtype, Record, fingerprint
 from oral_ray.evaluation.scoring import correct_answers, majority_answers
 from oral_ray.generation.factory import AdapterFactory, settled
 from oral_ray.generator.condition import Condition, ConditionEncoder
@@ -42,7 +42,7 @@ def adapter_digest(scored: str) -> str:
     return "" if scored in set(Unadapted) else scored
 
 
-class Request(Section):
+class Request(Record):
     """One adapter to generate; `arm` says what for, `recipe` names the generator."""
 
     arm: str
@@ -54,7 +54,7 @@ class Request(Section):
     num_steps: int
 
 
-class Cell(Section):
+class Cell(Record):
     """What is scored together: the adapters (digests, or what is `Unadapted`) of one task on one base in a dtype."""
 
     base: str

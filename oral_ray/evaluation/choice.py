@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import Config, Section
+from oral_ray.config import Config, Record
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.cells import Cell
 
 
-class Choice(Section):
+class Choice(Record):
     """The adapters to choose among, by digest; of equals the first is taken."""
 
     base: str

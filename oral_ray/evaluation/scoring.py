@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from oral_ray.adapters.artifact import AdapterArtifact
@@ -20,14 +19,13 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
+from oral_ray.config import Record
 from oral_ray.modalities import Batch, Metric, TaskReader, batches, modality_of
 from oral_ray.tasks import Example, Split, Task
 
 
-class Score(BaseModel):
+class Score(Record):
     """One arm on one base and task: accuracy over n examples. `digest` is empty where there is no adapter."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     base_seen: bool

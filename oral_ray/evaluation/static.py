@@ -14,7 +14,7 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
 from oral_ray.cluster import Call, device_of, run_tasks
-from oral_ray.config import Config, Section, derive_seed, fingerprint
+from oral_ray.config import Config, Record, derive_seed, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.generator.functional import FunctionalSource, train_static
 from oral_ray.objects import Objects, open_objects
@@ -27,7 +27,7 @@ from oral_ray.version import code_version
 RECIPE_VERSION = 1
 
 
-class StaticRun(Section):
+class StaticRun(Record):
     """One training on mixes of `bases`: its tasks, the adapter it starts from (empty: a fresh one), its length."""
 
     arm: str

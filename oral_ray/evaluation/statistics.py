@@ -6,16 +6,13 @@ Letters: N examples, S seeds, R bootstrap draws.
 from collections.abc import Mapping
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from oral_ray.config import derive_seed
+from oral_ray.config import Record, derive_seed
 from oral_ray.errors import EvaluationError
 
 
-class Interval(BaseModel):
+class Interval(Record):
     """A mean with its 95% bootstrap interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: float
     low: float

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oral_ray.config import ConditionConfig, GeneratorConfig, SamplingConfig, Section
+from oral_ray.config import ConditionConfig, GeneratorConfig, Record, SamplingConfig
 
 
-class GeneratorSpec(Section):
+class GeneratorSpec(Record):
     """Everything that is no tensor: sizes, condition settings, what it was trained on.
 
     `num_tokens` is the one length that a latent generator knows; 0 where any will do.

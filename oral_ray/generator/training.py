@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oral_ray.config import Section, TrainingConfig, derive_seed
+from oral_ray.config import Record, TrainingConfig, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, make_batch
 from oral_ray.generator.engine import Engine, Snapshot
@@ -34,7 +34,7 @@ STATE, TENSORS = "trainer.json", "trainer.pt"
 MAX_VALIDATION_ROWS = 64
 
 
-class MetricsRow(Section):
+class MetricsRow(Record):
     """One row of the training log: mean loss since the last row, validation loss (EMA weights), seconds a step.
 
     `checkpoint_s`: for how long the run has stood still for a checkpoint since the last row.

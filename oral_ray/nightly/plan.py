@@ -8,19 +8,15 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import LoraSettings
+from oral_ray.config import LoraSettings, Record
 from oral_ray.generation.refusal import refuse_base
 
 _DUE = "not released yet: new base version, served name, generator or task"
 
 
-class PlanItem(BaseModel):
+class PlanItem(Record):
     """What is to be done for one task on one base version, and why not where nothing is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     task: str
@@ -28,10 +24,8 @@ class PlanItem(BaseModel):
     reason: str
 
 
-class GateDecision(BaseModel):
+class GateDecision(Record):
     """The arm that may be published (None: nothing) and the reason."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     arm: str | None
     reason: str

@@ -16,7 +16,7 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
 from oral_ray.cluster import Call, device_of, run_tasks
-from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
+from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Record, derive_seed, fingerprint
 from oral_ray.errors import ArtifactError, ConfigError, StoreError
 from oral_ray.objects import Objects, in_parallel, open_objects
 from oral_ray.pipeline import bases as bases_stage
@@ -30,7 +30,7 @@ RECIPE_VERSION = 1  # raise it when training changes in a way that the settings 
 WHICH_RUNS = {"targets", "kinds", "seeds", "seeds_per_generator", "retries"}
 
 
-class CorpusRun(Section):
+class CorpusRun(Record):
     """One LoRA training: a task on one base, or on several together (`joint`); `recipe` names its result."""
 
     task: str
@@ -40,7 +40,7 @@ class CorpusRun(Section):
     recipe: str
 
 
-class CorpusEntry(Section):
+class CorpusEntry(Record):
     """A finished run: the digests of its last checkpoints, newest last."""
 
     run: CorpusRun
