@@ -22,7 +22,7 @@ SIZES = LatentConfig(patch=4, stride=2, num_layers=2, channels=32, latent_channe
 
 
 def spec(latent: LatentConfig = SIZES, num_tokens: int = NUM_TOKENS) -> GeneratorSpec:
-    return small_spec(latent=latent).model_copy(update={"num_tokens": num_tokens})
+    return small_spec().model_copy(update={"generator": latent, "num_tokens": num_tokens})
 
 
 def asked(of: Tensor, seed: int, rng: torch.Generator | None = None) -> tuple[Tensor, ...]:

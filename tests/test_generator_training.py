@@ -14,7 +14,7 @@ from torch import Tensor
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenMoments, positions, token_mask, tokenize
-from oral_ray.config import FunctionalPhase, SamplingConfig, TrainingConfig
+from oral_ray.config import FunctionalPhase, MlpDenoiserConfig, SamplingConfig, TrainingConfig
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, is_held_out, make_batch
 from oral_ray.generator.functional import FunctionalItem
@@ -22,7 +22,7 @@ from oral_ray.generator.model import build_network
 from oral_ray.generator.network import Network
 from oral_ray.generator.training import MetricsRow, learning_rate_at, train
 
-SPEC = small_spec(width=32, denoiser_width=64)
+SPEC = small_spec(width=32, denoiser=MlpDenoiserConfig(width=64, num_blocks=2))
 SHORT = TrainingConfig(
     steps=8, batch_size=4, learning_rate=3e-3, warmup_steps=2, validation_frac=0.0, validate_every=4, checkpoint_every=4
 )
@@ -97,7 +97,14 @@ def test_training_overfits_four_adapters_so_that_sampling_reproduces_them(tiny_b
     training = SHORT.model_copy(
         update={"steps": 500, "learning_rate": 5e-3, "ema_decay": 0.95, "validate_every": 500, "checkpoint_every": 500}
     )
-    done = run(tmp_path, rows, tables, training, network=build_network(small_spec(width=64, denoiser_width=128), 0))
+    wide = small_spec(width=64, denoiser=MlpDenoiserConfig(width=128, num_blocks=2))
+    done = run(
+        tmp_path,
+        rows,
+        tables,
+        training,
+        network=build_network(wide, 0),
+    )
     done.network.load_state_dict(done.saved(500))
     tokens = torch.stack([tables.stats.normalize(row.tokens_LD, layout) for row in rows])
     rng = torch.Generator().manual_seed(5)

@@ -25,6 +25,7 @@ from oral_ray.bench.harness import BenchOptions, Result, Row, compare, fit_expon
 from oral_ray.bench.layouts import MODELS, RANKS, TARGETS, layout_of, spec_of
 from oral_ray.config import (
     ConditionConfig,
+    ConvDenoiserConfig,
     DiffusionObjective,
     GeneratorConfig,
     RegressionObjective,
@@ -170,7 +171,7 @@ def _peers(options: Options, encoder: ConditionEncoder) -> list[Row]:
 
 def _rpg(options: Options) -> GeneratorConfig:
     """RPG ties the width of the recurrence to the size of a token."""
-    return GeneratorConfig(width=options.token_dim, denoiser="conv", objective=DiffusionObjective())
+    return GeneratorConfig(width=options.token_dim, denoiser=ConvDenoiserConfig(), objective=DiffusionObjective())
 
 
 def _sampling(network: object, num_tokens: int, num_steps: int, options: Options, encoder: ConditionEncoder):

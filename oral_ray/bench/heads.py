@@ -22,8 +22,10 @@ from torch import Tensor
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare
 from oral_ray.config import (
     Config,
+    ConvDenoiserConfig,
     FunctionalPhase,
     GeneratorConfig,
+    LatentConfig,
     RegressionObjective,
     SamplingConfig,
     TorchEngine,
@@ -93,7 +95,7 @@ def run(options: Options) -> Result:
     heads = {
         OURS: ours,
         REGRESSION: ours.model_copy(update={"objective": RegressionObjective()}),
-        RPG: ours.model_copy(update={"denoiser": "conv", "width": corpus.rows[0].tokens_LD.shape[1]}),
+        RPG: ours.model_copy(update={"denoiser": ConvDenoiserConfig(), "width": corpus.rows[0].tokens_LD.shape[1]}),
     }
     trained = {
         what: train_head(head, corpus, config, options.steps, options.batch_size, options.held_out_frac)
@@ -124,14 +126,15 @@ def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
 
 
 def train_head(
-    head: GeneratorConfig, corpus: Corpus, config: Config, steps: int, batch_size: int, held_out_frac: float,
+    head: GeneratorConfig | LatentConfig, corpus: Corpus, config: Config, steps: int, batch_size: int, held_out_frac: float,
     window_tokens: int | None = None,
 ) -> Trained:  # fmt: skip
     """Train a head on what is not held out, on the diffusion or regression loss alone, in this process."""
     num_tokens, token_dim = corpus.rows[0].tokens_LD.shape
     encoder = corpus.encoder
     spec = GeneratorSpec(
-        generator=head, condition=config.condition, token_dim=token_dim, num_tokens=num_tokens if head.latent else 0,
+        generator=head, condition=config.condition, token_dim=token_dim,
+        num_tokens=num_tokens if isinstance(head, LatentConfig) else 0,
         text_dim=encoder.text_dim, model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint,
         architectures=(), recipe="bench",
     )  # fmt: skip

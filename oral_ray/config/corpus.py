@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from oral_ray.config.lora import LoraSettings
 from oral_ray.config.section import Distinct, Section
@@ -48,3 +48,12 @@ class CorpusConfig(Section):
         "(`jobs/multitask.py`); it fits one architecture and one set of LoRA settings. Empty: a fresh adapter.",
     )
     retries: NonNegativeInt = Field(default=2, description="How often a training is tried again whose worker failed.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "CorpusConfig":
+        if (self.seeds_per_generator or 0) > len(self.seeds):
+            raise ValueError(
+                f"seeds_per_generator={self.seeds_per_generator} and there are {len(self.seeds)} seeds; lower it, or add "
+                "to seeds"
+            )
+        return self

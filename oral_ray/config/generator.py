@@ -46,46 +46,66 @@ class RegressionObjective(Section):
     kind: Literal["regression"] = Field(default="regression", description="Train a regression.")
 
 
-class LatentConfig(Section):
-    """Sizes of the baseline Cond P-Diff: an adapter's values, flattened, shrink by patch x stride ^ num_layers."""
+class MlpDenoiserConfig(Section):
+    """Residual MLP blocks on each token by itself."""
 
-    patch: PositiveInt = Field(default=16, description="Values per patch.")
-    stride: PositiveInt = Field(default=4, description="Stride of each convolution.")
-    num_layers: PositiveInt = Field(default=3, description="Convolutions of the autoencoder.")
-    channels: PositiveInt = Field(default=128, description="Channels of the convolutions.")
-    latent_channels: PositiveInt = Field(default=16, description="Channels of the latent.")
-    width: PositiveInt = Field(default=256, description="Width of the denoiser.")
-    num_blocks: PositiveInt = Field(default=4, description="Blocks of the denoiser.")
+    kind: Literal["mlp"] = Field(default="mlp", description="Residual MLP blocks on each token.")
+    width: PositiveInt = Field(default=512, description="Hidden width of a block.")
+    num_blocks: PositiveInt = Field(default=3, description="Number of blocks.")
+
+
+class ConvDenoiserConfig(Section):
+    """The head of RPG (arXiv 2501.11587), reimplemented: 1-D convolutions over the values of each token."""
+
+    kind: Literal["conv"] = Field(default="conv", description="RPG's 1-D convolutions over the values of each token.")
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        default=(64, 96, 64), description="Channels of each convolution but the last, in order; one entry per layer."
+    )
 
 
 class GeneratorConfig(Section):
-    """Sizes of the generator. Token size (`tokens.token_dim`) and model width are independent."""
+    """Sizes of the per-token generator. Token size (`tokens.token_dim`) and model width are independent."""
 
-    latent: LatentConfig | None = Field(
-        default=None, description="The baseline Cond P-Diff instead of the per-token generator, with these sizes."
-    )
-
+    kind: Literal["tokens"] = Field(default="tokens", description="The generator of ORAL, token by token.")
     width: PositiveInt = Field(default=192, description="Width of the recurrent model that makes the prototypes.")
     num_layers: PositiveInt = Field(default=2, description="Mamba-2 layers.")
     recurrent: bool = Field(
         default=True,
-        description="False: prototypes from positions alone, without recurrence (ablation).",
+        description="False: gated MLPs in place of the Mamba-2 layers, so that prototypes come from positions alone (an "
+        "ablation; `state_dim`, `head_dim`, `chunk_size` and `kernel` then have no effect).",
     )
     state_dim: PositiveInt = Field(default=64, description="State size of a Mamba-2 layer.")
-    head_dim: PositiveInt = Field(default=64, description="Head size of a Mamba-2 layer.")
-    chunk_size: PositiveInt = Field(default=64, description="Tokens per chunk of the scan.")
-    denoiser: Literal["mlp", "conv"] = Field(
-        default="mlp", description="Per-token denoiser: an MLP, or RPG's head of 1-D convolutions over each token."
+    head_dim: PositiveInt = Field(default=64, description="Head size of a Mamba-2 layer; it divides twice the width.")
+    chunk_size: PositiveInt = Field(
+        default=64, description="Tokens that the scan computes at once; it decides speed and memory, not the result."
     )
-    conv_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
-        default=(64, 96, 64), description="Channels of the convolutions of the `conv` denoiser."
-    )
-    denoiser_width: PositiveInt = Field(default=512, description="Width of the `mlp` denoiser.")
-    denoiser_blocks: PositiveInt = Field(default=3, description="Residual blocks of the `mlp` denoiser.")
     kernel: Literal["auto", "torch", "cuda"] = Field(
         default="auto",
-        description="Kernel of the scan: mamba-ssm's where it is installed and the device is CUDA, or torch.",
+        description="Kernel of the scan: `cuda` is that of mamba-ssm, `torch` needs nothing else, `auto` takes `cuda` "
+        "where it is installed and the device is CUDA. Not part of the generator's recipe.",
+    )
+    denoiser: MlpDenoiserConfig | ConvDenoiserConfig = Field(
+        discriminator="kind", default=MlpDenoiserConfig(), description="What denoises each token, given its prototype."
     )
     objective: DiffusionObjective | RegressionObjective = Field(
         discriminator="kind", default=DiffusionObjective(), description="What the network is trained for."
+    )
+
+
+class LatentConfig(Section):
+    """Sizes of the baseline Cond P-Diff: an adapter's values, flattened, shrink by patch x stride ^ num_layers."""
+
+    kind: Literal["latent"] = Field(
+        default="latent",
+        description="The baseline Cond P-Diff (arXiv 2408.01415): latent diffusion of whole adapters of one layout.",
+    )
+    patch: PositiveInt = Field(default=16, description="Values of the flattened adapter per patch.")
+    stride: PositiveInt = Field(default=4, description="Stride of each convolution.")
+    num_layers: PositiveInt = Field(default=3, description="Convolutions of the autoencoder.")
+    channels: PositiveInt = Field(default=128, description="Channels of the convolutions.")
+    latent_channels: PositiveInt = Field(default=16, description="Channels of the latent.")
+    width: PositiveInt = Field(default=256, description="Width of the denoiser, a multiple of 8.")
+    num_blocks: PositiveInt = Field(default=4, description="Blocks of the denoiser.")
+    objective: DiffusionObjective = Field(
+        default=DiffusionObjective(), description="What the denoiser of the latents is trained for."
     )

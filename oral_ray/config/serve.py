@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from oral_ray.config.section import Section
 
@@ -65,3 +65,11 @@ class ServeConfig(Section):
     batch_wait_s: NonNegativeFloat = Field(
         default=0.002, description="Seconds that the first request of a batch waits for others."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ServeConfig":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}; raise that too"
+            )
+        return self

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from oral_ray.config.section import Section
 
@@ -31,6 +31,12 @@ class CacheConfig(Section):
     max_bytes: PositiveInt = Field(
         default=10_000_000_000, description="Bytes the cache may take; what was used longest ago is deleted first."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "CacheConfig":
+        if not self.folder and self.max_bytes != type(self).model_fields["max_bytes"].default:
+            raise ValueError(f"max_bytes={self.max_bytes} bounds a cache, and folder names none; set it too")
+        return self
 
 
 class SigningConfig(Section):

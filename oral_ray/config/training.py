@@ -23,6 +23,16 @@ class DeepSpeedEngine(Section):
     offload_optimizer: bool = Field(default=False, description="Keep optimizer states in host memory.")
 
 
+class VersionPool(Section):
+    """A fixed number of virtual versions, whose states below the first adapted layer are computed once.
+
+    The states are kept in the cache folder; the examples of the pool are the only ones that the phase reads.
+    """
+
+    num_versions: PositiveInt = Field(description="Virtual versions in the pool.")
+    num_examples: PositiveInt = Field(default=32, description="Examples of every task that each version has.")
+
+
 class FunctionalPhase(Section):
     """The second phase: task loss of generated adapters on virtual base versions, after `training.steps`.
 
@@ -44,16 +54,9 @@ class FunctionalPhase(Section):
         default=1.0,
         description="How far past the newest version a virtual one lies, in times of its way from an older one.",
     )
-    num_versions: PositiveInt | None = Field(
+    pool: VersionPool | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
-        description="Draw virtual versions from a pool of so many, whose states below the first adapted layer are "
-        "computed once and kept in the cache folder. None: a new one every time.",
-    )
-    version_examples: PositiveInt = Field(
-        default=32,
-        exclude_if=lambda value: value == 32,
-        description="Examples of every task that each version of the pool has (with `num_versions`).",
+        description="Draw virtual versions from a pool that is made once. None: a new version every time.",
     )
 
 

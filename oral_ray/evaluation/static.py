@@ -24,7 +24,7 @@ from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 from oral_ray.version import code_version
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 class StaticRun(Record):

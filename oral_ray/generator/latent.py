@@ -33,12 +33,14 @@ class LatentNetwork(nn.Module):
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
-        config = spec.generator.latent
-        if config is None or not spec.num_tokens or not isinstance(spec.generator.objective, DiffusionObjective):
+        config = spec.generator
+        if not (
+            isinstance(config, LatentConfig) and isinstance(config.objective, DiffusionObjective) and spec.num_tokens
+        ):
             raise GeneratorError(
-                "a latent generator needs one layout and the diffusion objective; change generator.latent"
+                "a latent generator needs one layout and the diffusion objective; change generator.kind"
             )
-        self.objective, self._shape = spec.generator.objective, (spec.num_tokens, spec.token_dim)
+        self.objective, self._shape = config.objective, (spec.num_tokens, spec.token_dim)
         stride = config.patch * config.stride**config.num_layers
         self._latent_length = -(-spec.num_tokens * spec.token_dim // stride)
         self._num_values = self._latent_length * stride

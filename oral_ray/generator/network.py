@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from oral_ray.adapters.tokens import POSITION_DIM
-from oral_ray.config import DiffusionObjective, GeneratorConfig, SamplingConfig
+from oral_ray.config import ConvDenoiserConfig, DiffusionObjective, GeneratorConfig, SamplingConfig
 from oral_ray.generator import diffusion
 from oral_ray.generator.conv_denoiser import ConvDenoiser
 from oral_ray.generator.denoiser import Denoiser
@@ -25,6 +25,7 @@ class Network(nn.Module):
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         config = spec.generator
+        assert isinstance(config, GeneratorConfig)  # LatentConfig is of LatentNetwork
         self.objective = config.objective
         self.position_in = nn.Linear(POSITION_DIM, config.width)
         self.text_in = nn.Sequential(
@@ -38,9 +39,9 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(RecurrentLayer(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.width)
         self.denoiser = (
-            ConvDenoiser(spec.token_dim, config.conv_channels, config.width)
-            if config.denoiser == "conv"
-            else Denoiser(spec.token_dim, config.denoiser_width, config.denoiser_blocks, config.width)
+            ConvDenoiser(spec.token_dim, config.denoiser.channels, config.width)
+            if isinstance(config.denoiser, ConvDenoiserConfig)
+            else Denoiser(spec.token_dim, config.denoiser.width, config.denoiser.num_blocks, config.width)
         )
 
     def prototypes(

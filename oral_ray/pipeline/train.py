@@ -19,6 +19,7 @@ from oral_ray import cluster
 from oral_ray.config import (
     Config,
     FunctionalPhase,
+    LatentConfig,
     RegressionObjective,
     TorchEngine,
     TrainingConfig,
@@ -40,7 +41,7 @@ from oral_ray.store.generators import METRICS, generator_manifest, promote_gener
 from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest
 
 logger = logging.getLogger(__name__)
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 _OPERATIONAL = {
     "max_failures", "min_workers", "cpus_per_worker", "gpus_per_worker", "checkpoint_every", "checkpoint_upload",
     "cache_bytes", "activation_checkpointing",
@@ -164,7 +165,7 @@ def _train(
         generator=config.generator,
         condition=config.condition,
         token_dim=config.tokens.token_dim,
-        num_tokens=_only_length(manifest) if config.generator.latent else 0,
+        num_tokens=_only_length(manifest) if isinstance(config.generator, LatentConfig) else 0,
         text_dim=encoder.text_dim,
         model_dim=encoder.model_dim,
         text_encoder_fingerprint=encoder.fingerprint,
@@ -197,10 +198,6 @@ def _train(
         else None
     )
     num_steps = config.training.steps + phase.steps
-    if config.training.window_tokens and config.generator.latent:
-        raise GeneratorError(
-            "training.window_tokens cuts adapters, generator.latent knows whole ones only; leave one out"
-        )
     seed = config.seed + config.training.seed
     network = build_network(spec, seed)
     train(
@@ -225,8 +222,8 @@ def _only_length(manifest: ShardManifest) -> int:
     lengths = {layout.num_tokens for layout in manifest.layouts.values()}
     if len(lengths) > 1:
         raise GeneratorError(
-            f"generator.latent (Cond P-Diff) knows one length of adapter, the corpus has {sorted(lengths)}; train one "
-            "generator for each, or take the per-token one"
+            f"a generator of kind latent knows one length of adapter, the corpus has {sorted(lengths)}; train one for "
+            "each, or set generator.kind=tokens"
         )
     return lengths.pop()
 
