@@ -282,10 +282,10 @@ def test_diffusion_loss_stays_in_the_functional_phase_with_its_weight(
         positions(layout)[None], token_mask(layout)[None], randn(1, SPEC.text_dim), randn(1, SPEC.model_dim),
         randn(1, layout.num_tokens, 24), lambda tokens: tokens.square().mean(),
     )  # fmt: skip
-    inputs = make_batch(rows[:3], tables, 0.0, 0.0, 1.0, 0).inputs(torch.device("cpu"))
+    inputs = make_batch(rows[:3], tables, 0.0, 0.0, 1.0, 0)
     with torch.no_grad():
-        corpus_loss, task_loss = float(network(**inputs)), float(item.task_loss(network.one_step(item)))
-        assert float(network(**inputs, functional=item, diffusion_weight=0.3)) == pytest.approx(
+        corpus_loss, task_loss = float(network(inputs)), float(item.task_loss(network.one_step(item)))
+        assert float(network(inputs, functional=item, diffusion_weight=0.3)) == pytest.approx(
             task_loss + 0.3 * corpus_loss, rel=1e-6
         )
 

@@ -28,6 +28,7 @@ from oral_ray.config import (
     ConvDenoiserConfig,
     DiffusionObjective,
     GeneratorConfig,
+    LatentConfig,
     RegressionObjective,
     SamplingConfig,
 )  # fmt: skip
@@ -89,7 +90,11 @@ def run(options: Options) -> Result:
 
 
 def random_factory(
-    config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int, sampling: SamplingConfig, device: str
+    config: GeneratorConfig | LatentConfig,
+    encoder: ConditionEncoder,
+    token_dim: int,
+    sampling: SamplingConfig,
+    device: str,
 ) -> AdapterFactory:
     """A factory with random weights: what it makes is worthless, how fast it makes it is not."""
     spec = _spec(config, encoder, token_dim)
@@ -98,7 +103,7 @@ def random_factory(
     return AdapterFactory(generator, encoder, sampling, device)
 
 
-def _spec(config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int) -> GeneratorSpec:
+def _spec(config: GeneratorConfig | LatentConfig, encoder: ConditionEncoder, token_dim: int) -> GeneratorSpec:
     return GeneratorSpec(
         generator=config, condition=encoder.config, token_dim=token_dim, text_dim=encoder.text_dim,
         model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint, architectures=(), recipe="bench",

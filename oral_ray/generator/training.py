@@ -166,7 +166,7 @@ def _validate(
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
         batch = make_batch(part, tables, 0.0, 0.0, 1.0, derive_seed(0, "validation", start), training.window_tokens)
-        total += float(network(**batch.inputs(engine.device))) * len(part)
+        total += float(network(batch.to(engine.device))) * len(part)
     return _mean_over_workers(total / len(rows))
 
 
