@@ -53,12 +53,8 @@ WIDE_ROOMS = {
 """Rooms that import more than `MAX_ROOMS` others, and how many at most: lower a number when you can, never raise one."""
 MAX_PARAMETERS = 7
 WIDE_FUNCTIONS = {
-    "oral_ray/adapters/intake.py:_check_shapes": 8,
     "oral_ray/adapters/lora.py:train_adapter": 8,
     "oral_ray/cluster/training.py:run_workers": 8,
-    "oral_ray/generator/latent.py:forward": 11,
-    "oral_ray/generator/network.py:forward": 13,
-    "oral_ray/generator/training.py:train": 14,
     "oral_ray/pipeline/material.py:functional_draw": 8,
     "oral_ray/pipeline/train.py:_train": 9,
 }

@@ -20,7 +20,7 @@ from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, is_held_
 from oral_ray.generator.functional import FunctionalItem
 from oral_ray.generator.model import build_network
 from oral_ray.generator.network import Network
-from oral_ray.generator.training import MetricsRow, learning_rate_at, train
+from oral_ray.generator.training import MetricsRow, TrainingLoop, learning_rate_at
 
 SPEC = small_spec(width=32, denoiser=MlpDenoiserConfig(width=64, num_blocks=2))
 SHORT = TrainingConfig(
@@ -72,12 +72,12 @@ def run(
     num_workers: int = 1,
 ) -> Run:  # fmt: skip
     made = Run(folder, network or build_network(SPEC, seed))
-    train(
+    TrainingLoop(
         made.network, tables, lambda: iter(rows), training, drop_text_frac=0.1, drop_model_frac=0.1, seed=seed, rank=rank,
         num_workers=num_workers, resume=resume, report=made.report,
         save_network=lambda state, target: save_file(state, target / "ema.safetensors"),
         functional_item=functional_item,
-    )  # fmt: skip
+    ).run()  # fmt: skip
     return made
 
 
@@ -222,10 +222,10 @@ def test_an_empty_corpus_is_refused(small: tuple[list[CorpusRow], CorpusTables],
 
 def test_batches_that_do_not_divide_over_workers_are_refused(small: tuple[list[CorpusRow], CorpusTables]) -> None:
     with pytest.raises(GeneratorError, match=r"batch_size=4 is not divisible by training.num_workers=3"):
-        train(
+        TrainingLoop(
             build_network(SPEC, 0), small[1], lambda: small[0], SHORT, drop_text_frac=0.0, drop_model_frac=0.0, seed=0,
             rank=0, num_workers=3, resume=None, report=lambda *_: None, save_network=lambda *_: None,
-        )  # fmt: skip
+        ).run()  # fmt: skip
 
 
 def test_learning_rate_rises_falls_and_does_so_again_in_the_second_phase() -> None:

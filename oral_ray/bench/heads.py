@@ -39,7 +39,7 @@ from oral_ray.generator.data import Batch, CorpusRow, CorpusTables, is_held_out,
 from oral_ray.generator.diffusion import masked_mse
 from oral_ray.generator.model import AnyNetwork, build_network
 from oral_ray.generator.spec import GeneratorSpec
-from oral_ray.generator.training import MetricsRow, train
+from oral_ray.generator.training import MetricsRow, TrainingLoop
 from oral_ray.local.parquet import parse_table
 from oral_ray.objects import Objects, open_objects
 from oral_ray.pipeline.material import tables_of
@@ -153,12 +153,12 @@ def train_head(
 
     averaged: dict[str, Tensor] = {}
     started = time.perf_counter()
-    train(
+    TrainingLoop(
         network, corpus.tables, lambda: corpus.rows, TrainingConfig.model_validate(given),
         drop_text_frac=config.condition.drop_text_frac, drop_model_frac=config.condition.drop_model_frac,
         seed=config.seed, rank=0, num_workers=1, resume=None, report=report,
         save_network=lambda state, folder: averaged.update(state),
-    )  # fmt: skip
+    ).run()  # fmt: skip
     seconds = time.perf_counter() - started
     network.load_state_dict(averaged, strict=True)
     return Trained(network.eval(), logs[-1], seconds)

@@ -30,7 +30,7 @@ from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.generator.data import CorpusRow
 from oral_ray.generator.model import Generator, build_network, save_generator
 from oral_ray.generator.spec import GeneratorSpec
-from oral_ray.generator.training import MetricsRow, train
+from oral_ray.generator.training import MetricsRow, TrainingLoop
 from oral_ray.local.parquet import parse_table
 from oral_ray.objects import Objects, open_objects
 from oral_ray.pipeline import shards
@@ -200,7 +200,7 @@ def _train(
     num_steps = config.training.steps + phase.steps
     seed = config.seed + config.training.seed
     network = build_network(spec, seed)
-    train(
+    TrainingLoop(
         network,
         tables,
         rows,
@@ -215,7 +215,7 @@ def _train(
         save_network=save_network,
         functional_item=functional,
         device=device,
-    )
+    ).run()
 
 
 def _only_length(manifest: ShardManifest) -> int:
