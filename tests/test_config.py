@@ -354,7 +354,7 @@ def test_the_resolved_configuration_is_a_file_that_gives_the_same_one(tmp_path: 
         ("training.engine.zero_stage", ("one of 0, 1, 2, 3", "default: 2")),
         ("corpus.seeds_per_generator", ("whole number or none", "default: none")),
         ("bases.versions.id", ("none, it must be given",)),
-        ("sampling", ("sampling.num_steps: Denoising steps.",)),
+        ("sampling", ("sampling.num_steps: Denoising steps;",)),
         ("bases.versions.origin.steps", ("(kind evolve)", "default: 60", "(kind pretrain)", "default: 40")),
         ("generator", ("generator.patch (kind latent)", "generator.width (kind tokens)")),
         ("generator.denoiser.kind", ("`conv`: RPG's", "one of mlp, conv", 'default: "mlp"')),

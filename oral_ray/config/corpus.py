@@ -34,10 +34,10 @@ class CorpusConfig(Section):
         "None: all examples.",
     )
     steps: PositiveInt = Field(default=80, description="Training steps per adapter (`joint`: per version).")
-    batch_size: PositiveInt = Field(default=16, description="Examples per step.")
-    learning_rate: PositiveFloat = Field(default=2e-3, description="Learning rate of AdamW.")
+    batch_size: PositiveInt = Field(default=16, description="Examples of the task per training step.")
+    learning_rate: PositiveFloat = Field(default=2e-3, description="Learning rate of AdamW, the same at every step.")
     keep_last: PositiveInt = Field(
-        default=10, description="How many checkpoints per training are kept, one per step, the last."
+        default=10, description="Adapters that are kept of each training: those after its last so many steps."
     )
     init_seed: int = Field(default=0, description="Seed of the factors that all trainings of a layout start from.")
     start: str = Field(

@@ -15,35 +15,56 @@ class ConditionConfig(Section):
         description="Source of the encoder that embeds prompts.",
     )
     text: Literal["prompt", "random"] = Field(
-        default="prompt", description="`random` replaces the embedding by noise fixed per prompt (ORAL's ablation)."
+        default="prompt",
+        description="What tells tasks apart: `prompt`, the embedding of the prompt, or `random`, noise that is fixed per "
+        "prompt (ORAL's ablation).",
     )
     model: Literal["probes", "metadata", "random"] = Field(
         default="probes",
-        description="What tells the base apart: metadata and weight probes, the metadata sentence alone, or noise "
-        "fixed per base (ORAL's ablation).",
+        description="What tells bases apart: `probes`, a sentence of metadata and probes of the weights, `metadata`, the "
+        "sentence alone, or `random`, noise that is fixed per base (ORAL's ablation).",
     )
     probe_modules: tuple[str, ...] = Field(
         default=("q", "v"),
         description="Roles of the modules whose weights are probed.",
     )
-    num_probes: PositiveInt = Field(default=8, description="Probe vectors per side: k x k numbers per module.")
-    num_components: PositiveInt = Field(default=4, description="Principal components of the probes that are kept.")
-    drop_text_frac: Fraction = Field(default=0.1, description="Share of training rows without text, for guidance.")
-    drop_model_frac: Fraction = Field(default=0.1, description="Share of training rows without the base, for guidance.")
+    num_probes: PositiveInt = Field(
+        default=8, description="Random vectors k on each side of a probed weight, which give k x k numbers per module."
+    )
+    num_components: PositiveInt = Field(
+        default=4,
+        description="Principal components, of the probes of an architecture's seen versions, that the generator reads.",
+    )
+    drop_text_frac: Fraction = Field(
+        default=0.1, description="Share of training rows without the text half of the condition, which guidance needs."
+    )
+    drop_model_frac: Fraction = Field(
+        default=0.1, description="Share of training rows without the base half of the condition, which guidance needs."
+    )
 
 
 class DiffusionObjective(Section):
     """Conditional per-token diffusion (ORAL section 3; `v` after Salimans & Ho 2022)."""
 
-    kind: Literal["diffusion"] = Field(default="diffusion", description="Train a denoiser.")
-    prediction: Literal["v", "eps", "x0"] = Field(default="v", description="What the denoiser predicts.")
-    schedule: Literal["cosine", "linear"] = Field(default="cosine", description="Noise schedule.")
+    kind: Literal["diffusion"] = Field(
+        default="diffusion", description="Train a denoiser, and sample by denoising from noise."
+    )
+    prediction: Literal["v", "eps", "x0"] = Field(
+        default="v",
+        description="What the denoiser predicts: the velocity `v`, the noise `eps` or the clean tokens `x0`.",
+    )
+    schedule: Literal["cosine", "linear"] = Field(
+        default="cosine", description="How the noise grows with its level from 0 to 1."
+    )
 
 
 class RegressionObjective(Section):
     """The same network as one deterministic step, without noise (the `regression` arm)."""
 
-    kind: Literal["regression"] = Field(default="regression", description="Train a regression.")
+    kind: Literal["regression"] = Field(
+        default="regression",
+        description="Train one deterministic step, without noise; the settings of `sampling` then have no effect.",
+    )
 
 
 class MlpDenoiserConfig(Section):
@@ -68,7 +89,7 @@ class GeneratorConfig(Section):
 
     kind: Literal["tokens"] = Field(default="tokens", description="The generator of ORAL, token by token.")
     width: PositiveInt = Field(default=192, description="Width of the recurrent model that makes the prototypes.")
-    num_layers: PositiveInt = Field(default=2, description="Mamba-2 layers.")
+    num_layers: PositiveInt = Field(default=2, description="Number of Mamba-2 layers.")
     recurrent: bool = Field(
         default=True,
         description="False: gated MLPs in place of the Mamba-2 layers, so that prototypes come from positions alone (an "
@@ -77,7 +98,8 @@ class GeneratorConfig(Section):
     state_dim: PositiveInt = Field(default=64, description="State size of a Mamba-2 layer.")
     head_dim: PositiveInt = Field(default=64, description="Head size of a Mamba-2 layer; it divides twice the width.")
     chunk_size: PositiveInt = Field(
-        default=64, description="Tokens that the scan computes at once; it decides speed and memory, not the result."
+        default=64,
+        description="Tokens that the scan computes at once: it decides speed and memory; results differ by rounding only.",
     )
     kernel: Literal["auto", "torch", "cuda"] = Field(
         default="auto",

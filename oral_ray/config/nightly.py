@@ -13,9 +13,13 @@ class RegenerateConfig(Section):
     """Which landed bases get adapters, what competes for publication, and when a candidate is good enough."""
 
     bases: tuple[str, ...] = Field(
-        default=("*",), description="Patterns of base ids; `*` is everything that has landed."
+        default=("*",),
+        description="Patterns of base ids (`*` and `?` as in file names); `*` is everything that has landed.",
     )
-    num_candidates: PositiveInt = Field(default=1, description="Samples of the generator per base and task.")
+    num_candidates: PositiveInt = Field(
+        default=1,
+        description="Samples of the generator per base and task that compete as `generated`, each with a seed of its own.",
+    )
     candidates: Annotated[tuple[Literal["generated", "joint", "reuse_new", "reuse_old", "refined"], ...], Distinct] = (
         Field(
             default=("generated", "joint", "reuse_new", "reuse_old"),

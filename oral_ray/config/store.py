@@ -20,8 +20,12 @@ class S3Config(Section):
         description="How often a request is tried that is throttled (503), fails (5xx) or loses its connection; the "
         "pauses between the attempts are random and grow.",
     )
-    connect_timeout_s: PositiveFloat = Field(default=10.0, description="Seconds until a connection must stand.")
-    read_timeout_s: PositiveFloat = Field(default=60.0, description="Seconds that an answer may pause.")
+    connect_timeout_s: PositiveFloat = Field(
+        default=10.0, description="Seconds in which a connection must be made before the request is tried again."
+    )
+    read_timeout_s: PositiveFloat = Field(
+        default=60.0, description="Seconds that an answer may pause before the request is tried again."
+    )
 
 
 class CacheConfig(Section):
@@ -56,7 +60,7 @@ class StoreConfig(Section):
     """The object store that holds bases, adapters, generators, releases."""
 
     uri: str = Field(default="./oral-store", description="A folder path, `file:///...` or `s3://bucket/prefix`.")
-    s3: S3Config = Field(default=S3Config(), description="How S3 is spoken to.")
+    s3: S3Config = Field(default=S3Config(), description="How S3 is spoken to; of no effect on a folder.")
     cache: CacheConfig = Field(default=CacheConfig(), description="A local copy of what was read from S3.")
     signing: SigningConfig = Field(
         default=SigningConfig(), description="Keys to sign and verify published adapters with."

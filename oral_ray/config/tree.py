@@ -37,13 +37,13 @@ class Config(Section):
     """The whole tree; one run is one complete file."""
 
     name: Identifier = Field(default="run", description="Name of the run: its generator and its releases carry it.")
-    seed: int = Field(default=0, description="Seed of everything that is random.")
+    seed: int = Field(default=0, description="Seed that every random number is derived from.")
     determinism: bool = Field(
         default=False,
         description="Fixed thread counts, order and kernels, adapters sampled one by one: the same seed gives the same "
         "digests on the same kind of device.",
     )
-    out: str = Field(default="out/run", description="Folder of tables, report and summary.")
+    out: str = Field(default="out/run", description="Folder on this machine for tables, report and summary.")
     store: StoreConfig = Field(default=StoreConfig(), description="Where everything is kept.")
     bases: BasesConfig = Field(default=BasesConfig(), description="The base model versions.")
     tasks: TasksConfig = Field(default=TasksConfig(), description="What adapters are for.")
