@@ -28,7 +28,6 @@ class CorpusConfig(Section):
     )
     num_examples: PositiveInt | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
         description="Every training, that of the generator too, reads the first so many examples of a task; what the "
         "frozen base does to them below the first adapted layer is computed once and kept in the cache folder. "
         "None: all examples.",
@@ -43,7 +42,6 @@ class CorpusConfig(Section):
     start: str = Field(
         default="",
         pattern=r"^([0-9a-f]{64})?$",
-        exclude_if=lambda value: not value,
         description="Digest of the adapter in the store that every training starts from, such as one for all tasks "
         "(`jobs/multitask.py`); it fits one architecture and one set of LoRA settings. Empty: a fresh adapter.",
     )

@@ -28,8 +28,7 @@ def resolved_toml(config: Config) -> str:
     leaves = dict(_leaves(config.model_dump(mode="json"), ""))
     lines = [f"{key} = {_toml(value)}" for key, value in leaves.items() if value is not None]
     unset = [key for key, value in leaves.items() if value is None]
-    unset += [key for key in ("corpus.start", "corpus.num_examples", "tasks.folders") if key not in leaves]
-    return "\n".join([*lines, *(f"# {key} is not set" for key in sorted(set(unset)))])
+    return "\n".join([*lines, *(f"# {key} is not set" for key in sorted(unset))])
 
 
 def explained(key: str) -> str:

@@ -122,5 +122,5 @@ def _recipe(config: Config, run: StaticRun, bases: Sequence[BaseRecord]) -> str:
     return fingerprint(
         "static", RECIPE_VERSION, run, tasks, [base.fingerprint for base in bases], corpus.lines(config, run.bases),
         config.bases.dtype, config.lora, config.corpus.learning_rate, config.corpus.init_seed,
-        config.training.functional, *([config.corpus.num_examples] if config.corpus.num_examples else []),
+        config.training.functional, config.corpus.num_examples,
     )  # fmt: skip

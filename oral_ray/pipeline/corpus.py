@@ -25,7 +25,7 @@ from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 from oral_ray.tasks import Task, expand
 
-RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
+RECIPE_VERSION = 2  # raise it when training changes in a way that the settings do not show
 # Of CorpusConfig; the rest says how a run is made.
 WHICH_RUNS = {"targets", "kinds", "seeds", "seeds_per_generator", "retries"}
 
@@ -217,8 +217,8 @@ def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> Co
         loaded, training_task(config, run.task), layout, config.corpus, run.seed, run.recipe, keep, start
     )
     digests = [store.put(artifact) for artifact in artifacts]
-    record = {"run": run.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started}
-    record |= {"start": config.corpus.start} if config.corpus.start else {}
+    record = {"run": run.model_dump(mode="json"), "digests": digests, "start": config.corpus.start}
+    record |= {"wall_s": time.perf_counter() - started}
     kept = Records(objects).commit("corpus", run.recipe, record, lambda kept: _are_there(store, kept))
     return CorpusEntry(run=run, digests=tuple(kept["digests"]))
 

@@ -22,7 +22,6 @@ from oral_ray.config import (
     LatentConfig,
     RegressionObjective,
     TorchEngine,
-    TrainingConfig,
     fingerprint,
 )
 from oral_ray.errors import GeneratorError, StoreError
@@ -46,19 +45,17 @@ _OPERATIONAL = {
     "max_failures", "min_workers", "cpus_per_worker", "gpus_per_worker", "checkpoint_every", "checkpoint_upload",
     "cache_bytes", "activation_checkpointing",
 }  # fmt: skip
-_LATER = {"accumulation", "window_tokens"}  # at their default they name no recipe, so that older generators keep theirs
 _METRICS_JSON = "metrics.json"
 
 
 def recipe_of(config: Config, shards_fingerprint: str) -> str:
     """The fingerprint that names a generator: its corpus and every setting that changes the result."""
-    later = {name for name in _LATER if getattr(config.training, name) == TrainingConfig.model_fields[name].default}
-    training = config.training.model_dump(mode="json", exclude=_OPERATIONAL | later)
+    training = config.training.model_dump(mode="json", exclude=_OPERATIONAL)
     generator = config.generator.model_dump(mode="json", exclude={"kernel"})
     further = [task_of(config, task_id).fingerprint for task_id in further_tasks(config)]
     return fingerprint(
         "generator", RECIPE_VERSION, shards_fingerprint, config.condition, generator, training, config.bases.dtype,
-        config.seed, *([further, config.tasks.num_prompts] if further else []),
+        config.seed, further, config.tasks.num_prompts,
     )  # fmt: skip
 
 

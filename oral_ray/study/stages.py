@@ -247,7 +247,7 @@ def _screen_recipe(config: Config) -> str:
     corpus_settings = config.corpus.model_dump(mode="json", exclude=corpus.WHICH_RUNS | {"start"})
     tasks = [task_of(config, task_id).fingerprint for task_id in config.tasks.ids]
     return fingerprint(
-        "screen", 1, tasks, config.bases.versions[0], config.bases.dtype, config.lora, corpus_settings,
+        "screen", 2, tasks, config.bases.versions[0], config.bases.dtype, config.lora, corpus_settings,
         config.corpus.seeds[0], config.seed, config.evaluation.max_validation, config.evaluation.num_bootstrap,
     )  # fmt: skip
 
