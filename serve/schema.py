@@ -5,10 +5,10 @@ Every body is one of these models; every error is a `Problem` (RFC 9457) as appl
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from oral_ray.adapters.artifact import Provenance
-from oral_ray.config import Identifier, LoraSettings
+from oral_ray.config import Identifier, LoraSettings, Record
 from oral_ray.generator.condition import MAX_PROMPT_CHARS
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -17,8 +17,8 @@ ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,256}$"
 FileName = Literal["adapter_model.safetensors", "adapter_config.json", "provenance.json"]
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Message(Record):
+    """What every body has in common."""
 
 
 class GenerateRequest(_Message):

@@ -51,6 +51,15 @@ WIDE_ROOMS = {
     "serve": 9,
 }
 """Rooms that import more than `MAX_ROOMS` others, and how many at most: lower a number when you can, never raise one."""
+MAX_PARAMETERS = 7
+WIDE_FUNCTIONS = {
+    "oral_ray/adapters/lora.py:train_adapter": 8,
+    "oral_ray/cluster/training.py:run_workers": 8,
+    "oral_ray/pipeline/material.py:functional_draw": 8,
+    "oral_ray/pipeline/train.py:_train": 9,
+}
+"""Functions of more than `MAX_PARAMETERS`, and how many they have at most: make it a dataclass and a method, add none."""
+RECORD = "oral_ray/local/record.py"
 _FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -242,6 +251,33 @@ def unread_config_fields(sources: Mapping[str, Source]) -> list[str]:
     return [f"{cls}.{field}" for cls, field in fields if field != "kind" and field not in read]
 
 
+def _parameters(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for source in sources.values():
+        for name, number in parameter_counts(source):
+            most = WIDE_FUNCTIONS.get(f"{source.path}:{name}", MAX_PARAMETERS)
+            if number > most:
+                yield f"{source.path}: {name} has {number} parameters, at most {most} are allowed; make it a dataclass"
+
+
+def parameter_counts(source: Source) -> Iterator[tuple[str, int]]:
+    """Every function of a module with the number of its parameters, `self` and `cls` aside."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = node.args
+            names = [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            yield node.name, len([name for name in names if name not in ("self", "cls")])
+
+
+def _records(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    strict = {"frozen": True, "extra": "forbid"}
+    for source in sources.values():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call) and source.path != RECORD:
+                given = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+                if given.items() >= strict.items():
+                    yield f"{source.path}: line {node.lineno} spells out what a Record is; derive from it ({RECORD})"
+
+
 RULES: dict[str, Callable[[Mapping[str, Source], Mapping[str, set[str]]], Iterator[str]]] = {
     "floors": _floors,
     "circles": _circles,
@@ -253,5 +289,7 @@ RULES: dict[str, Callable[[Mapping[str, Source], Mapping[str, set[str]]], Iterat
     "names": _names,
     "job lengths": _job_lengths,
     "read fields": _read_fields,
+    "parameters": _parameters,
+    "records": _records,
 }
 """The rules of the house; each yields one sentence per violation."""

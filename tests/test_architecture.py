@@ -5,7 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from architecture import FLOORS, RULES, SOLE_IMPORTERS, WIDE_ROOMS, edges, read_sources, rooms, violations
+from architecture import (
+    FLOORS,
+    RULES,
+    SOLE_IMPORTERS,
+    WIDE_FUNCTIONS,
+    WIDE_ROOMS,
+    edges,
+    parameter_counts,
+    read_sources,
+    rooms,
+    violations,
+)  # fmt: skip
 
 ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
@@ -125,6 +136,14 @@ PLANTED = [
         "class A:\n    lost_key: int = 0",
         "config field A.lost_key is read nowhere",
     ),
+    ("parameters", "jobs/z.py", "def f(a, b, c, /, d, e, *, g, h, i): ...", "jobs/z.py: f has 8 parameters, at most 7"),
+    ("parameters", "serve/z.py", "class A:\n    async def f(self, a, b, c, d, e, g, h, i): ...", "f has 8 parameters"),
+    (
+        "records",
+        "jobs/z.py",
+        "class A(B):\n    c = ConfigDict(frozen=True, extra='forbid')",
+        "line 2 spells out what a",
+    ),
 ]
 
 
@@ -135,6 +154,15 @@ def test_a_planted_violation_is_found_by_its_rule_alone(house: Path, rule: str, 
     assert {*broken} == {rule}
     [sentence] = broken[rule]
     assert found in sentence
+
+
+def test_a_function_on_the_list_of_wide_ones_has_as_many_parameters_as_the_list_says():
+    counts: dict[str, int] = {}
+    for source in read_sources(ROOT).values():
+        for name, number in parameter_counts(source):
+            key = f"{source.path}:{name}"
+            counts[key] = max(number, counts.get(key, 0))
+    assert {key: counts.get(key) for key in WIDE_FUNCTIONS} == WIDE_FUNCTIONS
 
 
 def test_a_room_that_imports_too_many_others_is_found(house: Path):

@@ -8,7 +8,7 @@ from dev.bench import floors, peers
 from factory_fixtures import randn, small_spec
 
 from oral_ray.bench import generate
-from oral_ray.config import ConditionConfig, build_section
+from oral_ray.config import ConditionConfig, ConvDenoiserConfig, build_section
 from oral_ray.generator.conv_denoiser import ConvDenoiser
 from oral_ray.generator.denoiser import Denoiser
 from oral_ray.generator.model import build_network
@@ -66,4 +66,4 @@ def test_the_convolutional_head_sees_its_token_its_prototype_and_the_time_and_no
 
 def test_the_head_is_chosen_by_configuration():
     assert isinstance(build_network(small_spec(), 0).denoiser, Denoiser)
-    assert isinstance(build_network(small_spec(denoiser="conv", conv_channels=(4,)), 0).denoiser, ConvDenoiser)
+    assert isinstance(build_network(small_spec(denoiser=ConvDenoiserConfig(channels=(4,))), 0).denoiser, ConvDenoiser)

@@ -26,9 +26,9 @@ def test_heads_learn_the_same_rows_and_are_judged_on_the_same_held_out_ones(
     )
     monkeypatch.setattr(heads, "tables_of", lambda *about: (runs.tables(manifest, store), None))
     given: list[Any] = []
-    real = heads.train
+    real = heads.TrainingLoop
     monkeypatch.setattr(
-        heads, "train", lambda *about, **more: (given.append((about[2](), about[3])), real(*about, **more))
+        heads, "TrainingLoop", lambda *about, **more: (given.append((about[2](), about[3])), real(*about, **more))[1]
     )
     options = build_section(
         heads.Options,
@@ -81,8 +81,10 @@ def test_the_flattened_baseline_and_ours_learn_every_corpus_smallest_first(
     monkeypatch.setattr(latent, "ProcessPoolExecutor", _Here)
     monkeypatch.setattr(latent.resource, "setrlimit", lambda *_: None)
     overrides = [f"store={store}", f"config={TINY}", "steps=3", "held_out_frac=0.3", "num_errors=2", "window_tokens=16"]
-    real, windows = heads.train, []
-    monkeypatch.setattr(heads, "train", lambda *a, **more: (windows.append(a[3].window_tokens), real(*a, **more)))
+    real, windows = heads.TrainingLoop, []
+    monkeypatch.setattr(
+        heads, "TrainingLoop", lambda *a, **more: (windows.append(a[3].window_tokens), real(*a, **more))[1]
+    )
     result = latent.run(build_section(latent.Options, overrides))
     small, large = (layout.num_parameters for m in (*manifests.values(),)[::-1] for layout in m.layouts.values())
     assert [(row["what"], row["parameters"]) for row in result.rows] == [

@@ -251,8 +251,3 @@ def test_a_start_is_refused_before_any_run_where_it_cannot_fit_or_saw_an_unseen_
         checked(start, corpus={"kinds": [{"r": 2}, {"r": 4}], "start": start})
     with pytest.raises(ConfigError, match=r"'corpus.start': no adapter"):
         checked("0" * 64)
-
-
-def test_no_start_leaves_the_recipes_of_before():
-    assert "start" not in build_config({}).corpus.model_dump()
-    assert build_config({"corpus": {"start": "a" * 64}}).corpus.model_dump()["start"] == "a" * 64

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from torch import Tensor
@@ -20,13 +20,13 @@ from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.reading import CONFIG, WEIGHTS, explain_no_config, explain_no_weights, parse_json, parse_tensors
 from oral_ray.adapters.settings import read_settings
-from oral_ray.config import LoraSettings, canonical_json
+from oral_ray.config import LoraSettings, Record, canonical_json
 from oral_ray.errors import ArtifactError, LayoutError, StoreError
 
 PROVENANCE, CARD = "provenance.json", "README.md"
 
 
-class Provenance(BaseModel):
+class Provenance(Record):
     """How an adapter's content was made; empty strings where something does not apply.
 
     `origin` says how (`trained`, `joint`, `generated`, `mean`, ...), `base` for which base, `task` what it was trained on.
@@ -38,8 +38,6 @@ class Provenance(BaseModel):
     base than it was made for, or under another name of its base, names that base; `source` is then the digest of the
     adapter with the same tensors, made for `source_base`, and `served_name` the name where it is not the base's id.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     origin: str
     base: str

@@ -161,7 +161,13 @@ def _uniform(
     )
     for module, (a, b) in pairs.items():
         r, scales[module] = settings.rank_and_scale(module)
-        _check_shapes(module, a, b, r, source, name, base, widths.get(module))
+        if a.shape[0] != r or b.shape[1] != r:
+            raise ArtifactError(
+                f"adapter {name}: rank {r} of {module!r} is {source}, its tensors have {a.shape[0]} (lora_A) and "
+                f"{b.shape[1]} (lora_B); correct r or rank_pattern to what was trained"
+            )
+        if width := widths.get(module):
+            _check_widths(module, a, b, width, f"adapter {name}", base)
     r = max(a.shape[0] for a, _ in pairs.values())
     scale = next(iter(scales.values()))
     factors = {
@@ -171,17 +177,10 @@ def _uniform(
     return PlainFactors(r, scale * r, factors)
 
 
-def _check_shapes(
-    module: str, a: Tensor, b: Tensor, r: int, source: str, name: str, base: str, width: AdaptedModule | None
-) -> None:  # fmt: skip
-    if a.shape[0] != r or b.shape[1] != r:
+def _check_widths(module: str, a: Tensor, b: Tensor, width: AdaptedModule, adapter: str, base: str) -> None:
+    if (a.shape[1], b.shape[0]) != (width.d_in, width.d_out):
         raise ArtifactError(
-            f"adapter {name}: rank {r} of {module!r} is {source}, its tensors have {a.shape[0]} (lora_A) and "
-            f"{b.shape[1]} (lora_B); correct r or rank_pattern to what was trained"
-        )
-    if width and (a.shape[1], b.shape[0]) != (width.d_in, width.d_out):
-        raise ArtifactError(
-            f"adapter {name} was made for another architecture: {module!r} maps {a.shape[1]} to {b.shape[0]} values there "
+            f"{adapter} was made for another architecture: {module!r} maps {a.shape[1]} to {b.shape[0]} values there "
             f"and {width.d_in} to {width.d_out} in base {base!r}; give the base that it was trained on"
         )
 

@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from oral_ray.config import Record
 from oral_ray.errors import ArtifactError
 
 _MERGE = "merge it into the base with peft, or train a plain LoRA"
@@ -51,10 +52,8 @@ _NO_EFFECT = frozenset({
 """Keys that do not change what a plain LoRA computes."""
 
 
-class LoraFileSettings(BaseModel):
+class LoraFileSettings(Record):
     """The keys of a plain LoRA's adapter_config.json; what is not there has peft's default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     r: int = Field(default=8, gt=0, le=_MAX_RANK, strict=True)
     lora_alpha: float = Field(default=8.0, gt=0, lt=_MAX_ALPHA, allow_inf_nan=False, strict=True)
@@ -62,8 +61,8 @@ class LoraFileSettings(BaseModel):
     exclude_modules: StrictStr | list[StrictStr] | None = None
     layers_to_transform: StrictInt | list[StrictInt] | None = None
     layers_pattern: StrictStr | list[StrictStr] | None = None
-    rank_pattern: dict[str, Any] = {}
-    alpha_pattern: dict[str, Any] = {}
+    rank_pattern: dict[str, Any] = Field(default={})
+    alpha_pattern: dict[str, Any] = Field(default={})
     use_rslora: StrictBool | None = False
     fan_in_fan_out: StrictBool | None = False
     lora_dropout: float = Field(default=0.0, ge=0, le=1, strict=True)

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, Field
 
 from oral_ray.bases.checkpoint import check_tokenizer, read_checkpoint
 from oral_ray.bases.contents import POINTER, why_no_checkpoint
@@ -31,7 +31,7 @@ from oral_ray.bases.landed import Landed, check_files, check_pointer, list_lande
 from oral_ray.bases.skeleton import build_skeleton, knows
 from oral_ray.bases.spec import BaseModelSpec, build_spec
 from oral_ray.bases.storage import check_plain
-from oral_ray.config import canonical_json, fingerprint
+from oral_ray.config import Record, canonical_json, fingerprint
 from oral_ray.errors import BaseModelError, ConfigError, MissingObjectError, OralError, StoreError, printable
 from oral_ray.objects import ObjectInfo, Objects
 
@@ -40,10 +40,8 @@ SMALL_BYTES = 1024  # what git leaves in place of a large file is smaller
 RULES_VERSION = 2  # raise it when what is complete, or what is said about it, changes: answers are then made anew
 
 
-class BaseRecord(BaseModel):
+class BaseRecord(Record):
     """One version of a base model: where it lies, its geometry, the fingerprint of its content."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     uri: str
@@ -51,19 +49,15 @@ class BaseRecord(BaseModel):
     fingerprint: str
 
 
-class SkippedBase(BaseModel):
+class SkippedBase(Record):
     """A checkpoint that is not used, and why; both are printable, whatever the folder is called or holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, BeforeValidator(printable)]
     reason: Annotated[str, BeforeValidator(printable)]
 
 
-class CatalogEntry(BaseModel):
+class CatalogEntry(Record):
     """What was found the last time behind a listing: a complete checkpoint, or the reason why it is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     listing: str
     architecture: str = ""
@@ -71,14 +65,12 @@ class CatalogEntry(BaseModel):
     reason: str = ""
 
 
-class Catalog(BaseModel):
+class Catalog(Record):
     """The entries of a prefix by base id; architectures stand once each."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     rules: str
-    architectures: dict[str, BaseModelSpec] = {}
-    entries: dict[str, CatalogEntry] = {}
+    architectures: dict[str, BaseModelSpec] = Field(default={})
+    entries: dict[str, CatalogEntry] = Field(default={})
 
     def record(self, store_uri: str, prefix: str, base_id: str) -> BaseRecord:
         """The record of an entry that is a complete checkpoint."""

@@ -20,7 +20,7 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.roles import ROLES
 from oral_ray.bench.harness import BenchOptions, Result, Row, fit_exponent, spread, timed, with_peak_memory
 from oral_ray.bench.layouts import MODELS, RANKS, TARGETS, layout_of, spec_of
-from oral_ray.config import ConditionConfig, GeneratorConfig, SamplingConfig
+from oral_ray.config import ConditionConfig, GeneratorConfig, LatentConfig, SamplingConfig
 from oral_ray.errors import ConfigError, GeneratorError, LayoutError
 from oral_ray.generation.factory import AdapterFactory
 from oral_ray.generator.condition import Condition, ConditionEncoder, ProbeStats
@@ -77,7 +77,11 @@ def run(options: Options) -> Result:
 
 
 def random_factory(
-    config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int, sampling: SamplingConfig, device: str
+    config: GeneratorConfig | LatentConfig,
+    encoder: ConditionEncoder,
+    token_dim: int,
+    sampling: SamplingConfig,
+    device: str,
 ) -> AdapterFactory:
     """A factory with random weights: what it makes is worthless, how fast it makes it is not."""
     spec = generator_spec(config, encoder, token_dim)
@@ -86,7 +90,7 @@ def random_factory(
     return AdapterFactory(generator, encoder, sampling, device)
 
 
-def generator_spec(config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int) -> GeneratorSpec:
+def generator_spec(config: GeneratorConfig | LatentConfig, encoder: ConditionEncoder, token_dim: int) -> GeneratorSpec:
     """What a generator of these sizes is, whatever it has learnt."""
     return GeneratorSpec(
         generator=config, condition=encoder.config, token_dim=token_dim, text_dim=encoder.text_dim,

@@ -40,7 +40,7 @@ from oral_ray.errors import StoreError
 from oral_ray.generator.data import CorpusRow, CorpusTables
 from oral_ray.generator.model import build_network
 from oral_ray.generator.spec import GeneratorSpec
-from oral_ray.generator.training import MetricsRow, train
+from oral_ray.generator.training import MetricsRow, TrainingLoop
 from oral_ray.objects import open_objects
 from oral_ray.store.shards import ShardManifest, commit_shards, corpus_rows, read_manifest, read_stats, shard_prefix
 
@@ -162,11 +162,11 @@ def train_worker(loop_config: dict[str, Any]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(job.step_s)
 
-        train(
+        TrainingLoop(
             build_network(spec, 0), tables(manifest, job.store), rows, job.training, drop_text_frac=0.1,
             drop_model_frac=0.1, seed=0, rank=rank, num_workers=num_workers, resume=resume, report=report,
             save_network=_save_weights,
-        )  # fmt: skip
+        ).run()  # fmt: skip
 
 
 def tables(manifest: ShardManifest, store: str) -> CorpusTables:

@@ -14,9 +14,11 @@ from oral_ray.config.corpus import CorpusConfig
 from oral_ray.config.evaluation import EvaluationConfig, StudyConfig
 from oral_ray.config.generator import (
     ConditionConfig,
+    ConvDenoiserConfig,
     DiffusionObjective,
     GeneratorConfig,
     LatentConfig,
+    MlpDenoiserConfig,
     RegressionObjective,
 )
 from oral_ray.config.identity import canonical_json, derive_seed, fingerprint
@@ -34,8 +36,10 @@ from oral_ray.config.training import (
     SamplingConfig,
     TorchEngine,
     TrainingConfig,
+    VersionPool,
 )
 from oral_ray.config.tree import Config, build_config, build_section, load_config, with_overrides
+from oral_ray.local.record import Record
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -46,6 +50,7 @@ __all__ = [
     "ClusterConfig",
     "ConditionConfig",
     "Config",
+    "ConvDenoiserConfig",
     "CorpusConfig",
     "DeepSpeedEngine",
     "DiffusionObjective",
@@ -61,7 +66,9 @@ __all__ = [
     "LandedOrigin",
     "LatentConfig",
     "LoraSettings",
+    "MlpDenoiserConfig",
     "PretrainOrigin",
+    "Record",
     "RegenerateConfig",
     "RegressionObjective",
     "S3Config",
@@ -75,6 +82,7 @@ __all__ = [
     "TokensConfig",
     "TorchEngine",
     "TrainingConfig",
+    "VersionPool",
     "build_config",
     "build_section",
     "canonical_json",

@@ -14,7 +14,7 @@ import numpy as np
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
-from oral_ray.config import Config, Dtype, Section, fingerprint
+from oral_ray.config import Config, Dtype, Record, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation.scoring import example_values, majority_values, metric_of
 from oral_ray.generation.batch import Sample, generate_samples
@@ -42,7 +42,7 @@ def adapter_digest(scored: str) -> str:
     return "" if scored in set(Unadapted) else scored
 
 
-class Request(Section):
+class Request(Record):
     """One adapter to generate; `arm` says what for, `recipe` names the generator."""
 
     arm: str
@@ -54,7 +54,7 @@ class Request(Section):
     num_steps: int
 
 
-class Cell(Section):
+class Cell(Record):
     """What is scored together: the adapters (digests, or what is `Unadapted`) of one task on one base in a dtype."""
 
     base: str

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from oral_ray.config import Section
+from oral_ray.config import Record
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.cells import Cell
 from oral_ray.pipeline.run import Run
 
 
-class Choice(Section):
+class Choice(Record):
     """The adapters to choose among, by digest; of equals, or where no figure is a number, the first is taken."""
 
     base: str

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from oral_ray.adapters.artifact import AdapterArtifact
@@ -22,18 +21,17 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
+from oral_ray.config import Record
 from oral_ray.errors import EvaluationError
 from oral_ray.modalities import Batch, Metric, TaskReader, Values, batches, modality_of
 from oral_ray.tasks import Split, Task
 
 
-class Score(BaseModel):
+class Score(Record):
     """One arm on one base and task: the figure of n examples by a metric (its name), over all of them.
 
     `digest` is empty where there is no adapter.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     base_seen: bool

@@ -11,9 +11,8 @@ Letters: N examples, S seeds, R bootstrap draws. Values are [S, N], or [S, N, ..
 from collections.abc import Mapping
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from oral_ray.config import derive_seed
+from oral_ray.config import Record, derive_seed
 from oral_ray.errors import EvaluationError
 from oral_ray.modalities import Metric
 
@@ -21,10 +20,8 @@ TaskValues = Mapping[str, np.ndarray]
 """Values [S, N, ...] of one arm by task."""
 
 
-class Interval(BaseModel):
+class Interval(Record):
     """A mean with its 95% bootstrap interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: float
     low: float

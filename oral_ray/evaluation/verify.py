@@ -10,14 +10,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from oral_ray.adapters.artifact import AdapterArtifact, read_folder
 from oral_ray.adapters.intake import Intake, take_in
 from oral_ray.adapters.lora import difference_from_peft
 from oral_ray.adapters.matching import key_of
 from oral_ray.bases.loading import LoadedBase, open_base
-from oral_ray.config import Dtype
+from oral_ray.config import Dtype, Record
 from oral_ray.errors import ArtifactError
 from oral_ray.evaluation.scoring import example_values, metric_of
 from oral_ray.tasks import Split, load_task
@@ -25,15 +24,13 @@ from oral_ray.tasks import Split, load_task
 _TOLERANCE = 1e-4  # of the largest output: float32 through a hundred layers; the tests hold small models to 1e-5
 
 
-class Verification(BaseModel):
+class Verification(Record):
     """What an adapter folder is, and the one verdict on it with its reason.
 
     `other weights` is a warning: the adapter was made on another version of this architecture. `change` is the largest
     norm of a change relative to its weight's, `difference` the largest of outputs (logits, hidden states) from peft's.
     `lora_alpha` is that of the plain LoRA which computes the same, `file_alpha` what the file says.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     adapter: str
     base: str
@@ -74,10 +71,8 @@ class Verification(BaseModel):
         )
 
 
-class AdapterScore(BaseModel):
+class AdapterScore(Record):
     """One cell of a table, computed again: the figure of the first n examples of a split by a metric (its name)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     split: Split

@@ -3,7 +3,7 @@
 Reconstruction alone learns what the corpus happens to hold. Here the loss is the task's own, and the base is mostly one
 that nobody trained an adapter for: a virtual version W = sum_i c_i W_i of the seen versions (convex mixes, and steps past
 the newest one); its weight probes are linear in W, so they mix with the same c. No adapter is trained for any of them.
-With a pool of such versions (`phase.num_versions`) what lies below the first adapted layer is computed once an example.
+With a pool of such versions (`phase.pool`) what lies below the first adapted layer is computed once an example.
 The adapter is the one-step estimate from pure noise; gradients flow through it into the generator.
 
     source = FunctionalSource(bases, lines, tasks, further, layouts, phase)
@@ -47,9 +47,9 @@ class FunctionalSource:
         """`bases` are the seen versions; `lines` their lines of descent by index, oldest first.
 
         `tasks` have adapters in the corpus, `further` ones have only examples; an adapter is of one of the `layouts`. With
-        `phase.num_versions` the states below the first adapted layer are kept in the folder `keep`.
+        `phase.pool` the states below the first adapted layer are kept in the folder `keep`.
         """
-        if phase.num_versions and keep is None:
+        if phase.pool and keep is None:
             raise GeneratorError("a pool of virtual versions keeps states; name a folder for them")
         if len({base.record.spec.digest for base in bases}) != 1:
             raise GeneratorError("the functional phase mixes versions of one architecture; give each its own source")
@@ -69,8 +69,8 @@ class FunctionalSource:
         tasks = [self._draw_task(rng) for _ in range(self.phase.tasks_per_step)]
         mix_rng = rng if base_seed is None else torch.Generator().manual_seed(base_seed)
         version = None
-        if self.phase.num_versions:
-            version = int(torch.randint(self.phase.num_versions, (), generator=mix_rng))
+        if self.phase.pool:
+            version = int(torch.randint(self.phase.pool.num_versions, (), generator=mix_rng))
             mix_rng = torch.Generator().manual_seed(derive_seed(version, "virtual version"))
         mix = draw_mix(self._num_versions, self._lines, self.phase.extrapolation, mix_rng)
         base = self._virtual.set(mix)
@@ -89,11 +89,11 @@ class FunctionalSource:
         """Random training examples of a task; for a version of the pool out of those that it has, from their states on."""
         reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
         examples = task.examples("train")
-        if version is None:
+        if version is None or self.phase.pool is None:
             chosen = torch.randint(len(examples), (self.phase.num_examples,), generator=rng).tolist()
             return reader, reader.read([examples[i] for i in chosen])
         own = torch.Generator().manual_seed(derive_seed(version, "examples", task.id))
-        order = torch.randperm(len(examples), generator=own)[: self.phase.version_examples].tolist()
+        order = torch.randperm(len(examples), generator=own)[: self.phase.pool.num_examples].tolist()
         first = min(layout.first_layer for layout in self._layouts)
         assert self._keep is not None
         weights, texts = [self._names, list(mix)], [task.fingerprint, order]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from oral_ray.adapters.tokens import POSITION_DIM
-from oral_ray.config import DiffusionObjective, GeneratorConfig, SamplingConfig
+from oral_ray.config import ConvDenoiserConfig, DiffusionObjective, GeneratorConfig, SamplingConfig
 from oral_ray.generator import diffusion
 from oral_ray.generator.conv_denoiser import ConvDenoiser
+from oral_ray.generator.data import Batch
 from oral_ray.generator.denoiser import Denoiser
 from oral_ray.generator.spec import FunctionalItem, GeneratorSpec, guidance_terms, sum_weighted
 from oral_ray.generator.ssm import Mamba2, MambaState
@@ -25,6 +26,7 @@ class Network(nn.Module):
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         config = spec.generator
+        assert isinstance(config, GeneratorConfig)  # LatentConfig is of LatentNetwork
         self.objective = config.objective
         self.position_in = nn.Linear(POSITION_DIM, config.width)
         self.text_in = nn.Sequential(
@@ -38,9 +40,9 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(RecurrentLayer(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.width)
         self.denoiser = (
-            ConvDenoiser(spec.token_dim, config.conv_channels, config.width)
-            if config.denoiser == "conv"
-            else Denoiser(spec.token_dim, config.denoiser_width, config.denoiser_blocks, config.width)
+            ConvDenoiser(spec.token_dim, config.denoiser.channels, config.width)
+            if isinstance(config.denoiser, ConvDenoiserConfig)
+            else Denoiser(spec.token_dim, config.denoiser.width, config.denoiser.num_blocks, config.width)
         )
 
     def prototypes(
@@ -88,23 +90,16 @@ class Network(nn.Module):
         empty = prototypes_BLM.new_zeros(*prototypes_BLM.shape[:2], token_dim)
         return self.denoiser(empty, prototypes_BLM, torch.ones(len(prototypes_BLM), device=empty.device))
 
-    def forward(
-        self, x0_BLD: Tensor, mask_BLD: Tensor, position_BLP: Tensor, text_BE: Tensor, model_BG: Tensor,
-        use_text_B: Tensor, use_model_B: Tensor, noise_BLD: Tensor, time_B: Tensor,
-        before_BNWP: Tensor | None = None, num_before_B: Tensor | None = None,
-        functional: FunctionalItem | None = None, diffusion_weight: float = 1.0,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, batch: Batch, functional: FunctionalItem | None = None, diffusion_weight: float = 1.0) -> Tensor:
         """The loss of one step: one call, so that every engine can wrap it.
 
-        With a functional target, its task loss plus `diffusion_weight` times the corpus loss. `before_*`: see
-        `states_before`.
+        With a functional target, its task loss plus `diffusion_weight` times the corpus loss.
         """
-        condition = text_BE, model_BG, use_text_B, use_model_B
         states = None
-        if before_BNWP is not None and num_before_B is not None:
-            states = self.states_before(before_BNWP, num_before_B, *condition)
-        prototypes_BLM, _ = self.prototypes(position_BLP, *condition, states)
-        loss = self.loss(x0_BLD, mask_BLD, prototypes_BLM, noise_BLD, time_B)
+        if batch.before_BNWP.shape[1]:
+            states = self.states_before(batch.before_BNWP, batch.num_before_B, *batch.condition)
+        prototypes_BLM, _ = self.prototypes(batch.position_BLP, *batch.condition, states)
+        loss = self.loss(batch.x0_BLD, batch.mask_BLD, prototypes_BLM, batch.noise_BLD, batch.time_B)
         if functional is None:
             return loss
         return functional.task_loss(self.one_step(functional)) + diffusion_weight * loss

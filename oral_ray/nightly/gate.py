@@ -14,7 +14,7 @@ from typing import NamedTuple
 from oral_ray.adapters.artifact import rebased
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import Config, Section, fingerprint
+from oral_ray.config import Config, Record, fingerprint
 from oral_ray.errors import ArtifactError, EvaluationError
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.arms import refined
@@ -33,7 +33,7 @@ from oral_ray.version import code_version
 RECIPE_VERSION = 1
 
 
-class Item(Section):
+class Item(Record):
     """What is decided together: a task on a base, the generator's recipe, and digests to reuse by arm."""
 
     base: BaseRecord
@@ -51,7 +51,7 @@ class Candidate(NamedTuple):
     digest: str
 
 
-class Outcome(Section):
+class Outcome(Record):
     """The gate's decision, the validation score of every candidate, why others were refused, the winner's digest."""
 
     base: str

@@ -9,10 +9,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import LoraSettings
+from oral_ray.config import LoraSettings, Record
 from oral_ray.generation.refusal import refuse_base
 
 if TYPE_CHECKING:  # plans are made without torch, which an evaluation needs
@@ -21,10 +19,8 @@ if TYPE_CHECKING:  # plans are made without torch, which an evaluation needs
 _DUE = "not released yet: new base version, served name, generator or task"
 
 
-class PlanItem(BaseModel):
+class PlanItem(Record):
     """What is to be done for one task on one base version, and why not where nothing is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     task: str
@@ -32,10 +28,8 @@ class PlanItem(BaseModel):
     reason: str
 
 
-class GateDecision(BaseModel):
+class GateDecision(Record):
     """The candidate that may be published by its name (None: nothing) and the reason."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     arm: str | None
     reason: str

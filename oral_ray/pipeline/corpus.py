@@ -15,7 +15,7 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
 from oral_ray.cluster import Call
-from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
+from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Record, derive_seed, fingerprint
 from oral_ray.errors import ArtifactError, ConfigError, StoreError
 from oral_ray.pipeline.answers import check_answers
 from oral_ray.pipeline.own_tasks import check_unseen, unseen_among
@@ -24,12 +24,12 @@ from oral_ray.pipeline.work import Finished, complete
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.tasks import Task
 
-RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
+RECIPE_VERSION = 2  # raise it when training changes in a way that the settings do not show
 # Of CorpusConfig; the rest says how a run is made.
 WHICH_RUNS = {"targets", "kinds", "seeds", "seeds_per_generator", "retries"}
 
 
-class CorpusRun(Section):
+class CorpusRun(Record):
     """One LoRA training: a task on one base, or on several together (`joint`); `recipe` names its result."""
 
     task: str
@@ -39,7 +39,7 @@ class CorpusRun(Section):
     recipe: str
 
 
-class CorpusEntry(Section):
+class CorpusEntry(Record):
     """A finished run: the digests of its last checkpoints, newest last."""
 
     run: CorpusRun
@@ -209,9 +209,9 @@ def train_run(config: Config, planned: CorpusRun, bases: Sequence[BaseRecord]) -
     )
     digests = [run.adapters.put(artifact) for artifact in artifacts]
     record: Finished = {
-        "run": planned.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started
+        "run": planned.model_dump(mode="json"), "digests": digests, "start": config.corpus.start,
+        "wall_s": time.perf_counter() - started,
     }  # fmt: skip
-    record |= {"start": config.corpus.start} if config.corpus.start else {}
     return run.records.commit(
         "corpus", planned.recipe, record, lambda kept: all(_is_there(run, digest) for digest in kept["digests"])
     )

@@ -12,7 +12,7 @@ from oral_ray.adapters.lora import initial_factors
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
-from oral_ray.config import Config, Section, derive_seed, fingerprint
+from oral_ray.config import Config, Record, derive_seed, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.generator.functional import FunctionalSource, train_static
 from oral_ray.pipeline.answers import check_answers
@@ -21,10 +21,10 @@ from oral_ray.pipeline.run import Run, open_run
 from oral_ray.pipeline.work import Finished, complete
 from oral_ray.version import code_version
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
-class StaticRun(Section):
+class StaticRun(Record):
     """One training on mixes of `bases`: its tasks, the adapter it starts from (empty: a fresh one), its length."""
 
     arm: str
@@ -126,5 +126,5 @@ def _recipe(run: Run, planned: StaticRun, bases: Sequence[BaseRecord]) -> str:
     return fingerprint(
         "static", RECIPE_VERSION, planned, tasks, [base.fingerprint for base in bases], lineages(config, planned.bases),
         config.bases.dtype, config.lora, config.corpus.learning_rate, config.corpus.init_seed,
-        config.training.functional, *([config.corpus.num_examples] if config.corpus.num_examples else []),
+        config.training.functional, config.corpus.num_examples,
     )  # fmt: skip

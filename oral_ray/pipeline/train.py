@@ -20,9 +20,9 @@ from oral_ray.cluster import device_of, limit_threads
 from oral_ray.config import (
     Config,
     FunctionalPhase,
+    LatentConfig,
     RegressionObjective,
     TorchEngine,
-    TrainingConfig,
     fingerprint,
 )
 from oral_ray.errors import GeneratorError
@@ -30,7 +30,7 @@ from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.generator.data import CorpusRow
 from oral_ray.generator.model import Generator, build_network, save_generator
 from oral_ray.generator.spec import GeneratorSpec
-from oral_ray.generator.training import MetricsRow, train
+from oral_ray.generator.training import MetricsRow, TrainingLoop
 from oral_ray.objects import Objects
 from oral_ray.pipeline.material import auxiliary_tasks, functional_draw, tables_of
 from oral_ray.pipeline.run import Run, open_run
@@ -39,25 +39,23 @@ from oral_ray.store.generators import METRICS, generator_manifest, promote_gener
 from oral_ray.store.shards import ShardManifest, corpus_rows, shard_records
 
 logger = logging.getLogger(__name__)
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 _OPERATIONAL = {
     "max_failures", "min_workers", "cpus_per_worker", "gpus_per_worker", "checkpoint_every", "checkpoint_upload",
     "cache_bytes", "activation_checkpointing",
 }  # fmt: skip
-_LATER = {"accumulation", "window_tokens"}  # at their default they name no recipe, so that older generators keep theirs
 _METRICS_JSON = "metrics.json"
 
 
 def recipe_of(run: Run, shards_fingerprint: str) -> str:
     """The fingerprint that names a generator: its corpus and every setting that changes the result."""
     config = run.config
-    later = {name for name in _LATER if getattr(config.training, name) == TrainingConfig.model_fields[name].default}
-    training = config.training.model_dump(mode="json", exclude=_OPERATIONAL | later)
+    training = config.training.model_dump(mode="json", exclude=_OPERATIONAL)
     generator = config.generator.model_dump(mode="json", exclude={"kernel"})
     auxiliary = [run.task(task_id).fingerprint for task_id in auxiliary_tasks(run)]
     return fingerprint(
         "generator", RECIPE_VERSION, shards_fingerprint, config.condition, generator, training, config.bases.dtype,
-        config.seed, *([auxiliary, config.tasks.num_prompts] if auxiliary else []),
+        config.seed, auxiliary, config.tasks.num_prompts,
     )  # fmt: skip
 
 
@@ -177,7 +175,7 @@ def _train(run: Run, manifest: ShardManifest, place: _Place) -> None:
         generator=config.generator,
         condition=config.condition,
         token_dim=config.tokens.token_dim,
-        num_tokens=_only_length(manifest) if config.generator.latent else 0,
+        num_tokens=_only_length(manifest) if isinstance(config.generator, LatentConfig) else 0,
         text_dim=encoder.text_dim,
         model_dim=encoder.model_dim,
         text_encoder_fingerprint=encoder.fingerprint,
@@ -207,13 +205,9 @@ def _train(run: Run, manifest: ShardManifest, place: _Place) -> None:
     if phase.steps:
         functional = functional_draw(run, manifest, bases, encoder, tables, probe_stats, place.device)
     num_steps = config.training.steps + phase.steps
-    if config.training.window_tokens and config.generator.latent:
-        raise GeneratorError(
-            "training.window_tokens cuts adapters, generator.latent knows whole ones only; leave one out"
-        )
     seed = config.seed + config.training.seed
     network = build_network(spec, seed)
-    train(
+    TrainingLoop(
         network,
         tables,
         rows,
@@ -228,15 +222,15 @@ def _train(run: Run, manifest: ShardManifest, place: _Place) -> None:
         save_network=save_network,
         functional_item=functional,
         device=place.device,
-    )
+    ).run()
 
 
 def _only_length(manifest: ShardManifest) -> int:
     lengths = {layout.num_tokens for layout in manifest.layouts.values()}
     if len(lengths) > 1:
         raise GeneratorError(
-            f"generator.latent (Cond P-Diff) knows one length of adapter, the corpus has {sorted(lengths)}; train one "
-            "generator for each, or take the per-token one"
+            f"a generator of kind latent knows one length of adapter, the corpus has {sorted(lengths)}; train one for "
+            "each, or set generator.kind=tokens"
         )
     return lengths.pop()
 

@@ -11,23 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenStats
-from oral_ray.config import canonical_json
+from oral_ray.config import Record, canonical_json
 from oral_ray.errors import MissingObjectError, StoreError
 from oral_ray.generator.data import CorpusRow
 from oral_ray.local.parquet import parse_table
 from oral_ray.objects import Objects
 
 
-class ShardManifest(BaseModel):
+class ShardManifest(Record):
     """What a tokenised corpus holds; `prompts` are the training wordings of each task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str
     attempt: str

@@ -77,6 +77,6 @@ def screen_recipe(run: Run) -> str:
     corpus_settings = config.corpus.model_dump(mode="json", exclude=WHICH_RUNS | {"start"})
     tasks = [run.task(task_id).fingerprint for task_id in config.tasks.ids]
     return fingerprint(
-        "screen", 1, tasks, config.bases.versions[0], config.bases.dtype, config.lora, corpus_settings,
+        "screen", 2, tasks, config.bases.versions[0], config.bases.dtype, config.lora, corpus_settings,
         config.corpus.seeds[0], config.seed, config.evaluation.max_validation, config.evaluation.num_bootstrap,
     )  # fmt: skip

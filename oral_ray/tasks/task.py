@@ -11,31 +11,28 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from oral_ray.errors import TaskError
+from oral_ray.local.record import Record
 
 Split = Literal["train", "validation", "test"]
 ANSWER = "\nAnswer:"  # what a causal language model reads after a text, before it answers
 NUM_SHOTS = 4
 
 
-class Example(BaseModel):
+class Example(Record):
     """One input text and its label: one of the task's labels, or the answer of a free-text task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
     label: str
 
 
-class Task(BaseModel):
+class Task(Record):
     """Choose one of `labels`, or, where there are none, write the answer (scored by exact match).
 
     `prompts` are used in training, `held_out_prompts` never are; `prompts[0]` is the default.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     labels: tuple[str, ...]

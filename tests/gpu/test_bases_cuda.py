@@ -13,7 +13,7 @@ from oral_ray.adapters.lora import initial_factors, train_adapter
 from oral_ray.bases.evolve import evolve_base
 from oral_ray.bases.loading import LoadedBase, load_base, open_base
 from oral_ray.bases.pretrain import perplexity, pretrain_base
-from oral_ray.config import CorpusConfig, EvolveOrigin, FunctionalPhase, LoraSettings, PretrainOrigin
+from oral_ray.config import CorpusConfig, EvolveOrigin, FunctionalPhase, LoraSettings, PretrainOrigin, VersionPool
 from oral_ray.evaluation.scoring import example_values
 from oral_ray.generator.functional import FunctionalSource, train_static
 from oral_ray.objects import FileObjects
@@ -65,9 +65,9 @@ def test_encoders_answer_there_as_here(tiny_bert: Path):
     assert here == there
 
 
-@pytest.mark.parametrize("num_versions", [None, 2])
+@pytest.mark.parametrize("pool", [None, VersionPool(num_versions=2, num_examples=8)])
 def test_static_training_on_virtual_versions_is_the_same_there(
-    tiny_llama: Path, tmp_path: Path, num_versions: int | None
+    tiny_llama: Path, tmp_path: Path, pool: VersionPool | None
 ):
     layout, found = upper(tiny_llama), []
     for device in DEVICES:
@@ -75,7 +75,7 @@ def test_static_training_on_virtual_versions_is_the_same_there(
         with torch.no_grad():
             for parameter in bases[0].model.parameters():
                 parameter *= 1.05
-        phase = FunctionalPhase(num_examples=4, tasks_per_step=1, num_versions=num_versions, version_examples=8)
+        phase = FunctionalPhase(num_examples=4, tasks_per_step=1, pool=pool)
         source = FunctionalSource(bases, [[0, 1]], [toy_task()], [], [layout], phase, tmp_path / device)
         found.append(train_static(source, initial_factors(layout, 0), 6, 1e-2, 0))
     for module, pair in found[0].items():

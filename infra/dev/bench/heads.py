@@ -22,8 +22,10 @@ from torch import Tensor
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare
 from oral_ray.config import (
     Config,
+    ConvDenoiserConfig,
     FunctionalPhase,
     GeneratorConfig,
+    LatentConfig,
     RegressionObjective,
     SamplingConfig,
     TorchEngine,
@@ -37,7 +39,7 @@ from oral_ray.generator.data import Batch, CorpusRow, CorpusTables, is_held_out,
 from oral_ray.generator.diffusion import masked_mse
 from oral_ray.generator.model import AnyNetwork, build_network
 from oral_ray.generator.spec import GeneratorSpec
-from oral_ray.generator.training import MetricsRow, train
+from oral_ray.generator.training import MetricsRow, TrainingLoop
 from oral_ray.objects import Objects
 from oral_ray.pipeline.material import tables_of
 from oral_ray.pipeline.run import open_run
@@ -92,7 +94,7 @@ def run(options: Options) -> Result:
     heads = {
         OURS: ours,
         REGRESSION: ours.model_copy(update={"objective": RegressionObjective()}),
-        RPG: ours.model_copy(update={"denoiser": "conv", "width": corpus.rows[0].tokens_LD.shape[1]}),
+        RPG: ours.model_copy(update={"denoiser": ConvDenoiserConfig(), "width": corpus.rows[0].tokens_LD.shape[1]}),
     }
     trained = {
         what: train_head(head, corpus, config, options.steps, options.batch_size, options.held_out_frac)
@@ -120,14 +122,15 @@ def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
 
 
 def train_head(
-    head: GeneratorConfig, corpus: Corpus, config: Config, steps: int, batch_size: int, held_out_frac: float,
+    head: GeneratorConfig | LatentConfig, corpus: Corpus, config: Config, steps: int, batch_size: int, held_out_frac: float,
     window_tokens: int | None = None,
 ) -> Trained:  # fmt: skip
     """Train a head on what is not held out, on the diffusion or regression loss alone, in this process."""
     num_tokens, token_dim = corpus.rows[0].tokens_LD.shape
     encoder = corpus.encoder
     spec = GeneratorSpec(
-        generator=head, condition=config.condition, token_dim=token_dim, num_tokens=num_tokens if head.latent else 0,
+        generator=head, condition=config.condition, token_dim=token_dim,
+        num_tokens=num_tokens if isinstance(head, LatentConfig) else 0,
         text_dim=encoder.text_dim, model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint,
         architectures=(), recipe="bench",
     )  # fmt: skip
@@ -146,12 +149,12 @@ def train_head(
 
     averaged: dict[str, Tensor] = {}
     started = time.perf_counter()
-    train(
+    TrainingLoop(
         network, corpus.tables, lambda: corpus.rows, TrainingConfig.model_validate(given),
         drop_text_frac=config.condition.drop_text_frac, drop_model_frac=config.condition.drop_model_frac,
         seed=config.seed, rank=0, num_workers=1, resume=None, report=report,
         save_network=lambda state, folder: averaged.update(state),
-    )  # fmt: skip
+    ).run()  # fmt: skip
     seconds = time.perf_counter() - started
     network.load_state_dict(averaged, strict=True)
     return Trained(network.eval(), logs[-1], seconds)

@@ -85,7 +85,7 @@ def measure(options: Options, shards: str, what: str) -> Row:
     head, window, sampling = config.generator, options.window_tokens, config.sampling
     sample = partial(_sampled_in_pieces, piece_tokens=window)
     if what == LATENT:
-        head, window, sample = head.model_copy(update={"latent": LatentConfig()}), None, sampled
+        head, window, sample = LatentConfig(), None, sampled
         sampling = sampling.model_copy(update={"num_steps": options.latent_steps})
 
     def done() -> tuple[Trained, float]:

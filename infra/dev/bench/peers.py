@@ -15,7 +15,14 @@ from pydantic import Field, PositiveInt
 from oral_ray.adapters.tokens import POSITION_DIM
 from oral_ray.bench.generate import check_device, generator_spec
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare
-from oral_ray.config import ConditionConfig, DiffusionObjective, GeneratorConfig, RegressionObjective, SamplingConfig
+from oral_ray.config import (
+    ConditionConfig,
+    ConvDenoiserConfig,
+    DiffusionObjective,
+    GeneratorConfig,
+    RegressionObjective,
+    SamplingConfig,
+)
 from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.generator.model import build_network
 from oral_ray.generator.network import Network
@@ -68,7 +75,7 @@ def _rows(options: Options, encoder: ConditionEncoder) -> list[Row]:
 
 def _rpg(options: Options) -> GeneratorConfig:
     """RPG ties the width of the recurrence to the size of a token."""
-    return GeneratorConfig(width=options.token_dim, denoiser="conv", objective=DiffusionObjective())
+    return GeneratorConfig(width=options.token_dim, denoiser=ConvDenoiserConfig(), objective=DiffusionObjective())
 
 
 def _sampling(network: object, num_tokens: int, num_steps: int, options: Options, encoder: ConditionEncoder):
