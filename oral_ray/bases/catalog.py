@@ -21,13 +21,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from oral_ray.bases.building import knows
 from oral_ray.bases.checkpoint import check_tokenizer, read_checkpoint
 from oral_ray.bases.contents import POINTER, why_no_checkpoint
 from oral_ray.bases.expected import expected_model
 from oral_ray.bases.fingerprint import content_fingerprint
 from oral_ray.bases.headers import Files, TensorEntry
 from oral_ray.bases.landed import check_files, check_pointer, list_landed, unquiet
-from oral_ray.bases.skeleton import build_skeleton, knows
+from oral_ray.bases.skeleton import build_skeleton
 from oral_ray.bases.spec import BaseModelSpec, build_spec
 from oral_ray.bases.storage import check_plain
 from oral_ray.config import canonical_json, fingerprint

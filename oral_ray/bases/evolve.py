@@ -15,7 +15,7 @@ from oral_ray.bases.loading import load_folder, model_folder
 from oral_ray.bases.sources import put_folder
 from oral_ray.config import EvolveOrigin, derive_seed
 from oral_ray.errors import BaseModelError
-from oral_ray.modalities.encoder import embed
+from oral_ray.modalities.encoder import Encoder, embed
 from oral_ray.modalities.text import encode
 from oral_ray.objects import Objects
 
@@ -36,7 +36,7 @@ def evolve_base(
     rng = torch.Generator().manual_seed(derive_seed(origin.seed, "evolve"))
     order = torch.randperm(len(pairs), generator=rng)[:needed].reshape(origin.steps, origin.batch_size).tolist()
     with model_folder(parent_uri) as folder, tempfile.TemporaryDirectory(prefix="oral-evolve-") as out:
-        model, tokenizer = load_folder(folder, "encoder")
+        model, tokenizer = load_folder(folder, Encoder.name)
         model.to(device)
         model.requires_grad_(True)
         model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]

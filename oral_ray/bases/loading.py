@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 
 from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.checkpoint import CONFIG, Checkpoint, behaviour_files, check_tokenizer, read_checkpoint
-from oral_ray.bases.expected import ExpectedModel, build_options, has_pooler
+from oral_ray.bases.expected import ExpectedModel
 from oral_ray.bases.fingerprint import samples
 from oral_ray.bases.foreign import transformers_reads
 from oral_ray.bases.sources import SourceFolder, local_path, put_folder
@@ -27,7 +27,8 @@ from oral_ray.bases.storage import check_plain, without_quantization
 from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
 from oral_ray.local.packages import cache_folder
-from oral_ray.modalities import Modality, modality_of
+from oral_ray.modalities import Modality, TaskReader, kind_named, modality_of
+from oral_ray.modalities.causal import Causal
 from oral_ray.objects import FileObjects, Objects
 
 
@@ -43,6 +44,15 @@ class LoadedBase:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether the next token of a text has a probability here, so that a text has a perplexity."""
+        return kind_named(self.record.spec.kind).writes_text
+
+    def reader(self, labels: Sequence[str]) -> TaskReader:
+        """How this base reads a task with these labels (none: free text); TaskError where it cannot."""
+        return modality_of(self.record.spec.kind).reader(self.model, self.tokenizer, labels)
 
 
 def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
@@ -116,9 +126,9 @@ def _load_model(view: Path, checkpoint: Checkpoint, modality: Modality, where: s
         model, report = auto.from_pretrained(
             str(view), config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False,
             dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
-            **build_options(modality.name, config, has_pooler(checkpoint.tensors)),
+            **modality.build_options(config, checkpoint.tensors),
         )  # fmt: skip
-    _check_report(ExpectedModel(model, modality.name), report, checkpoint, where)
+    _check_report(ExpectedModel(model, modality), report, checkpoint, where)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         # float32 weights are the mapped file itself: who writes to it would change them
         value.data = value.data.clone()
@@ -222,7 +232,7 @@ def _converted_gguf(path: Path) -> Path:
             loaded, report = answer
         except ImportError:
             raise BaseModelError(f"reading {path.name} needs the package gguf; run pip install gguf") from None
-    _check_report(ExpectedModel(loaded, "causal"), report, Checkpoint({}, {}, ()), str(path))
+    _check_report(ExpectedModel(loaded, Causal()), report, Checkpoint({}, {}, ()), str(path))
     # save_pretrained refuses a model with a quantization_config, though its weights are plain float32 by now.
     config = type(loaded.config).from_dict(
         {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}

@@ -16,6 +16,7 @@ from oral_ray.bases.loading import LoadedBase, load_folder, model_folder
 from oral_ray.bases.sources import put_folder
 from oral_ray.config import PretrainOrigin, derive_seed
 from oral_ray.errors import BaseModelError
+from oral_ray.modalities.causal import Causal
 from oral_ray.objects import Objects
 
 HELD_OUT_BLOCKS = 64
@@ -31,7 +32,7 @@ def pretrain_base(
     The first `HELD_OUT_BLOCKS` blocks are never trained on (`perplexity`). Raises BaseModelError for too short a corpus.
     """
     with model_folder(parent_uri) as folder, tempfile.TemporaryDirectory(prefix="oral-pretrain-") as out:
-        model, tokenizer = load_folder(folder, "causal")
+        model, tokenizer = load_folder(folder, Causal.name)
         model.to(device)
         rng = torch.Generator().manual_seed(derive_seed(origin.seed, "pretrain"))
         needed = origin.steps * origin.batch_size

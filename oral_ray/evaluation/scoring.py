@@ -20,7 +20,7 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
-from oral_ray.modalities import Batch, Metric, TaskReader, batches, modality_of
+from oral_ray.modalities import Batch, Metric, TaskReader, batches
 from oral_ray.tasks import Example, Split, Task
 
 
@@ -54,7 +54,7 @@ def correct_answers(
 
 def metric_of(base: LoadedBase, task: Task) -> Metric:
     """What the values of a task's examples are on a base, and how they become one figure."""
-    return _reader(base, task).metric
+    return base.reader(task.labels).metric
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def example_values(
     What lies below the first adapted layer is kept in the folder `keep`, where there is one.
     """
     examples = task.examples(split)[:limit]
-    reader = _reader(base, task)
+    reader = base.reader(task.labels)
     read = {0: list(batches(reader, examples))}  # by first layer: what lies below it has been computed
     found = []
     for artifact in artifacts:
@@ -90,10 +90,6 @@ def example_values(
         with attached(base, artifact) as model:
             found.append(_values(model, reader, read[first], len(examples)))
     return found
-
-
-def _reader(base: LoadedBase, task: Task) -> TaskReader:
-    return modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
 
 
 def _values(
