@@ -37,7 +37,7 @@ from oral_ray.objects import ObjectInfo, Objects
 
 logger = logging.getLogger(__name__)
 SMALL_BYTES = 1024  # what git leaves in place of a large file is smaller
-RULES_VERSION = 2  # raise it when what is complete, or what is said about it, changes: answers are then made anew
+RULES_VERSION = 3  # raise it when what is complete, or what is said about it, changes: answers are then made anew
 
 
 class BaseRecord(BaseModel):

@@ -63,8 +63,11 @@ def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
 
 
-def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu") -> LoadedBase:
-    """Load the checkpoint of a record; BaseModelError when its content is not what the record says."""
+def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu", kind: str = "") -> LoadedBase:
+    """Load the checkpoint of a record; BaseModelError when its content is not what the record says.
+
+    `kind` names the kind of base whose class loads it, where that is not its own.
+    """
     with model_folder(record.uri) as folder, _unchanged(folder):
         found = describe_base(FileObjects(folder), "", record.id)
         if found.fingerprint != record.fingerprint:
@@ -72,7 +75,7 @@ def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu")
                 f"base {record.id!r} at {record.uri} has fingerprint {found.fingerprint}, expected "
                 f"{record.fingerprint}; it was replaced, run the catalog again"
             )
-        model, tokenizer = load_folder(folder, record.spec.kind)
+        model, tokenizer = load_folder(folder, kind or record.spec.kind)
     return LoadedBase(record, model.to(device, getattr(torch, dtype)), tokenizer)
 
 
@@ -121,6 +124,7 @@ def _load_model(view: Path, checkpoint: Checkpoint, modality: Modality, where: s
     from transformers import AutoConfig
 
     auto = getattr(transformers, modality.auto_class)
+    _check_sizes(view, checkpoint, where)
     with transformers_reads(f"the base model at {where}"):
         config = AutoConfig.from_pretrained(str(view), local_files_only=True, trust_remote_code=False)
         model, report = auto.from_pretrained(
@@ -129,6 +133,7 @@ def _load_model(view: Path, checkpoint: Checkpoint, modality: Modality, where: s
             **modality.build_options(config, checkpoint.tensors),
         )  # fmt: skip
     _check_report(ExpectedModel(model, modality), report, checkpoint, where)
+    _check_sizes(view, checkpoint, where)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         # float32 weights are the mapped file itself: who writes to it would change them
         value.data = value.data.clone()
@@ -136,6 +141,24 @@ def _load_model(view: Path, checkpoint: Checkpoint, modality: Modality, where: s
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise BaseModelError(f"{where}: {name} holds values that are not finite; do not use this base")
     return model
+
+
+def _check_sizes(view: Path, checkpoint: Checkpoint, where: str) -> None:
+    """BaseModelError where a weight file is not as long as its header said.
+
+    Whoever reads a mapped file beyond its end is killed by the system (SIGBUS), which nothing can catch: so this is asked
+    right before the file is mapped, and again before what is mapped is copied. A file that is cut in the moments between
+    is not seen.
+    """
+    ends: dict[str, int] = {}
+    for entry in checkpoint.tensors.values():
+        ends[entry.key] = max(ends.get(entry.key, 0), entry.end)
+    for file, end in sorted(ends.items()):
+        if (num_bytes := (view / file).stat().st_size) != end:
+            raise BaseModelError(
+                f"{where}: {file!r} has {num_bytes} bytes, and had {end} a moment ago; wait until its upload has ended, "
+                "then run the catalog again"
+            )
 
 
 def _check_report(expected: ExpectedModel, report: dict[str, Any], checkpoint: Checkpoint, where: str) -> None:

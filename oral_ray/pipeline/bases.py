@@ -75,9 +75,7 @@ def _make(
     if not versions:
         return
     logger.info("making base %s", ", ".join(version.id for version in versions))
-    calls: list[Call] = [
-        (make_base, (config, shelf.key_prefix(v.id), v, p.uri if (p := parents[v.id]) else "")) for v in versions
-    ]
+    calls: list[Call] = [(make_base, (config, shelf.key_prefix(v.id), v, parents[v.id])) for v in versions]
     trained = [v.origin.threads for v in versions if isinstance(v.origin, EvolveOrigin | PretrainOrigin)]
     cluster = config.cluster.model_copy(update={"threads_per_task": max(trained)}) if trained else config.cluster
     run_tasks(calls, cluster, determinism=config.determinism, retries=1, label="bases")
@@ -98,16 +96,16 @@ def _checked(version: BaseVersion, recipe: str, shelf: BaseShelf, records: Recor
     return record
 
 
-def make_base(config: Config, prefix: str, version: BaseVersion, parent_uri: str) -> None:
-    """Worker: import, evolve or pretrain one version."""
+def make_base(config: Config, prefix: str, version: BaseVersion, parent: BaseRecord | None) -> None:
+    """Worker: import, evolve or pretrain one version; `parent` is the record of what it is made from."""
     objects: Objects = open_objects(config.store)
     device = device_of(config.cluster.gpus_per_task)
     if isinstance(version.origin, ImportOrigin):
         import_base(version.origin.source, objects, prefix)
-    elif isinstance(version.origin, EvolveOrigin):
-        evolve_base(parent_uri, objects, prefix, version.origin, lemma_gloss_pairs(), device)
-    elif isinstance(version.origin, PretrainOrigin):
-        pretrain_base(parent_uri, objects, prefix, version.origin, load_corpus(version.origin.corpus), device)
+    elif isinstance(version.origin, EvolveOrigin) and parent:
+        evolve_base(parent, objects, prefix, version.origin, lemma_gloss_pairs(), device)
+    elif isinstance(version.origin, PretrainOrigin) and parent:
+        pretrain_base(parent, objects, prefix, version.origin, load_corpus(version.origin.corpus), device)
 
 
 def _parent_id(version: BaseVersion) -> str:
