@@ -40,6 +40,7 @@ class Numbers(Modality):
 
     name = "numbers"
     auto_class = "AutoModel"
+    metrics = (RMSE,)
 
     def claims(self, config: Mapping[str, Any], own: Any) -> bool:
         """Those whose config.json says so."""

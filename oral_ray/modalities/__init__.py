@@ -10,12 +10,13 @@ on is a `Modality` in a file of its own; a new one is one file here and one line
 from collections.abc import Mapping
 from typing import Any
 
-from oral_ray.errors import BaseModelError
+from oral_ray.errors import BaseModelError, EvaluationError
 from oral_ray.modalities.causal import Causal
 from oral_ray.modalities.encoder import Encoder
 from oral_ray.modalities.kind import Kind
 from oral_ray.modalities.layout_only import Audio, DiffusionTransformer, EncoderDecoder, ImageText, Unet, Vision
-from oral_ray.modalities.protocol import ACCURACY, EXACT_MATCH, Batch, Metric, Modality, TaskReader, batches
+from oral_ray.modalities.metrics import ACCURACY, Metric, Values
+from oral_ray.modalities.protocol import Batch, Modality, TaskReader, batches
 
 MODALITIES: dict[str, Kind] = {
     kind.name: kind
@@ -62,18 +63,32 @@ def layouts_only() -> str:
     return f"has layouts, but nothing here trains or scores on it; adapters are trained and scored on {trained}"
 
 
+def metric_named(name: str) -> Metric:
+    """The metric of a name, among those of every modality; EvaluationError where there is none, or there are two."""
+    known = {metric for modality in MODALITIES.values() for metric in modality.metrics}
+    found = [metric for metric in known if metric.name == name]
+    if not found:
+        raise EvaluationError(
+            f"no kind of base has a metric {name!r}; there are {', '.join(sorted(metric.name for metric in known))}"
+        )
+    if len(found) > 1:
+        raise EvaluationError(f"two kinds of base have a metric {name!r}, and they differ; rename one of them")
+    return found[0]
+
+
 __all__ = [
     "ACCURACY",
-    "EXACT_MATCH",
     "MODALITIES",
     "Batch",
     "Kind",
     "Metric",
     "Modality",
     "TaskReader",
+    "Values",
     "batches",
     "kind_named",
     "kind_of_config",
     "layouts_only",
+    "metric_named",
     "modality_of",
 ]

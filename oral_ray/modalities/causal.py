@@ -18,7 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 from oral_ray.errors import BaseModelError, TaskError
 from oral_ray.modalities.choosing import ChoosingReader, LabelChoice
 from oral_ray.modalities.kind import loads
-from oral_ray.modalities.protocol import EXACT_MATCH, Batch, Metric, Modality, TaskReader
+from oral_ray.modalities.metrics import ACCURACY, Metric
+from oral_ray.modalities.protocol import Batch, Modality, TaskReader
 from oral_ray.modalities.text import (
     PROBE_TEXT,
     check_answers,
@@ -42,6 +43,7 @@ class Causal(Modality):
     noun = "language model"
     auto_class = "AutoModelForCausalLM"
     writes_text = True
+    metrics = (ACCURACY,)
 
     def claims(self, config: Mapping[str, Any], own: Any) -> bool:
         """By the class that loads it. Types of both kinds (BERT's family) read both ways unless they say they decode."""
@@ -110,7 +112,7 @@ class FreeTextReader(ChoosingReader):
 
     @property
     def metric(self) -> Metric:
-        return EXACT_MATCH
+        return ACCURACY
 
     def read(self, examples: Sequence[Example]) -> Batch:
         asked = encoded(self.tokenizer, [example.text for example in examples], ANSWER, self.max_tokens)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from oral_ray.modalities.protocol import ACCURACY, Batch, Metric
+from oral_ray.modalities.metrics import ACCURACY, Metric, Values
+from oral_ray.modalities.protocol import Batch
 from oral_ray.modalities.text import text_lengths
 from oral_ray.tasks.task import Example
 
@@ -44,7 +45,7 @@ class LabelChoice(ChoosingReader):
         """The log of the mean probability of each label [K]."""
         return torch.cat([self.logits(model, batch).softmax(-1) for batch in batches]).mean(0).log()
 
-    def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> list[float]:
+    def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> Values:
         """1 for every example whose label is the likeliest, else 0."""
         scores_BK = self.logits(model, batch).log_softmax(-1)
         if prior is not None:

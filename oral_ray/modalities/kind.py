@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from oral_ray.modalities.metrics import Metric
+
 
 class Kind(ABC):
     """A kind of base model.
@@ -20,6 +22,8 @@ class Kind(ABC):
     name: str
     noun: ClassVar[str] = "model"
     auto_class: ClassVar[str] = ""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """Every metric that a reader of this kind may have: tables find a metric here by its name."""
     heads_may_lie: ClassVar[bool] = False
     """Whether a checkpoint may hold a head that the class of this kind does not have."""
     embeds_text: ClassVar[bool] = False
