@@ -152,17 +152,17 @@ def discover(
     for base_id in [base_id for base_id in entries if base_id not in landed and (only is None or base_id in only)]:
         del entries[base_id]
     skipped: dict[str, str] = {}
-    for base_id, found in sorted(landed.items()):
-        if reason := found.reason or unquiet(found.infos, f"{prefix}/{base_id}/", quiet_period_s):
+    for base_id, candidate in sorted(landed.items()):
+        if reason := candidate.reason or unquiet(candidate.infos, f"{prefix}/{base_id}/", quiet_period_s):
             skipped[base_id] = reason
             continue
-        listing = fingerprint([[ascii(info.key), info.num_bytes, info.tag] for info in found.infos])
+        listing = fingerprint([[ascii(info.key), info.num_bytes, info.tag] for info in candidate.infos])
         if _is_known(entries.get(base_id), listing, architectures):
             continue
         entries.pop(base_id, None)
         try:
-            check_files(objects, f"{prefix}/{base_id}/", found.infos)
-            record = describe_base(_Listed(objects, found.infos), f"{prefix}/{base_id}/", base_id)
+            check_files(objects, f"{prefix}/{base_id}/", candidate.infos)
+            record = describe_base(_Listed(objects, candidate.infos), f"{prefix}/{base_id}/", base_id)
         except BaseModelError as error:
             entries[base_id] = CatalogEntry(listing=listing, reason=printable(str(error)))
         except OralError as error:  # it may be otherwise the next time, though the listing is the same

@@ -106,6 +106,19 @@ class ExpectedModel:
                 "use; upload the config.json that belongs to the weights, or remove what is no part of the model"
             )
 
+    def check_report(self, report: Mapping[str, Any], tensors: Iterable[str], where: str) -> None:
+        """BaseModelError unless the loader found every tensor in the files, in its shape, and left none of them over.
+
+        `report` is what `from_pretrained` says with `output_loading_info`.
+        """
+        for name, stored, wanted in sorted(report["mismatched_keys"]):
+            raise BaseModelError(
+                f"{where}: {name!r} is {tuple(stored)}, config.json says {tuple(wanted)}; upload the config.json that "
+                "belongs to the weights"
+            )
+        self.check_missing(report["missing_keys"], tensors, where)
+        self.check_left_over(report["unexpected_keys"], where)
+
     def _is_computed(self, name: str) -> bool:
         """A buffer that the class itself says it may do without."""
         patterns = self.model._keys_to_ignore_on_load_missing or ()
