@@ -18,7 +18,7 @@ from oral_ray.evaluation import evaluate
 from oral_ray.modalities import ACCURACY
 from oral_ray.objects import FileObjects
 from oral_ray.pipeline import bases, corpus, train
-from oral_ray.store.bases import BaseShelf
+from oral_ray.store.bases import BaseStore
 from oral_ray.study import page as study_report
 from oral_ray.study import stages as study
 from oral_ray.study.page import lines_of_descent
@@ -46,7 +46,7 @@ def test_versions_of_two_architectures_drift_from_the_first_of_their_own(
         shutil.copytree(folder, objects.root / "bases" / name)
     file = objects.root / "bases/bert-t1/model.safetensors"
     save_file({name: 1.5 * tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    found = {name: BaseShelf(objects, "bases").record(name) for name in ("bert-t0", "bert-t1", "llama-t0")}
+    found = {name: BaseStore(objects, "bases").record(name) for name in ("bert-t0", "bert-t1", "llama-t0")}
     monkeypatch.setattr(bases, "run", lambda config: found)
     monkeypatch.setattr(study, "run_tasks", lambda calls, *_, **__: [function(*of) for function, of in calls])
     monkeypatch.setattr(study, "load_corpus", lambda name: [f"{name} of the day is long"] * 400)

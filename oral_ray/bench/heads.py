@@ -41,7 +41,7 @@ from oral_ray.generator.training import MetricsRow, train
 from oral_ray.local.parquet import parse_table
 from oral_ray.objects import Objects, open_objects
 from oral_ray.pipeline.material import tables_of
-from oral_ray.store.bases import BaseShelf
+from oral_ray.store.bases import BaseStore
 from oral_ray.store.shards import ShardManifest, corpus_rows, list_manifests
 
 OURS, REGRESSION, RPG = "ours", "regression head, one pass", "RPG's head"
@@ -110,8 +110,10 @@ def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
     """The corpus of the store's shards of this fingerprint, of the newest where it is empty."""
     objects = open_objects(config.store)
     manifest, encoder = _manifest(objects, shards), ConditionEncoder(config.condition)
-    shelf = BaseShelf(objects, config.bases.prefix)
-    tables, _ = tables_of(config, objects, manifest, {base: shelf.record(base) for base in manifest.bases}, encoder)
+    base_store = BaseStore(objects, config.bases.prefix)
+    tables, _ = tables_of(
+        config, objects, manifest, {base: base_store.record(base) for base in manifest.bases}, encoder
+    )
     rows = [
         row for key in manifest.keys for row in corpus_rows(parse_table(objects.get(key)).to_pylist(), manifest.layouts)
     ]

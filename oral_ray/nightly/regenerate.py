@@ -29,7 +29,7 @@ from oral_ray.nightly.summary import WHOLE_BASE, FailedItem, RegenerationSummary
 from oral_ray.objects import Objects, open_objects
 from oral_ray.pipeline import corpus, train
 from oral_ray.pipeline.own_tasks import task_of
-from oral_ray.store.bases import BaseShelf
+from oral_ray.store.bases import BaseStore
 from oral_ray.store.generators import Lineage, current_generator, generator_lineage, get_generator
 from oral_ray.store.heads import Head, latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
@@ -157,11 +157,11 @@ def survey(config: Config, recipe: str, only: Collection[str] | None = None) -> 
 
 def _needed(config: Config, objects: Objects) -> Config:
     """Without the unseen versions that others put there, or that are there: one that is broken must not stop the rest."""
-    shelf = BaseShelf(objects, config.bases.prefix)
+    base_store = BaseStore(objects, config.bases.prefix)
     versions = [
         version
         for version in config.bases.versions
-        if version.seen or not (isinstance(version.origin, LandedOrigin) or shelf.has(version.id))
+        if version.seen or not (isinstance(version.origin, LandedOrigin) or base_store.has(version.id))
     ]
     return config.model_copy(update={"bases": config.bases.model_copy(update={"versions": tuple(versions)})})
 

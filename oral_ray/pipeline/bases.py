@@ -20,7 +20,7 @@ from oral_ray.config import (
 )
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import Objects, open_objects
-from oral_ray.store.bases import BaseShelf
+from oral_ray.store.bases import BaseStore
 from oral_ray.store.records import Records
 from oral_ray.tasks.wordnet import lemma_gloss_pairs
 
@@ -34,14 +34,14 @@ def run(config: Config) -> dict[str, BaseRecord]:
     Raises BaseModelError when a version in the store was made by another recipe than the configured one.
     """
     objects = open_objects(config.store)
-    shelf, records = BaseShelf(objects, config.bases.prefix), Records(objects)
+    base_store, records = BaseStore(objects, config.bases.prefix), Records(objects)
     found: dict[str, BaseRecord] = {}
     for wave in _waves(config.bases.versions):
         parents = {version.id: found.get(_parent_id(version)) for version in wave}
         recipes = {
             v.id: fingerprint("base", v.id, v.origin, p.fingerprint if (p := parents[v.id]) else "") for v in wave
         }
-        missing = [version for version in wave if not shelf.has(version.id)]
+        missing = [version for version in wave if not base_store.has(version.id)]
         for version in wave:
             is_known = version in missing or records.get(RECORDS, recipes[version.id]) is not None
             if not is_known and any(made["id"] == version.id for made in records.all(RECORDS)):
@@ -49,8 +49,8 @@ def run(config: Config) -> dict[str, BaseRecord]:
                     f"base {version.id!r} in {objects.uri} was made by another recipe than the configured one; give the "
                     "new one another id, or take another store"
                 )
-        _make(config, [v for v in missing if not isinstance(v.origin, LandedOrigin)], shelf, parents)
-        found |= {version.id: _checked(version, recipes[version.id], shelf, records) for version in wave}
+        _make(config, [v for v in missing if not isinstance(v.origin, LandedOrigin)], base_store, parents)
+        found |= {version.id: _checked(version, recipes[version.id], base_store, records) for version in wave}
     return {version.id: found[version.id] for version in config.bases.versions}
 
 
@@ -69,21 +69,21 @@ def _waves(versions: Sequence[BaseVersion]) -> list[list[BaseVersion]]:
 
 
 def _make(
-    config: Config, versions: Sequence[BaseVersion], shelf: BaseShelf, parents: dict[str, BaseRecord | None]
+    config: Config, versions: Sequence[BaseVersion], base_store: BaseStore, parents: dict[str, BaseRecord | None]
 ) -> None:
     """Make versions side by side (no line of descent waits for another), with the threads of the one that has most."""
     if not versions:
         return
     logger.info("making base %s", ", ".join(version.id for version in versions))
-    calls: list[Call] = [(make_base, (config, shelf.key_prefix(v.id), v, parents[v.id])) for v in versions]
+    calls: list[Call] = [(make_base, (config, base_store.key_prefix(v.id), v, parents[v.id])) for v in versions]
     trained = [v.origin.threads for v in versions if isinstance(v.origin, EvolveOrigin | PretrainOrigin)]
     cluster = config.cluster.model_copy(update={"threads_per_task": max(trained)}) if trained else config.cluster
     run_tasks(calls, cluster, determinism=config.determinism, retries=1, label="bases")
 
 
-def _checked(version: BaseVersion, recipe: str, shelf: BaseShelf, records: Records) -> BaseRecord:
+def _checked(version: BaseVersion, recipe: str, base_store: BaseStore, records: Records) -> BaseRecord:
     """The record of a version that is there; BaseModelError where it is not what its recipe made."""
-    record = shelf.record(version.id)
+    record = base_store.record(version.id)
     if isinstance(version.origin, LandedOrigin):
         return record
     about = {"id": version.id, "fingerprint": record.fingerprint}

@@ -35,7 +35,7 @@ from oral_ray.objects import Objects, open_objects
 from oral_ray.pipeline import shards
 from oral_ray.pipeline.material import functional_draw, further_tasks, tables_of
 from oral_ray.pipeline.own_tasks import task_of
-from oral_ray.store.bases import BaseShelf
+from oral_ray.store.bases import BaseStore
 from oral_ray.store.generators import METRICS, generator_manifest, promote_generator, put_generator
 from oral_ray.store.shards import ShardManifest, corpus_rows, read_manifest
 
@@ -157,8 +157,8 @@ def _train(
 ) -> None:  # fmt: skip
     objects = open_objects(config.store)
     encoder = ConditionEncoder(config.condition)
-    shelf = BaseShelf(objects, config.bases.prefix)
-    bases = {base_id: shelf.record(base_id) for base_id in manifest.bases}
+    base_store = BaseStore(objects, config.bases.prefix)
+    bases = {base_id: base_store.record(base_id) for base_id in manifest.bases}
     tables, probe_stats = tables_of(config, objects, manifest, bases, encoder)
     spec = GeneratorSpec(
         generator=config.generator,

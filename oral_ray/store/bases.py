@@ -11,7 +11,7 @@ from oral_ray.errors import BaseModelError, MissingObjectError
 from oral_ray.objects import Objects, open_objects
 
 
-class BaseShelf:
+class BaseStore:
     """Base checkpoints under `<prefix>/<id>/` of a store."""
 
     def __init__(self, objects: Objects, prefix: str) -> None:
