@@ -36,12 +36,16 @@ SOLE_IMPORTERS = {
     "deepspeed": ("oral_ray/generator/zero.py",),
     "boto3": ("oral_ray/objects/s3.py", "oral_ray/bases/events.py", "oral_ray/bench/store.py"),
     "peft": ("oral_ray/adapters/",),
-    "diffusers": ("oral_ray/bases/skeleton.py", "oral_ray/adapters/export.py"),
+    "diffusers": ("oral_ray/bases/building.py", "oral_ray/adapters/export.py"),
     "matplotlib": ("oral_ray/evaluation/report/figures.py",),
     "httpx": ("oral_ray/client/client.py",),
     "model_signing": ("oral_ray/store/signing.py",),
     "vllm": ("oral_ray/plugins/vllm.py",),
 }
+KINDS = (
+    "encoder", "causal", "image-text", "encoder-decoder", "vision", "audio", "unet", "diffusion-transformer",
+)  # fmt: skip
+"""The kinds of base. Only oral_ray/modalities may ask for one; elsewhere a kind's object is asked what it can do."""
 JUNK_DRAWERS = {"utils", "util", "helpers", "common", "manager", "misc"}
 MAX_JOB_LINES = 120
 MODULES = {"errors", "version"}
@@ -215,6 +219,38 @@ def _sole_importers(sources: Mapping[str, Source], graph: Mapping[str, set[str]]
                 yield f"{source.path}: imports {package}, which only {', '.join(SOLE_IMPORTERS[package])} may"
 
 
+def _kinds(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
+    for source in sources.values():
+        if source.room == "modalities":
+            continue
+        for node in ast.walk(source.tree):
+            for kind in sorted({constant for part in _asked(node) for constant in _kinds_in(part)}):
+                yield f"{source.path}: line {_line(node)} asks for the kind of base {kind!r}, which only modalities may"
+
+
+def _asked(node: ast.AST) -> list[ast.expr]:
+    """What a node compares with, looks up by, or hands to a call."""
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.MatchValue):
+        return [node.value]
+    if isinstance(node, ast.Dict):
+        return [key for key in node.keys if key is not None]
+    if isinstance(node, ast.Call):
+        return [*node.args, *(keyword.value for keyword in node.keywords)]
+    return []
+
+
+def _kinds_in(part: ast.expr) -> set[str]:
+    """The kinds that an expression, or a tuple, list or set of them, spells out."""
+    parts = part.elts if isinstance(part, ast.Tuple | ast.List | ast.Set) else [part]
+    return {each.value for each in parts if isinstance(each, ast.Constant) and each.value in KINDS}
+
+
+def _line(node: ast.AST) -> int:
+    return getattr(node, "lineno", None) or node.value.lineno  # type: ignore[attr-defined]
+
+
 def _names(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) -> Iterator[str]:
     for source in sources.values():
         if JUNK_DRAWERS & set(source.name.split(".")):
@@ -286,6 +322,7 @@ RULES: dict[str, Callable[[Mapping[str, Source], Mapping[str, set[str]]], Iterat
     "loads": _loads,
     "paths": _paths,
     "sole importers": _sole_importers,
+    "kinds": _kinds,
     "names": _names,
     "job lengths": _job_lengths,
     "read fields": _read_fields,

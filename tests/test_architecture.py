@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from architecture import (
     FLOORS,
+    KINDS,
     RULES,
     SOLE_IMPORTERS,
     WIDE_FUNCTIONS,
@@ -18,10 +19,13 @@ from architecture import (
     violations,
 )  # fmt: skip
 
+from oral_ray.modalities import MODALITIES
+
 ROOT = Path(__file__).parents[1]
 TORCH_FREE = (
     "oral_ray.config", "oral_ray.objects", "oral_ray.nightly.plan", "oral_ray.cli", "oral_ray.tasks", "oral_ray.bases.spec",
-    "oral_ray.bases.skeleton", "oral_ray.bases.headers", "oral_ray.bases.sources", "oral_ray.adapters.layout",
+    "oral_ray.bases.skeleton", "oral_ray.bases.expected", "oral_ray.bases.headers",
+    "oral_ray.bases.sources", "oral_ray.adapters.layout",
 )  # fmt: skip
 STARTS_RAY = ("cluster", "pipeline", "evaluation", "nightly", "study", "bench", "jobs")
 """Rooms that hand work to the cluster; what workers and servers share is in none of them."""
@@ -127,6 +131,18 @@ PLANTED = [
         "what lies beside the package, by __file__",
     ),
     ("sole importers", "oral_ray/store/z.py", "import ray", "oral_ray/store/z.py: imports ray, which only"),
+    ("kinds", "oral_ray/store/z.py", "if spec.kind == 'causal': pass", "line 1 asks for the kind of base 'causal'"),
+    ("kinds", "oral_ray/cli/z.py", "x = kind in ('unet', 'y')", "line 1 asks for the kind of base 'unet'"),
+    ("kinds", "serve/z.py", "CLASS = {'encoder': 'AutoModel'}", "line 1 asks for the kind of base 'encoder'"),
+    ("kinds", "jobs/z.py", "match kind:\n    case 'vision': pass", "line 2 asks for the kind of base 'vision'"),
+    (
+        "kinds",
+        "oral_ray/bases/z.py",
+        "if kind.startswith('image-text'): pass",
+        "asks for the kind of base 'image-text'",
+    ),
+    ("kinds", "oral_ray/bases/z.py", "load_folder(folder, 'audio')", "asks for the kind of base 'audio'"),
+    ("kinds", "oral_ray/bases/z.py", "load_folder(folder, kind='audio')", "asks for the kind of base 'audio'"),
     ("names", "oral_ray/store/utils.py", "", "oral_ray/store/utils.py: a junk-drawer name"),
     ("names", "oral_ray/bases/helpers/x.py", "", "oral_ray/bases/helpers/x.py: a junk-drawer name"),
     ("job lengths", "jobs/long.py", "x = 1\n" * 121, "jobs/long.py: 121 lines"),
@@ -181,6 +197,16 @@ def test_a_room_that_imports_too_many_others_is_found(house: Path):
 
 def test_every_rule_has_a_violation_that_is_planted_here():
     assert {rule for rule, *_ in PLANTED} | {"breadth"} == {*RULES}
+
+
+def test_the_kinds_of_base_that_nobody_may_ask_for_are_those_that_there_are():
+    assert {*KINDS} == {*MODALITIES}
+
+
+def test_a_modality_may_ask_for_a_kind_and_a_text_may_name_one(house: Path):
+    plant(house, "oral_ray/modalities/z.py", "if kind == 'causal': pass")
+    plant(house, "oral_ray/cli/z.py", "print('an encoder'); word = 'encoder'")
+    assert violations(house) == []
 
 
 def test_no_room_has_a_wider_allowance_than_it_needs():

@@ -70,8 +70,8 @@ def test_lineages_are_made_side_by_side(objects: FileObjects, tiny_llama: Path, 
     def copy_all(calls, cluster, **_):
         together.append([version.id for _, (_, _, version, _) in calls])
         assert cluster.threads_per_task == 1
-        for _, (_, prefix, version, parent_uri) in calls:
-            assert parent_uri.endswith(f"/bases/{origins[version.id]}") if origins[version.id] else parent_uri == ""
+        for _, (_, prefix, version, parent) in calls:
+            assert (parent.id if parent else "") == origins[version.id]
             shutil.copytree(tiny_llama, objects.root / prefix)
 
     monkeypatch.setattr("oral_ray.pipeline.run.run_tasks", copy_all)

@@ -38,8 +38,8 @@ def version(origin: EvolveOrigin | PretrainOrigin) -> BaseVersion:
 EVOLVED = version(EvolveOrigin(parent="t0"))
 PRETRAINED = version(PretrainOrigin(parent="t0", corpus="code"))
 WORKERS: dict[str, tuple[Any, str, Callable[[Config, BaseRecord], Any]]] = {
-    "an evolved version": (bases, "evolve_base", lambda c, b: bases.make_base(c, "t1/", EVOLVED, "t0")),
-    "a pretrained version": (bases, "pretrain_base", lambda c, b: bases.make_base(c, "t1/", PRETRAINED, "t0")),
+    "an evolved version": (bases, "evolve_base", lambda c, b: bases.make_base(c, "t1/", EVOLVED, b)),
+    "a pretrained version": (bases, "pretrain_base", lambda c, b: bases.make_base(c, "t1/", PRETRAINED, b)),
     "a training": (
         corpus, "load_base", lambda c, b: corpus.train_run(c, corpus.plan_run(open_run(c), "wordnet/matter", [b], 0), [b])
     ),

@@ -18,7 +18,7 @@ from oral_ray.modalities import ACCURACY
 from oral_ray.objects import FileObjects
 from oral_ray.pipeline import corpus, train
 from oral_ray.pipeline.run import Run, open_run
-from oral_ray.store.bases import BaseShelf
+from oral_ray.store.bases import BaseStore
 from oral_ray.study import page as study_report
 from oral_ray.study import stages as study
 from oral_ray.study.page import lineages_of
@@ -47,7 +47,7 @@ def test_versions_of_two_architectures_drift_from_the_first_of_their_own(
         shutil.copytree(folder, objects.root / "bases" / name)
     file = objects.root / "bases/bert-t1/model.safetensors"
     save_file({name: 1.5 * tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    found = {name: BaseShelf(objects, "bases").record(name) for name in ("bert-t0", "bert-t1", "llama-t0")}
+    found = {name: BaseStore(objects, "bases").record(name) for name in ("bert-t0", "bert-t1", "llama-t0")}
     monkeypatch.setattr("oral_ray.study.suite.resolve_bases", lambda run: run.with_bases(found))
     monkeypatch.setattr(Run, "on_cluster", lambda _, calls, **__: [function(*of) for function, of in calls])
     monkeypatch.setattr(study, "load_corpus", lambda name: [f"{name} of the day is long"] * 400)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from oral_ray.pipeline.own_tasks import check_unseen, resolve_tasks
 from oral_ray.pipeline.run import Run, begin_run, open_run
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.shards import ShardManifest
-from oral_ray.tasks import load_task, subject
+from oral_ray.tasks import Task, load_task, subject
 from oral_ray.tasks.folder import load_task_folder, task_name
 
 SPLITS = ("train", "validation", "test")
@@ -151,6 +152,25 @@ def test_all_faults_of_a_folder_are_named_at_once_and_many_are_counted(tmp_path:
     assert f"{folder / 'test.jsonl'}:2: not " in message and "and 32 more" in message
     (folder / "validation.jsonl").unlink()
     assert "mine' has no validation.jsonl; " in refusal(lambda: load_task_folder(folder))
+
+
+LEAKED = "a café by the sea"
+
+
+@pytest.mark.parametrize("twin", [f"{LEAKED} ", f"\t{LEAKED}", unicodedata.normalize("NFD", LEAKED)])
+def test_a_text_that_reads_the_same_in_another_split_is_leaked(tmp_path: Path, twin: str):
+    one, other = ({"text": text, "label": "plant"} for text in (LEAKED, twin))
+    folder = write(tmp_path / "mine", train=json.dumps(one).encode(), test=json.dumps(other).encode())
+    message = refusal(lambda: load_task_folder(folder))
+    assert f"{folder / 'test.jsonl'}:1: the text " in message and f"is in {folder / 'train.jsonl'}:1 too" in message
+    with pytest.raises(ValueError, match="is in the splits train and test; a leaked split"):
+        Task.model_validate(toy_task().model_dump() | {"train": [one], "test": [other]})
+
+
+def test_a_line_of_many_megabytes_is_refused_before_it_is_parsed(tmp_path: Path):
+    line = b'{"text": "' + b"[" * 3_000_000 + b'", "label": "plant"}'
+    message = refusal(lambda: load_task_folder(write(tmp_path / "mine", test=line)))
+    assert f"{tmp_path / 'mine' / 'test.jsonl'}:1: has 3,000,030 characters, at most 1,000,000 are read" in message
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,13 @@ class AdapterArtifact:
             if slot.factor == "A"
         }
 
-    def check(self, layout: AdapterLayout) -> None:
-        """Raise ArtifactError unless this adapter has exactly the layout's tensors and only finite values."""
-        name = f"adapter {self.digest[:12]} of task {self.provenance.task!r} on base {self.provenance.base!r}"
+    def check(self, layout: AdapterLayout, name: str = "") -> None:
+        """Raise ArtifactError unless this adapter has exactly the layout's tensors and only finite values.
+
+        `name` is what a refusal calls it, such as its folder; its digest, task and base where nothing is given.
+        """
+        made_for = f"{self.digest[:12]} of task {self.provenance.task!r} on base {self.provenance.base!r}"
+        name = f"adapter {name or made_for}"
         try:
             layout.check_shapes({key: tuple(tensor.shape) for key, tensor in self.tensors.items()}, name)
         except LayoutError as error:

@@ -28,7 +28,7 @@ from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
 from oral_ray.config import CorpusConfig, derive_seed
 from oral_ray.errors import ArtifactError
-from oral_ray.modalities import Batch, TaskReader, modality_of
+from oral_ray.modalities import Batch, TaskReader
 from oral_ray.tasks import Example, Task
 from oral_ray.version import code_version
 
@@ -54,7 +54,7 @@ def train_adapter(
     parameters = dict(_factors(models[0]))
     for model in models[1:]:
         _share(model, parameters)
-    readers = [modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels) for base in bases]
+    readers = [base.reader(task.labels) for base in bases]
     if keep is not None:
         reads = [_from_states(base, task, reader, layout, keep) for base, reader in zip(bases, readers, strict=True)]
     else:

@@ -22,13 +22,14 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from oral_ray.bases.building import knows
 from oral_ray.bases.checkpoint import check_tokenizer, read_checkpoint
 from oral_ray.bases.contents import POINTER, why_no_checkpoint
 from oral_ray.bases.expected import expected_model
 from oral_ray.bases.fingerprint import content_fingerprint
 from oral_ray.bases.headers import Files, TensorEntry
 from oral_ray.bases.landed import Landed, check_files, check_pointer, list_landed, unquiet
-from oral_ray.bases.skeleton import build_skeleton, knows
+from oral_ray.bases.skeleton import build_skeleton
 from oral_ray.bases.spec import BaseModelSpec, build_spec
 from oral_ray.bases.storage import check_plain
 from oral_ray.config import Record, canonical_json, fingerprint
@@ -37,7 +38,7 @@ from oral_ray.objects import ObjectInfo, Objects
 
 logger = logging.getLogger(__name__)
 SMALL_BYTES = 1024  # what git leaves in place of a large file is smaller
-RULES_VERSION = 2  # raise it when what is complete, or what is said about it, changes: answers are then made anew
+RULES_VERSION = 3  # raise it when what is complete, or what is said about it, changes: answers are then made anew
 
 
 class BaseRecord(Record):
@@ -192,17 +193,17 @@ def discover(
     for base_id in [base_id for base_id in entries if base_id not in landed and (only is None or base_id in only)]:
         del entries[base_id]
     skipped: dict[str, str] = {}
-    for base_id, found in sorted(landed.items()):
-        if reason := found.reason or unquiet(found, f"{prefix}/{base_id}/", quiet_period_s):
+    for base_id, candidate in sorted(landed.items()):
+        if reason := candidate.reason or unquiet(candidate, f"{prefix}/{base_id}/", quiet_period_s):
             skipped[base_id] = reason
             continue
-        listing = _listing(found)
+        listing = _listing(candidate)
         if _is_known(entries.get(base_id), listing, architectures):
             continue
         entries.pop(base_id, None)
         try:
-            check_files(objects, f"{prefix}/{base_id}/", found.infos)
-            record = describe_base(_Listed(objects, found.infos), f"{prefix}/{base_id}/", base_id)
+            check_files(objects, f"{prefix}/{base_id}/", candidate.infos)
+            record = describe_base(_Listed(objects, candidate.infos), f"{prefix}/{base_id}/", base_id)
         except BaseModelError as error:
             entries[base_id] = CatalogEntry(listing=listing, reason=printable(str(error)))
         except OralError as error:  # it may be otherwise the next time, though the listing is the same

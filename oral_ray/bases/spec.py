@@ -17,7 +17,8 @@ from pydantic import Field
 from oral_ray.bases.checkpoint import read_config, read_tensors
 from oral_ray.bases.headers import Files, TensorEntry
 from oral_ray.bases.roles import layers_of, role_of
-from oral_ray.bases.skeleton import MAX_WIDTH, Kind, Skeleton, build_skeleton
+from oral_ray.bases.sizes import MAX_WIDTH
+from oral_ray.bases.skeleton import Skeleton, build_skeleton
 from oral_ray.config import Record, fingerprint
 from oral_ray.errors import BaseModelError
 
@@ -38,12 +39,13 @@ class LinearModule(Record):
 class BaseModelSpec(Record):
     """What a base model looks like, without its weights.
 
+    `kind` is the name of its kind of base: one of `oral_ray.modalities`, which is the only room that asks for it.
     `modules` are the linear modules inside its layers. `no_targets` says of names that a target must not mean why (a
     pooler, fused experts, a norm): each that shares the end of its name with a module, and one example of every other.
     """
 
     model_type: str
-    kind: Kind
+    kind: str
     hidden_size: int
     num_layers: int
     modules: tuple[LinearModule, ...]
@@ -60,8 +62,10 @@ class BaseModelSpec(Record):
     @property
     def metadata(self) -> str:
         """The sentence that describes the architecture to the generator (ORAL section 3.2)."""
+        from oral_ray.modalities import MODALITIES
+
         roles = ", ".join(dict.fromkeys(module.role for module in self.modules))
-        what = "language model" if self.kind in ("encoder", "causal") else "model"
+        what = MODALITIES[self.kind].noun if self.kind in MODALITIES else "model"
         return (
             f"{self.model_type} {self.kind} {what} with {self.num_layers} layers, "
             f"hidden size {self.hidden_size} and linear modules {roles}."

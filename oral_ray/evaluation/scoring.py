@@ -49,7 +49,7 @@ def metric_of(base: LoadedBase, task: Task) -> Metric:
 
     EvaluationError where the base's modality does not name the metric: a table could not find it again.
     """
-    modality, metric = modality_of(base.record.spec.kind), _reader(base, task).metric
+    modality, metric = modality_of(base.record.spec.kind), base.reader(task.labels).metric
     if metric not in modality.metrics:
         raise EvaluationError(
             f"task {task.id!r} has the metric {metric.name!r}, which the modality {modality.name!r} does not name in its "
@@ -70,7 +70,7 @@ def example_values(
     What lies below the first adapted layer is kept in the folder `keep`, where there is one.
     """
     examples = task.examples(split)[:limit]
-    reader = _reader(base, task)
+    reader = base.reader(task.labels)
     read = {0: list(batches(reader, examples))}  # by first layer: what lies below it has been computed
     found = []
     for artifact in artifacts:
@@ -91,10 +91,6 @@ def example_values(
         with attached(base, artifact) as model:
             found.append(_values(model, reader, read[first], len(examples)))
     return found
-
-
-def _reader(base: LoadedBase, task: Task) -> TaskReader:
-    return modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
 
 
 def _values(

@@ -26,7 +26,7 @@ from oral_ray.generation.refusal import refuse_base
 from oral_ray.generator.condition import Condition, ConditionEncoder, check_prompt
 from oral_ray.objects import Objects, open_objects
 from oral_ray.store.adapters import AdapterStore
-from oral_ray.store.bases import BaseShelf, stored_probes
+from oral_ray.store.bases import BaseStore, stored_probes
 from oral_ray.store.generators import GeneratorCard, current_generator, describe_generator, get_generator
 from oral_ray.store.records import Records
 from oral_ray.store.refreshed import Refreshed
@@ -155,12 +155,12 @@ class Stock:
             raise StoreError(f"store {self.objects.uri} is not there at the moment; try again, or mount it")
 
     def _read_base(self, base_id: str) -> BaseRecord:
-        shelf = BaseShelf(self.objects, self.config.bases.prefix)
+        base_store = BaseStore(self.objects, self.config.bases.prefix)
         try:
-            return shelf.record(base_id)
+            return base_store.record(base_id)
         except (BaseModelError, MissingObjectError):
             self.check()
-            return shelf.record(base_id)  # the store may have been away, and be back
+            return base_store.record(base_id)  # the store may have been away, and be back
 
     def _read_recipe(self, name: str) -> str:
         recipe = self.config.serve.generator or current_generator(self.objects, name)

@@ -19,6 +19,7 @@ from oral_ray.bases.loading import load_folder, model_folder
 from oral_ray.bases.sources import SourceFolder
 from oral_ray.config import ConditionConfig, LoraSettings, derive_seed
 from oral_ray.errors import ConditionError
+from oral_ray.modalities import kind_named
 from oral_ray.modalities.encoder import embed
 from oral_ray.modalities.text import encode
 
@@ -120,9 +121,9 @@ class ConditionEncoder:
         self.config = config
         with model_folder(config.text_encoder) as folder:
             record = describe_base(SourceFolder(folder), "", "text-encoder")
-            if record.spec.kind != "encoder":
+            if not kind_named(record.spec.kind).embeds_text:
                 raise ConditionError(f"condition.text_encoder {config.text_encoder!r} is no sentence encoder")
-            self._model, self._tokenizer = load_folder(folder, "encoder")
+            self._model, self._tokenizer = load_folder(folder, record.spec.kind)
         self.fingerprint = record.fingerprint
         self.text_dim = record.spec.hidden_size
         self.model_dim = self.text_dim + config.num_components

@@ -33,7 +33,7 @@ from oral_ray.config import FunctionalPhase, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusTables
 from oral_ray.generator.spec import FunctionalItem
-from oral_ray.modalities import Batch, TaskReader, modality_of
+from oral_ray.modalities import Batch, TaskReader
 from oral_ray.tasks import Task
 
 
@@ -87,7 +87,7 @@ class FunctionalSource:
         self, base: LoadedBase, task: Task, version: int | None, mix: Sequence[float], rng: torch.Generator
     ) -> tuple[TaskReader, Batch]:
         """Random training examples of a task; for a version of the pool out of those that it has, from their states on."""
-        reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+        reader = base.reader(task.labels)
         examples = task.examples("train")
         if version is None or self.phase.pool is None:
             chosen = torch.randint(len(examples), (self.phase.num_examples,), generator=rng).tolist()

@@ -1,6 +1,6 @@
 """What a kind of base has to offer, so that training, scoring and the functional phase are written once.
 
-A `Modality` is a kind of base model: which of transformers' classes loads it, and how it reads a task. A `TaskReader` is
+A `Modality` is a `Kind` of base model that also says how it reads a task. A `TaskReader` is
 one task on one bare base: it turns examples into batches, and a batch into a loss (differentiable, for training) and
 into one value per example (for scoring). It is built from the bare base, so an adapter cannot move what answers are
 compared with.
@@ -14,6 +14,7 @@ Letters: B examples, T text tokens, H hidden size, K choices (labels, or the voc
 """
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from oral_ray.modalities.kind import Kind
 from oral_ray.modalities.metrics import Metric, Values
 from oral_ray.tasks.task import Example
 
@@ -83,25 +85,20 @@ class TaskReader(Protocol):
         ...
 
 
-class Modality(Protocol):
-    """A kind of base model."""
+class Modality(Kind):
+    """A kind of base model that is trained and scored on."""
 
-    name: str
-    auto_class: str
-    metrics: tuple[Metric, ...]
-    """Every metric that a reader of this kind may have: tables find a metric here by its name."""
-
+    @abstractmethod
     def check(self, model: nn.Module, processor: Any) -> None:
         """One short text through a bare base; BaseModelError where it cannot be read, or the answer is no number."""
-        ...
 
+    @abstractmethod
     def check_labels(self, processor: Any, labels: Sequence[str]) -> None:
         """TaskError where a base of this kind cannot tell two labels apart, or cannot write one."""
-        ...
 
+    @abstractmethod
     def reader(self, model: nn.Module, processor: Any, labels: Sequence[str]) -> TaskReader:
         """The reader of a task with these labels (none: free text) on a bare base; TaskError where it cannot be."""
-        ...
 
 
 def batches(reader: TaskReader, examples: Sequence[Example], size: int = 16) -> Iterable[tuple[list[int], Batch]]:

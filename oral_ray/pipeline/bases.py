@@ -49,13 +49,13 @@ def _resolve_wave(run: Run, wave: Sequence[BaseVersion], earlier: Mapping[str, B
     _check_recipes(run, [base_id for base_id, record in on_record.items() if record is None])
     missing = [version for version in wave if not there[version.id]]
     _make(run, [version for version in missing if not isinstance(version.origin, LandedOrigin)], parents)
-    found = {}
+    records = {}
     for version in wave:
         record = run.base_store.record(version.id)
         if not isinstance(version.origin, LandedOrigin):
             _check_content(run, record, recipes[version.id], on_record.get(version.id))
-        found[version.id] = record
-    return found
+        records[version.id] = record
+    return records
 
 
 def _recipe(version: BaseVersion, parent: BaseRecord | None) -> str:
@@ -94,9 +94,8 @@ def _make(run: Run, versions: Sequence[BaseVersion], parents: Mapping[str, BaseR
     logger.info("making base %s", ", ".join(version.id for version in versions))
     calls: list[Call] = []
     for version in versions:
-        parent = parents[version.id]
         prefix = run.base_store.key_prefix(version.id)
-        calls.append((make_base, (run.config, prefix, version, parent.uri if parent else "")))
+        calls.append((make_base, (run.config, prefix, version, parents[version.id])))
     trained = [v.origin.threads for v in versions if isinstance(v.origin, EvolveOrigin | PretrainOrigin)]
     if trained:
         cluster = run.config.cluster.model_copy(update={"threads_per_task": max(trained)})
@@ -116,16 +115,16 @@ def _check_content(run: Run, record: BaseRecord, recipe: str, made: dict[str, An
         )
 
 
-def make_base(config: Config, prefix: str, version: BaseVersion, parent_uri: str) -> None:
-    """Worker: import, evolve or pretrain one version."""
+def make_base(config: Config, prefix: str, version: BaseVersion, parent: BaseRecord | None) -> None:
+    """Worker: import, evolve or pretrain one version; `parent` is the record of what it is made from."""
     objects = open_objects(config.store)
     device = device_of(config.cluster.gpus_per_task)
     if isinstance(version.origin, ImportOrigin):
         import_base(version.origin.source, objects, prefix)
-    elif isinstance(version.origin, EvolveOrigin):
-        evolve_base(parent_uri, objects, prefix, version.origin, lemma_gloss_pairs(), device)
-    elif isinstance(version.origin, PretrainOrigin):
-        pretrain_base(parent_uri, objects, prefix, version.origin, load_corpus(version.origin.corpus), device)
+    elif isinstance(version.origin, EvolveOrigin) and parent:
+        evolve_base(parent, objects, prefix, version.origin, lemma_gloss_pairs(), device)
+    elif isinstance(version.origin, PretrainOrigin) and parent:
+        pretrain_base(parent, objects, prefix, version.origin, load_corpus(version.origin.corpus), device)
 
 
 def _parent_id(version: BaseVersion) -> str:

@@ -26,7 +26,7 @@ from oral_ray.generator.model import Generator
 from oral_ray.objects import Objects, ReadOnce, in_parallel, open_objects
 from oral_ray.pipeline.own_tasks import Tasks, check_unseen, resolve_tasks
 from oral_ray.store.adapters import AdapterStore
-from oral_ray.store.bases import BaseShelf, stored_probes
+from oral_ray.store.bases import BaseStore, stored_probes
 from oral_ray.store.generators import get_generator, read_metrics
 from oral_ray.store.records import Records
 from oral_ray.store.shards import ShardManifest, read_stats
@@ -46,7 +46,7 @@ class Run:
 
     config: Config
     objects: Objects
-    base_store: BaseShelf
+    base_store: BaseStore
     adapters: AdapterStore
     records: Records
     tasks: Tasks
@@ -128,7 +128,7 @@ def _run_over(config: Config, objects: Objects) -> Run:
     return Run(
         config=config,
         objects=once,
-        base_store=BaseShelf(objects, config.bases.prefix),
+        base_store=BaseStore(objects, config.bases.prefix),
         adapters=AdapterStore(once),
         records=Records(once),
         tasks=Tasks(once, config.tasks.folders),

@@ -16,7 +16,7 @@ from oral_ray.objects import Objects, open_objects
 LOOK_S = 60.0  # so long what was seen of the checkpoints is taken for what there is
 
 
-class BaseShelf:
+class BaseStore:
     """Base checkpoints under `<prefix>/<id>/` of a store; what was listed within the last minute is not listed again."""
 
     def __init__(self, objects: Objects, prefix: str) -> None:

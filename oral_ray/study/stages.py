@@ -89,7 +89,7 @@ def measure_drift(config: Config, first: BaseRecord, record: BaseRecord) -> dict
     device = run.device
     base = load_base(record, device=device)
     row: dict[str, Any] = {"base": record.id, "weight_change": weight_change(load_base(first, device=device), base)}
-    if record.spec.kind == "causal":
+    if base.writes_text:
         row |= {f"perplexity_{name}": perplexity(base, load_corpus(name)) for name in CORPORA}
     return run.records.commit("drift", recipe, row)
 

@@ -95,7 +95,7 @@ def test_a_version_pretrained_there_is_the_one_pretrained_here(tiny_llama: Path,
     perplexities = []
     for device in DEVICES:
         objects = FileObjects(tmp_path / device)
-        pretrain_base(str(tiny_llama), objects, "t1/", origin, documents(), device)
+        pretrain_base(base_of(tiny_llama).record, objects, "t1/", origin, documents(), device)
         perplexities.append(perplexity(on(device, tmp_path / device / "t1"), documents(), 16))
     assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-3)
     assert perplexities[0] < perplexity(base_of(tiny_llama), documents(), 16)
@@ -105,7 +105,7 @@ def test_a_version_evolved_there_is_the_one_evolved_here(tiny_bert: Path, tmp_pa
     origin = EvolveOrigin(parent="t0", steps=4, batch_size=4, seed=0)
     pairs, weights = [(f"dog {i}", f"a big animal {i} that runs") for i in range(16)], []
     for device in DEVICES:
-        evolve_base(str(tiny_bert), FileObjects(tmp_path / device), "t1/", origin, pairs, device)
+        evolve_base(base_of(tiny_bert).record, FileObjects(tmp_path / device), "t1/", origin, pairs, device)
         weights.append(open_base(str(tmp_path / device / "t1")).model.state_dict())
     before = open_base(str(tiny_bert)).model.state_dict()
     for key, value in weights[0].items():
