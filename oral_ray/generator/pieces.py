@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oral_ray.config import DiffusionObjective, SamplingConfig
+from oral_ray.config import SamplingConfig
 from oral_ray.errors import GeneratorError
-from oral_ray.generator import diffusion
+from oral_ray.generator.guidance import guidance_terms
 from oral_ray.generator.network import Network
-from oral_ray.generator.spec import guidance_terms, sum_weighted
 from oral_ray.generator.ssm import MambaState
 
 NOISE_TOKENS = 1024
@@ -91,22 +90,4 @@ def sample_pieces(
         for i, (weight, use_text, use_model) in enumerate(terms):
             prototypes, states[i] = network.prototypes(position_1LP, text_1E, model_1G, use_text, use_model, states[i])
             branches.append((weight, prototypes))
-        yield _sample(network, branches, mask_1LD, noise_1LD, sampling)[0]
-
-
-def _sample(
-    network: Network, branches: list[tuple[float, Tensor]], mask_BLD: Tensor, noise_BLD: Tensor,
-    sampling: SamplingConfig,
-) -> Tensor:  # fmt: skip
-    if not isinstance(network.objective, DiffusionObjective):
-        return sum_weighted([(w, network.regress(z, mask_BLD.shape[-1]).float()) for w, z in branches]) * mask_BLD
-    schedule, prediction = network.objective.schedule, network.objective.prediction
-    dtype = branches[0][1].dtype
-
-    def denoise(x: Tensor, t: float) -> Tensor:
-        x = x * mask_BLD
-        time_B = torch.full((len(x),), t, device=x.device)
-        raw = [(w, network.denoiser(x.to(dtype), z, time_B).float()) for w, z in branches]
-        return sum_weighted([(w, diffusion.to_x0(r, x, t, schedule, prediction)) for w, r in raw])
-
-    return diffusion.sample(denoise, lambda: noise_BLD, sampling.sampler, sampling.num_steps, schedule) * mask_BLD
+        yield network.sample_tokens(branches, mask_1LD, lambda noise=noise_1LD: noise, sampling)[0]
