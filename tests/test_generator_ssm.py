@@ -177,7 +177,7 @@ def test_the_kernel_is_looked_up_when_a_network_is_built_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     without_mamba(monkeypatch, installed=False)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("DEBUG", "oral_ray.generator"):
         network = shaken_network(small_spec())
     monkeypatch.setattr(importlib.util, "find_spec", None)  # whoever looks again fails
     network.prototypes(randn(1, 5, POSITION_DIM), randn(1, 12), randn(1, 10), *2 * (torch.ones(1, dtype=torch.bool),))

@@ -94,7 +94,7 @@ def random_factory(
     spec = _spec(config, encoder, token_dim)
     scales = {(role, factor): ((0.0, 0.02),) for role in ROLES for factor in ("A", "B")}
     generator = Generator(spec, build_network(spec, 0), TokenStats(scales, {}), ProbeStats({}, {}, {}))
-    return AdapterFactory(generator, encoder, sampling, device)
+    return AdapterFactory(generator, encoder, sampling, lambda base: {}, device)
 
 
 def _spec(config: GeneratorConfig, encoder: ConditionEncoder, token_dim: int) -> GeneratorSpec:
@@ -133,11 +133,16 @@ def _generate(factory: AdapterFactory, named: Named, layout: AdapterLayout, opti
     if layout.num_parameters > options.max_parameters:
         return row
     base = BaseRecord(id=model, uri="", fingerprint=layout.architecture, spec=spec_of(model))
-    condition = Condition(PROMPT, base, {}, layout.lora)
+    condition = Condition(PROMPT, base, layout.lora)
     seconds, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:
+
+        def generate() -> None:
+            [adapter] = factory.generate([condition])
+            adapter.write(Path(folder))
+
         for _ in range(options.repetitions):
-            took, peak = with_peak_memory(lambda: timed(lambda: factory.stream(condition, 0, Path(folder))))
+            took, peak = with_peak_memory(lambda: timed(generate))
             seconds.append(took)
             peaks.append(peak)
     return row | spread(seconds) | {

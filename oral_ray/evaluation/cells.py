@@ -8,20 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.adapters.sampled import SampledAdapter
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
 from oral_ray.cluster import device_of, run_tasks
 from oral_ray.config import Config, Dtype, Section, fingerprint
 from oral_ray.evaluation.scoring import correct_answers, majority_answers
-from oral_ray.generation.factory import AdapterFactory, settled
+from oral_ray.generation.factory import AdapterFactory, effective_sampling, open_factory
 from oral_ray.generator.condition import Condition, ConditionEncoder
 from oral_ray.objects import in_parallel, open_objects
 from oral_ray.pipeline.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
-from oral_ray.store.bases import stored_probes
-from oral_ray.store.generators import get_generator
 from oral_ray.store.records import Records
 from oral_ray.tasks import Split
 
@@ -89,7 +87,7 @@ def _made(
     """The digests of requests; `make` makes those that have no record, or one whose adapter is not there any more."""
     objects = open_objects(config.store)
     records = Records(objects)
-    settings = settled(config.sampling, config.determinism).model_dump(
+    settings = effective_sampling(config.sampling, config.determinism).model_dump(
         mode="json", exclude={"num_steps", "max_batch_tokens"}
     )
     recipes = [
@@ -123,31 +121,30 @@ def generate(config: Config, requests: Sequence[Request], bases: dict[str, BaseR
     """Worker: generate and store every request through AdapterFactory; digests in the order of requests."""
     objects = open_objects(config.store)
     store, encoder = AdapterStore(objects), ConditionEncoder(config.condition)
-    probes = {base_id: stored_probes(objects, record, config.condition) for base_id, record in bases.items()}
+    device = device_of(config.cluster.gpus_per_task)
     digests = [""] * len(requests)
     for recipe, num_steps in sorted({(request.recipe, request.num_steps) for request in requests}):
-        sampling = settled(config.sampling.model_copy(update={"num_steps": num_steps}), config.determinism)
-        device = device_of(config.cluster.gpus_per_task)
-        factory = AdapterFactory(get_generator(objects, recipe), encoder, sampling, device)
-        for i, artifact in _generated(factory, requests, (recipe, num_steps), bases, probes, config):
-            digests[i] = store.put(artifact)
+        sampling = effective_sampling(config.sampling.model_copy(update={"num_steps": num_steps}), config.determinism)
+        factory = open_factory(objects, recipe, sampling, device, encoder)
+        for places, adapter in _generated(factory, requests, (recipe, num_steps), bases, config):
+            digest = store.put(adapter)
+            for i in places:
+                digests[i] = digest
     return digests
 
 
 def _generated(
     factory: AdapterFactory, requests: Sequence[Request], key: tuple[str, int], bases: dict[str, BaseRecord],
-    probes: dict, config: Config,
-) -> Iterable[tuple[int, AdapterArtifact]]:  # fmt: skip
-    """The adapter of every request of one generator; requests that differ only in their use share one sample."""
-    asked: dict[str, dict[tuple[str, int], list[int]]] = {}  # by prompt: so many adapters are in memory at once
+    config: Config,
+) -> Iterable[tuple[list[int], SampledAdapter]]:  # fmt: skip
+    """Every adapter of one generator, with the places of its requests: those that differ only in their use share it."""
+    asked: dict[str, dict[tuple[str, int], list[int]]] = {}  # by prompt: so many adapters are sampled at once
     for i, request in enumerate(requests):
         if (request.recipe, request.num_steps) == key:
             asked.setdefault(request.prompt, {}).setdefault((request.base, request.seed), []).append(i)
     for prompt, uses in asked.items():
-        conditions = [Condition(prompt, bases[base], probes[base], config.lora) for base, _ in uses]
-        made = factory.generate(conditions, [seed for _, seed in uses])
-        for artifact, places in zip(made, uses.values(), strict=True):
-            yield from ((i, artifact) for i in places)
+        conditions = [Condition(prompt, bases[base_id], config.lora, seed) for base_id, seed in uses]
+        yield from zip(uses.values(), factory.generate(conditions), strict=True)
 
 
 def missing(config: Config, cell: Cell, base: BaseRecord) -> Cell:

@@ -32,12 +32,16 @@ MAX_KNOWN = 16384  # embeddings that an encoder remembers, 25 MB at 384 numbers
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What is asked for: a prompt, a base with its weight probes, and the kind of adapter."""
+    """What is asked for: a prompt, a base, the kind of adapter, the seed of its noise, and a factor on its change.
+
+    The prompt is checked here and nowhere after it: ConditionError says what is wrong with it. `scale` multiplies B A.
+    """
 
     prompt: str
     base: BaseRecord
-    probes: Mapping[str, Tensor]
     lora: LoraSettings
+    seed: int = 0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
@@ -129,10 +133,13 @@ class ConditionEncoder:
         self._known: dict[str, Tensor] = {}
 
     def encode_prompts(self, prompts: Sequence[str], batch_size: int = 1) -> Tensor:
-        """c_text [B, E], entries of order one. More than one text at a time is faster, and changes float rounding."""
+        """c_text [B, E] of checked prompts, entries of order one.
+
+        More than one text at a time is faster, and changes float rounding.
+        """
         if self.config.text == "random":
-            return torch.stack([_random(f"prompt/{check_prompt(prompt)}", self.text_dim) for prompt in prompts])
-        return self._embed([check_prompt(prompt) for prompt in prompts], batch_size)
+            return torch.stack([_random(f"prompt/{prompt}", self.text_dim) for prompt in prompts])
+        return self._embed(prompts, batch_size)
 
     def encode_base(self, base: BaseRecord, probes: Mapping[str, Tensor], stats: ProbeStats) -> Tensor:
         """c_model [E + C], entries of order one."""

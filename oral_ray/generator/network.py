@@ -41,7 +41,8 @@ class Network(nn.Module):
         self.no_model = nn.Parameter(torch.zeros(config.width))
         self.layers = nn.ModuleList(RecurrentLayer(config) for _ in range(config.num_layers))
         if config.recurrent:
-            logger.info("scan of the recurrent layers: %s", Scan.find(config.kernel))
+            level = logging.INFO if torch.cuda.is_available() else logging.DEBUG  # without CUDA there is no choice
+            logger.log(level, "scan of the recurrent layers: %s", Scan.find(config.kernel))
         self.norm = nn.RMSNorm(config.width)
         self.denoiser = (
             ConvDenoiser(spec.token_dim, config.conv_channels, config.width)

@@ -19,6 +19,7 @@ from torch import Tensor
 from oral_ray.config import SamplingConfig
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.guidance import guidance_terms
+from oral_ray.generator.model import AnyNetwork
 from oral_ray.generator.network import Network
 from oral_ray.generator.ssm import MambaState
 
@@ -64,21 +65,28 @@ class NoiseStream:
         return out
 
 
-def check_streams(sampling: SamplingConfig) -> None:
-    """Raise GeneratorError for a sampler that draws noise for the whole adapter at every step."""
+def refuse_pieces(network: AnyNetwork, sampling: SamplingConfig) -> str:
+    """Why an adapter cannot be sampled in pieces by this network and sampler; empty when it can."""
+    if not isinstance(network, Network):
+        return "a latent generator cannot sample in pieces; use the per-token generator"
     if sampling.sampler == "ddpm":
-        raise GeneratorError(
+        return (
             "sampler 'ddpm' draws noise for the whole adapter at every step and cannot sample it in pieces; "
             "use sampling.sampler=ddim or dpmpp"
         )
+    return ""
 
 
 @torch.no_grad()
 def sample_pieces(
-    network: Network, pieces: Iterable[Piece], text_1E: Tensor, model_1G: Tensor, sampling: SamplingConfig
+    network: AnyNetwork, pieces: Iterable[Piece], text_1E: Tensor, model_1G: Tensor, sampling: SamplingConfig
 ) -> Iterator[Tensor]:
-    """Normalised tokens [L, D] of each piece, in order; what `Network.sample` gives for the whole, up to rounding."""
-    check_streams(sampling)
+    """Normalised tokens [L, D] of each piece, in order; what `Network.sample` gives for the whole, up to rounding.
+
+    GeneratorError for a network or a sampler that cannot.
+    """
+    if (reason := refuse_pieces(network, sampling)) or not isinstance(network, Network):
+        raise GeneratorError(reason)
     like = next(network.parameters())
     text_1E, model_1G = text_1E.to(like), model_1G.to(like)
     terms = guidance_terms(sampling, text_1E)
