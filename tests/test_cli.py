@@ -173,8 +173,9 @@ def test_a_request_is_refused_alone_and_reads_the_probes_that_its_generator_was_
         service.catalog.condition("a task", "v1", 0)
     service = open_service(load_config(place / "run.toml", [store, "condition.num_probes=3"]))
     assert service.factory.encoder.config.num_probes != 3
-    condition = service.condition(service.catalog.condition("a task", "v1", 0))
-    assert next(iter(condition.probes.values())).shape == (8, 8)
+    service.factory.generate([service.catalog.condition("a task", "v1", 0)])
+    read = [load_file(path) for path in (place / "store/probes").iterdir()]
+    assert {probe.shape for probes in read for probe in probes.values()} == {(8, 8)}
 
 
 def test_list_says_what_is_not_there(place: Path, capsys: pytest.CaptureFixture[str]):
