@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from oral_ray.cluster import scrape_metrics, store_uri
 from oral_ray.config import Config, load_config
 from oral_ray.errors import OralError
-from oral_ray.generation import GeneratorCatalog
+from oral_ray.generation.catalog import GeneratorCatalog
 from oral_ray.objects import open_objects
 from oral_ray.pipeline.own_tasks import enter_tasks
 from serve.api import build_api

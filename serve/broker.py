@@ -18,7 +18,8 @@ from starlette.concurrency import run_in_threadpool
 
 from oral_ray.config import Config
 from oral_ray.errors import OralError
-from oral_ray.generation import Condition, GeneratorCatalog
+from oral_ray.generation.catalog import GeneratorCatalog
+from oral_ray.generation.condition import Condition
 from serve.jobs import Job, JobStore
 from serve.metrics import IngressMetrics
 from serve.problems import BusyError, RefusedError, describe

@@ -12,7 +12,7 @@ from typing import Any
 from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError, MissingObjectError, OralError
-from oral_ray.generation import GeneratorCatalog
+from oral_ray.generation.catalog import GeneratorCatalog
 from oral_ray.pipeline.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.refreshed import Refreshed

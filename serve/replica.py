@@ -16,7 +16,8 @@ from oral_ray.adapters.sampled import SampledAdapter
 from oral_ray.cluster import device_of, limit_threads
 from oral_ray.config import Config
 from oral_ray.errors import OralError
-from oral_ray.generation import Condition, GenerationService, open_service
+from oral_ray.generation.condition import Condition
+from oral_ray.generation.service import GenerationService, open_service
 from oral_ray.objects import FileObjects
 from serve.batcher import Batcher
 from serve.metrics import ReplicaMetrics

@@ -15,7 +15,7 @@ from oral_ray.adapters.distance import change_norm, relative_distances
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.errors import ArtifactError, LayoutError, StoreError
-from oral_ray.generation import GeneratorCatalog
+from oral_ray.generation.catalog import GeneratorCatalog
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 from serve.schema import AdapterReport, ModuleNorm, Neighbour, SkippedAdapter

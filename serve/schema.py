@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from oral_ray.adapters.artifact import Provenance
 from oral_ray.config import Identifier, LoraSettings
-from oral_ray.generation import MAX_PROMPT_CHARS
+from oral_ray.generation.condition import MAX_PROMPT_CHARS
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]

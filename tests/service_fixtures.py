@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 
 from oral_ray.config import Config, load_config
-from oral_ray.generation import Condition, GeneratorCatalog
+from oral_ray.generation.catalog import GeneratorCatalog
+from oral_ray.generation.condition import Condition
 from oral_ray.objects import open_objects
 from serve.api import build_api
 from serve.broker import Broker

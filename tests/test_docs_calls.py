@@ -17,7 +17,7 @@ from service_fixtures import open_test_service
 
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance
 from oral_ray.adapters.sampled import SampledAdapter
-from oral_ray.generator.condition import Condition
+from oral_ray.generation.condition import Condition
 from oral_ray.nightly import regenerate
 from serve.replica import Sampled
 from serve.schema import GenerateRequest
@@ -68,7 +68,7 @@ def first_out_of_order(steps: Sequence[Step], seen: Sequence[Step]) -> Step | No
 
 ONCE = (
     "oral_ray/generation/catalog.py:GeneratorCatalog.condition",
-    "oral_ray/generator/condition.py:Condition.__post_init__",
+    "oral_ray/generation/condition.py:Condition.__post_init__",
     "oral_ray/generator/condition.py:check_prompt",
     "oral_ray/generation/factory.py:AdapterFactory._provenance",
 )

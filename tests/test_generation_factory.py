@@ -16,8 +16,9 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, LoraSettings, RegressionObjective, SamplingConfig
 from oral_ray.errors import ConditionError, GeneratorError, LayoutError
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory
-from oral_ray.generator.condition import Condition, ConditionEncoder, fit_probe_stats
+from oral_ray.generator.condition import ConditionEncoder, fit_probe_stats
 from oral_ray.generator.model import Generator
 from oral_ray.objects import FileObjects
 from oral_ray.version import code_version

@@ -14,8 +14,8 @@ from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.cli import main
 from oral_ray.config import load_config
 from oral_ray.evaluation import cells
-from oral_ray.generation import GeneratorCatalog
 from oral_ray.generation import factory as factory_module
+from oral_ray.generation.catalog import GeneratorCatalog
 from oral_ray.objects import FileObjects, open_objects
 from oral_ray.store.adapters import AdapterStore
 from serve.schema import Made

@@ -17,8 +17,9 @@ from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, LoraSettings, RegressionObjective, SamplingConfig
 from oral_ray.errors import ArtifactError, GeneratorError
 from oral_ray.generation import factory as factory_module
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory
-from oral_ray.generator.condition import Condition, ConditionEncoder, ProbeStats
+from oral_ray.generator.condition import ConditionEncoder, ProbeStats
 from oral_ray.generator.model import Generator
 from oral_ray.generator.pieces import NoiseStream, Piece, sample_pieces
 from oral_ray.objects import FileObjects

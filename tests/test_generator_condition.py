@@ -14,9 +14,9 @@ from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, LoraSettings
 from oral_ray.errors import ConditionError
+from oral_ray.generation.condition import Condition
 from oral_ray.generator.condition import (
     MAX_PROMPT_CHARS,
-    Condition,
     ConditionEncoder,
     ProbeStats,
     check_prompt,

@@ -23,8 +23,9 @@ from oral_ray.bench.generate import random_factory
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare, spread, timed
 from oral_ray.config import ImportOrigin, load_config
 from oral_ray.errors import ConfigError
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory
-from oral_ray.generator.condition import Condition, ConditionEncoder
+from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.pipeline.corpus import training_task
 
 

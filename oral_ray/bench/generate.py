@@ -31,8 +31,9 @@ from oral_ray.config import (
     SamplingConfig,
 )  # fmt: skip
 from oral_ray.errors import ConfigError, GeneratorError, LayoutError
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory
-from oral_ray.generator.condition import Condition, ConditionEncoder, ProbeStats
+from oral_ray.generator.condition import ConditionEncoder, ProbeStats
 from oral_ray.generator.model import Generator, build_network
 from oral_ray.generator.network import Network
 from oral_ray.generator.spec import GeneratorSpec

@@ -15,8 +15,9 @@ from oral_ray.bases.states import states_folder
 from oral_ray.cluster import device_of, run_tasks
 from oral_ray.config import Config, Dtype, Section, fingerprint
 from oral_ray.evaluation.scoring import correct_answers, majority_answers
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory, effective_sampling, open_factory
-from oral_ray.generator.condition import Condition, ConditionEncoder
+from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.objects import in_parallel, open_objects
 from oral_ray.pipeline.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore

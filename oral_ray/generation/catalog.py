@@ -15,9 +15,9 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import Config, LoraSettings, canonical_json, fingerprint
 from oral_ray.errors import BaseModelError, GeneratorError, LayoutError, MissingObjectError, StoreError
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import effective_sampling
 from oral_ray.generation.refusal import refuse_base
-from oral_ray.generator.condition import Condition
 from oral_ray.objects import Objects
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.bases import BaseShelf

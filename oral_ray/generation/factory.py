@@ -19,7 +19,8 @@ from oral_ray.adapters.tokens import positions, slot_mask, slot_positions, token
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import RegressionObjective, SamplingConfig, canonical_json, derive_seed
 from oral_ray.errors import GeneratorError
-from oral_ray.generator.condition import Condition, ConditionEncoder
+from oral_ray.generation.condition import Condition
+from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.generator.model import Generator
 from oral_ray.generator.pieces import NoiseStream, Piece, refuse_pieces, sample_pieces
 from oral_ray.objects import Objects
@@ -90,13 +91,11 @@ class AdapterFactory:
         as a whole. LayoutError for a module whose role the generator does not know, GeneratorError where an adapter is too
         large for a network or sampler that knows no pieces.
         """
-        layouts = [self._layout(condition) for condition in conditions]
-        in_pieces = [self._is_sampled_in_pieces(layout) for layout in layouts]
-        tokens = self._sample_together(
-            {i: (conditions[i], layouts[i]) for i in range(len(conditions)) if not in_pieces[i]}
-        )
+        asked = [(condition, self._layout(condition)) for condition in conditions]
+        in_pieces = [self._is_sampled_in_pieces(layout) for _, layout in asked]
+        tokens = self._sample_together({i: one for i, one in enumerate(asked) if not in_pieces[i]})
         adapters = []
-        for i, (condition, layout) in enumerate(zip(conditions, layouts, strict=True)):
+        for i, (condition, layout) in enumerate(asked):
             rows = self._rows_in_pieces(condition, layout) if in_pieces[i] else self._rows(condition, layout, tokens[i])
             adapters.append(SampledAdapter(layout, self._provenance(condition), rows, in_pieces[i]))
         return adapters

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from oral_ray.config import Config
 from oral_ray.generation.catalog import GeneratorCatalog
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory, effective_sampling, open_factory
-from oral_ray.generator.condition import Condition
 from oral_ray.objects import open_objects
 from oral_ray.store.adapters import AdapterStore
 

@@ -1,4 +1,4 @@
-"""Condition(prompt, base) -> c = [c_text ; c_model], what the generator is told (ORAL, arXiv 2503.24354, section 3.2).
+"""Prompt and base -> c = [c_text ; c_model], what the generator is told (ORAL, arXiv 2503.24354, section 3.2).
 
 c_text: frozen sentence embedding of the prompt. c_model: embedding of the base's metadata sentence, and the base's
 weight probes in the principal components of the versions of that architecture in the corpus. A metadata sentence is the
@@ -17,7 +17,7 @@ from torch import Tensor
 from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.loading import load_folder, model_folder
 from oral_ray.bases.sources import SourceFolder
-from oral_ray.config import ConditionConfig, LoraSettings, derive_seed
+from oral_ray.config import ConditionConfig, derive_seed
 from oral_ray.errors import ConditionError
 from oral_ray.modalities.encoder import embed
 from oral_ray.modalities.text import encode
@@ -28,23 +28,6 @@ _BLANKS = frozenset(
     "\u115f\u1160\u3164\uffa0\u2800\U0001d159"
 )  # Hangul fillers, the empty Braille cell, a null notehead
 MAX_KNOWN = 16384  # embeddings that an encoder remembers, 25 MB at 384 numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What is asked for: a prompt, a base, the kind of adapter, the seed of its noise, and a factor on its change.
-
-    The prompt is checked here and nowhere after it: ConditionError says what is wrong with it. `scale` multiplies B A.
-    """
-
-    prompt: str
-    base: BaseRecord
-    lora: LoraSettings
-    seed: int = 0
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
 
 
 def check_prompt(prompt: str) -> str:
