@@ -27,6 +27,8 @@ def by_the_service(place: Path, bert: Path) -> str:
     service = open_test_service(place)
     condition = service.condition(prompt=PROMPT, base="v1", seed=SEED)
     [sampled] = service.worker.sample([(condition, time.perf_counter())])
+    is_stored = factory_module.PIECE_TOKENS == 20  # by the thread that samples, for no other one may
+    assert isinstance(sampled, Made) == is_stored
     answer = sampled if isinstance(sampled, Made) else service.worker.store(sampled)  # type: ignore[arg-type]
     assert isinstance(answer, Made)
     return answer.adapter.id
