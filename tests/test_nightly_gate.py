@@ -1,6 +1,6 @@
 """The gate on the small store: the best candidate on validation data is published, and no test data is read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,9 @@ from oral_ray.config import Config
 from oral_ray.errors import ArtifactError
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.arms import refined as refined_arms
+from oral_ray.modalities import ACCURACY, Metric
 from oral_ray.nightly import gate, regenerate
-from oral_ray.nightly.gate import Item, Outcome
+from oral_ray.nightly.gate import Candidate, Item, Outcome
 from oral_ray.objects import FileObjects
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
@@ -37,9 +38,10 @@ def due(whole_path: tuple[Path, Path, str], tiny_bert: Path, tmp_path: Path) -> 
 def plant(monkeypatch: pytest.MonkeyPatch):
     """Plants how many of 20 validation examples each candidate answers rightly."""
 
-    def planted(**hits: int) -> None:
-        def score(config: Config, item: Item, digests: dict[str, str]) -> dict[str, float]:
-            return {name: hits[name.replace("-", "_")] / 20 for name in ("base", *digests)}
+    def planted(**hits: float) -> None:
+        def score(config: Config, item: Item, candidates: Sequence[Candidate]) -> tuple[Metric, dict[str, float]]:
+            names = ("base", *(candidate.name for candidate in candidates))
+            return ACCURACY, {name: hits[name.replace("-", "_")] / 20 for name in names}
 
         monkeypatch.setattr(gate, "_score", score)
 
@@ -243,6 +245,29 @@ def test_a_reuse_candidate_that_is_damaged_is_refused_and_blocks_no_other(due, p
     outcome, adapter = gate.regenerate_item(config, item)
     assert adapter is not None and outcome.decision.arm == "generated"
     assert "it was changed or damaged; delete that folder" in outcome.refused["reuse_new"]
+
+
+def test_a_candidate_whose_score_is_no_number_is_refused_by_name_and_blocks_no_other(due, plant):
+    _, config, item = due
+    plant(base=5, generated=float("nan"), reuse_new=7, reuse_old=6)
+    outcome, adapter = gate.regenerate_item(config, item)
+    assert adapter is not None and adapter.arm == "reuse_new"
+    assert outcome.refused == {"generated": "its accuracy on the validation examples is no number"}
+    assert outcome.scores == {"base": 0.25, "reuse_new": 0.35, "reuse_old": 0.3}
+
+
+def test_an_arm_is_no_part_of_a_name(due, plant, monkeypatch: pytest.MonkeyPatch):
+    """A candidate keeps its place among the arms whatever its name is."""
+    _, config, item = due
+    real = gate._candidates
+
+    def renamed(config: Config, item: Item) -> tuple[list[Candidate], dict[str, str]]:
+        found, refused = real(config, item)
+        return [candidate._replace(name=f"reuse_old-{i}") for i, candidate in enumerate(reversed(found))], refused
+
+    monkeypatch.setattr(gate, "_candidates", renamed)
+    plant(base=5, reuse_old_0=8, reuse_old_1=8, reuse_old_2=8)
+    assert gate._decide(config, item).decision.arm == "reuse_old-2", "the sample of `generated`, which comes first"
 
 
 def test_a_deleted_adapter_of_the_corpus_is_trained_again(due):

@@ -4,16 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from factory_fixtures import base_of
 from safetensors.torch import load_file, save_file
-from test_evaluation_report import ACCURACY, write_tables
+from test_evaluation_report import MEANS, write_tables
 from test_pipeline_corpus import two_lines
 
 from oral_ray.config import Config, StudyConfig, build_config
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import evaluate
+from oral_ray.modalities import ACCURACY
 from oral_ray.objects import FileObjects
 from oral_ray.pipeline import bases, corpus, train
 from oral_ray.store.bases import BaseShelf
@@ -100,11 +102,12 @@ def test_a_task_is_kept_when_its_adapter_beats_every_control_beyond_its_interval
 ):
     """100 examples, 60 right with the trained adapter; controls have 20 right but for those of the case."""
 
-    def right(number: int) -> list[bool]:
-        return [i < number for i in range(100)]
+    def right(number: int) -> np.ndarray:
+        return 1.0 * (np.arange(100) < number)
 
     lows = {
-        control: study._lead(right(60), right(lead.get(control, 20)), config(objects)) for control in study.CONTROLS
+        control: study._lead(right(60), right(lead.get(control, 20)), ACCURACY, config(objects))
+        for control in study.CONTROLS
     }
     assert (min(lows.values()) > 0) == kept
     assert study._failed(lows) == fails
@@ -152,7 +155,12 @@ def test_a_report_has_scores_summary_page_and_a_figure_for_every_table_there_is(
 ):
     out = write_tables(tmp_path, arms=("trained", "reuse_new", "generated"))
     pd.DataFrame(
-        {"asked": ["a", "a", "b", "b"], "task": ["a", "b", "a", "b"], "value": [0.9, 0.3, 0.2, 0.8]}
+        {
+            "asked": ["a", "a", "b", "b"],
+            "task": ["a", "b", "a", "b"],
+            "metric": "accuracy",
+            "value": [0.9, 0.3, 0.2, 0.8],
+        }
     ).to_parquet(out / "confusion.parquet")
     for name in ("drift", "screen"):
         pd.DataFrame({"base": ["base-t0"], "value": [0.5]}).to_parquet(out / f"{name}.parquet")
@@ -175,4 +183,4 @@ def test_a_report_has_scores_summary_page_and_a_figure_for_every_table_there_is(
     assert study_report.run(asked) + "\n" == (tmp_path / "asked" / "toy" / "README.md").read_text()
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["group"] for row in summary["headline"]] == ["news t=0", "news t=3 (unseen)", "all unseen"]
-    assert summary["headline"][-1]["arms"]["generated"]["mean"] == pytest.approx(round(50 * ACCURACY["generated"]) / 50)
+    assert summary["headline"][-1]["arms"]["generated"]["mean"] == pytest.approx(round(50 * MEANS["generated"]) / 50)

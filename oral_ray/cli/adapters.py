@@ -117,5 +117,5 @@ def _score(args: argparse.Namespace, show: Callable[[str], None]) -> None:
     if args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}, at least 1 example must be scored")
     task = load_task(args.task)
-    correct = score_adapter(args.adapter, args.base, task, args.split, args.limit, args.dtype)
-    show(json.dumps({"task": task.id, "split": args.split, "value": sum(correct) / len(correct), "n": len(correct)}))
+    score = score_adapter(args.adapter, args.base, task, args.split, args.limit, args.dtype)
+    show(json.dumps(score.model_dump()))

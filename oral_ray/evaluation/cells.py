@@ -5,8 +5,11 @@ nothing is computed twice.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from oral_ray.adapters.sampled import SampledAdapter
 from oral_ray.bases.catalog import BaseRecord
@@ -14,10 +17,12 @@ from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
 from oral_ray.cluster import device_of, run_tasks
 from oral_ray.config import Config, Dtype, Section, fingerprint
-from oral_ray.evaluation.scoring import correct_answers, majority_answers
+from oral_ray.errors import EvaluationError
+from oral_ray.evaluation.scoring import example_values, majority_values, metric_of
 from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory, effective_sampling, open_factory
 from oral_ray.generator.condition import ConditionEncoder
+from oral_ray.modalities import Metric, Values, metric_named
 from oral_ray.objects import in_parallel, open_objects
 from oral_ray.pipeline.own_tasks import task_of
 from oral_ray.store.adapters import AdapterStore
@@ -25,6 +30,7 @@ from oral_ray.store.records import Records
 from oral_ray.tasks import Split
 
 RECIPE_VERSION = 1
+SCORES_RECIPE_VERSION = 2
 
 
 class Unadapted(StrEnum):
@@ -62,6 +68,25 @@ class Cell(Section):
     digests: tuple[str, ...]
     split: Split
     limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellValues:
+    """The values of a cell's examples by digest, [N] or [N, D], and the metric that they all have.
+
+    A digest is missing where it has no values (`majority`, where the metric does not count right answers).
+    """
+
+    metric: Metric
+    values: dict[str, np.ndarray]
+
+    def figure(self, digest: str) -> float:
+        """The figure of one adapter, over all examples."""
+        return self.metric.figure(self.values[digest])
+
+    def best(self, digests: Iterable[str]) -> str | None:
+        """The best of some adapters, of equals the first; None where no figure is a number."""
+        return self.metric.best({digest: self.figure(digest) for digest in digests})
 
 
 def generate_all(config: Config, requests: Sequence[Request], found: dict[str, BaseRecord]) -> list[str]:
@@ -110,8 +135,8 @@ def _made(
 
 def score_all(
     config: Config, wanted: Sequence[Cell], found: dict[str, BaseRecord]
-) -> dict[tuple[str, str], dict[str, list[bool]]]:
-    """Score on the cluster what is not scored yet; answers by (base, task), then by digest."""
+) -> dict[tuple[str, str], CellValues]:
+    """Score on the cluster what is not scored yet; the values of every cell by (base, task)."""
     left = [cell for cell in (missing(config, cell, found[cell.base]) for cell in wanted) if cell.digests]
     calls = [(score_cell, (config, cell, found[cell.base], config.evaluation.keep_states)) for cell in left]
     run_tasks(calls, config.cluster, determinism=config.determinism, retries=2, label="scores")
@@ -164,24 +189,40 @@ def score_cell(config: Config, cell: Cell, base: BaseRecord, keep_states: bool =
     loaded = load_base(base, cell.dtype, device_of(config.cluster.gpus_per_task))
     asked = [digest for digest in cell.digests if digest != Unadapted.MAJORITY]
     artifacts = [None if digest == Unadapted.BASE else adapters.get(digest) for digest in asked]
-    found = dict(zip(asked, correct_answers(loaded, task, artifacts, cell.split, cell.limit, keep), strict=True))
+    found = dict(zip(asked, example_values(loaded, task, artifacts, cell.split, cell.limit, keep), strict=True))
+    metric = metric_of(loaded, task)
     if Unadapted.MAJORITY in cell.digests:
-        found[Unadapted.MAJORITY] = majority_answers(task, cell.split, cell.limit)
+        found[Unadapted.MAJORITY] = majority_values(metric, task, cell.split, cell.limit)
     recipes = _recipes(config, cell, base)
-    for digest, correct in found.items():
-        answers = "".join("1" if right else "0" for right in correct)
-        about = cell.model_dump(mode="json", exclude={"digests"}) | {"digest": digest}
-        records.commit("scores", recipes[digest], about | {"correct": answers})
+    for digest, values in found.items():
+        about = cell.model_dump(mode="json", exclude={"digests"}) | {"digest": digest, "metric": metric.name}
+        records.commit("scores", recipes[digest], about | {"values": _as_json(values)})
 
 
-def read_cell(config: Config, cell: Cell, base: BaseRecord) -> dict[str, list[bool]]:
-    """The scored answers of a cell by digest."""
+def read_cell(config: Config, cell: Cell, base: BaseRecord) -> CellValues:
+    """The values of a cell that is scored; EvaluationError where nothing of it is, or records disagree on the metric."""
     records, recipes = Records(open_objects(config.store)), _recipes(config, cell, base)
-    found = {digest: records.get("scores", recipe) for digest, recipe in recipes.items()}
-    return {digest: [bit == "1" for bit in record["correct"]] for digest, record in found.items() if record}
+    stored = {digest: records.get("scores", recipe) for digest, recipe in recipes.items()}
+    found = {digest: record for digest, record in stored.items() if record is not None}
+    names = {record["metric"] for record in found.values()}
+    if len(names) != 1:
+        raise EvaluationError(
+            f"the scores of {cell.task} on {cell.base} are by {', '.join(sorted(names)) or 'no metric'}, not by one; "
+            "delete their records under records/scores/ and run again"
+        )
+    values = {digest: np.array(record["values"], dtype=float) for digest, record in found.items() if record["values"]}
+    return CellValues(metric_named(names.pop()), values)
+
+
+def _as_json(values: Values) -> list[Any]:
+    """Values for a record; null for one that is no finite number, which JSON lacks, and which is read as NaN."""
+    of_examples = np.array(values, dtype=float)
+    as_objects = of_examples.astype(object)
+    as_objects[~np.isfinite(of_examples)] = None
+    return as_objects.tolist()
 
 
 def _recipes(config: Config, cell: Cell, base: BaseRecord) -> dict[str, str]:
     """What names the record of every score of a cell, by digest."""
     about = (base.fingerprint, cell.dtype, task_of(config, cell.task).fingerprint, cell.split, cell.limit)
-    return {digest: fingerprint("score", RECIPE_VERSION, *about, digest) for digest in cell.digests}
+    return {digest: fingerprint("score", SCORES_RECIPE_VERSION, *about, digest) for digest in cell.digests}

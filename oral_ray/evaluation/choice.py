@@ -9,7 +9,7 @@ from oral_ray.evaluation.cells import Cell
 
 
 class Choice(Section):
-    """The adapters to choose among, by digest; of equals the first is taken."""
+    """The adapters to choose among, by digest; of equals, or where no figure is a number, the first is taken."""
 
     base: str
     task: str
@@ -32,9 +32,9 @@ def choose_all(config: Config, choices: Sequence[Choice], records: dict[str, Bas
         )
         for (base_id, task_id), digests in candidates.items()
     ]
-    answers = cells.score_all(config, wanted, records)
+    scored = cells.score_all(config, wanted, records)
     chosen = []
     for choice in choices:
-        right = answers[choice.base, choice.task]
-        chosen.append(max(choice.candidates, key=lambda digest: sum(right[digest])))
+        best = scored[choice.base, choice.task].best(choice.candidates)
+        chosen.append(best or choice.candidates[0])
     return chosen

@@ -1,7 +1,7 @@
 """Stage 4: every arm on every chosen base and task; writes tables that the report is made of.
 
 Reads generators, corpus, bases, tasks; writes control adapters, generated adapters, scores, and to `out`:
-scores.parquet, answers.parquet (one row an example), curve.parquet, distances.parquet.
+scores.parquet, answers.parquet (one row per example), curve.parquet, distances.parquet.
 """
 
 import logging
@@ -17,9 +17,10 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import Config
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import cells
+from oral_ray.evaluation.answers import answer_rows
 from oral_ray.evaluation.arms.generated import GENERATED
 from oral_ray.evaluation.arms.registry import arm_of, chosen_arms
-from oral_ray.evaluation.cells import Cell, Request, adapter_digest
+from oral_ray.evaluation.cells import Cell, CellValues, Request, adapter_digest
 from oral_ray.evaluation.context import Digests, EvaluationContext
 from oral_ray.evaluation.make import check_bases, make_arms
 from oral_ray.evaluation.scoring import Score
@@ -31,6 +32,7 @@ from oral_ray.store.shards import ShardManifest
 from oral_ray.tasks import expand
 
 logger = logging.getLogger(__name__)
+CURVE = ["base", "task", "metric", "num_steps", "value"]
 DISTANCES = ["base", "task", "arm", "seed", "distance", "nearest_task", "nearest_base", "unexplained"]
 
 
@@ -42,14 +44,19 @@ def run(config: Config) -> pd.DataFrame:
     curve = _curve_requests(config, train.trained(config), base_ids)
     curve_digests = cells.generate_all(config, curve, found)
     of_curve = {(r.base, r.task, digest) for r, digest in zip(curve, curve_digests, strict=True)}
-    answers = _answers(config, _asked(digests) | of_curve, found)
-    scores = _write(config, digests, answers, Path(config.out))
-    curve_rows = [
-        {"base": r.base, "task": r.task, "num_steps": r.num_steps, "value": float(np.mean(answers[r.base, r.task][d]))}
-        for r, d in zip(curve, curve_digests, strict=True)
-    ]
+    scored = _scored(config, _asked(digests) | of_curve, found)
+    scores = _write(config, digests, scored, Path(config.out))
+    curve_rows = []
+    for request, digest in zip(curve, curve_digests, strict=True):
+        cell = scored[request.base, request.task]
+        curve_rows.append(
+            {
+                "base": request.base, "task": request.task, "metric": cell.metric.name,
+                "num_steps": request.num_steps, "value": cell.figure(digest),
+            }
+        )  # fmt: skip
     out = Path(config.out)
-    pd.DataFrame(curve_rows, columns=["base", "task", "num_steps", "value"]).to_parquet(out / "curve.parquet")
+    pd.DataFrame(curve_rows, columns=CURVE).to_parquet(out / "curve.parquet")
     distances = list(_distances(config, objects, manifest, digests, found))
     pd.DataFrame(distances, columns=DISTANCES).to_parquet(out / "distances.parquet")
     return scores
@@ -63,15 +70,16 @@ def run_confusion(config: Config) -> pd.DataFrame:
     base_id, found = chosen_bases(config)[-1], corpus.run(config)
     requests = [generation_request(config, base_id, task_id, train.trained(config)) for task_id in config.tasks.ids]
     made = dict(zip(config.tasks.ids, cells.generate_all(config, requests, found), strict=True))
-    answers = _answers(config, {(base_id, task, digest) for task in made for digest in made.values()}, found)
+    scored = _scored(config, {(base_id, task, digest) for task in made for digest in made.values()}, found)
     rows = [
         {
             "base": base_id,
             "asked": asked,
             "task": task,
+            "metric": scored[base_id, task].metric.name,
             "digest": digest,
-            "value": float(np.mean(answers[base_id, task][digest])),
-            "n": len(answers[base_id, task][digest]),
+            "value": scored[base_id, task].figure(digest),
+            "n": len(scored[base_id, task].values[digest]),
         }
         for asked, digest in made.items()
         for task in made
@@ -89,7 +97,7 @@ def run_unseen(config: Config) -> pd.DataFrame:
         raise EvaluationError("tasks.unseen is empty; name tasks, such as kind/bird, to leave out of every training")
     check_evaluation(config)
     _, digests = _made(config, task_ids)
-    return _write(config, digests, _answers(config, _asked(digests), corpus.run(config)), Path(config.out) / "unseen")
+    return _write(config, digests, _scored(config, _asked(digests), corpus.run(config)), Path(config.out) / "unseen")
 
 
 def _made(config: Config, task_ids: Sequence[str]) -> tuple[ShardManifest, Digests]:
@@ -120,10 +128,10 @@ def _asked(digests: Digests) -> set[tuple[str, str, str]]:
     return {(base_id, arm_of(arm).reads(task_id), digest) for (base_id, task_id, arm, _), digest in digests.items()}
 
 
-def _answers(
+def _scored(
     config: Config, asked: set[tuple[str, str, str]], found: dict[str, BaseRecord]
-) -> dict[tuple[str, str], dict[str, list[bool]]]:
-    """The answers to (base, task, digest) by base and task, then by digest."""
+) -> dict[tuple[str, str], CellValues]:
+    """The values of (base, task, digest) by base and task."""
     of_test = config.evaluation.split == "test"
     wanted = [
         Cell(
@@ -139,35 +147,37 @@ def _answers(
     return cells.score_all(config, wanted, found)
 
 
-def _write(
-    config: Config, digests: Digests, answers: dict[tuple[str, str], dict[str, list[bool]]], out: Path
-) -> pd.DataFrame:
-    """scores.parquet, one row a (base, task, arm, seed), and answers.parquet, one row an example; returns the scores."""
+def _write(config: Config, digests: Digests, scored: dict[tuple[str, str], CellValues], out: Path) -> pd.DataFrame:
+    """scores.parquet, one row per (base, task, arm, seed), and answers.parquet; returns the scores.
+
+    An arm that a metric has no values for (`majority`, where there are no right answers to count) has no row.
+    """
     seen = set(corpus.seen_ids(config))
-    table, rows = [], []
+    scores, answers = [], []
     for (base_id, task_id, arm, seed), digest in digests.items():
-        correct = answers[base_id, arm_of(arm).reads(task_id)][digest]
+        cell = scored[base_id, arm_of(arm).reads(task_id)]
+        if digest not in cell.values:
+            continue
         score = Score(
             base=base_id,
             base_seen=base_id in seen,
             task=task_id,
             arm=arm,
             seed=seed,
-            metric="accuracy",
-            value=float(np.mean(correct)),
-            n=len(correct),
+            metric=cell.metric.name,
+            value=cell.figure(digest),
+            n=len(cell.values[digest]),
             digest=adapter_digest(digest),
         )
-        table.append(score.model_dump())
-        rows += [
-            {"base": base_id, "task": task_id, "arm": arm, "seed": seed, "example": i, "correct": right}
-            for i, right in enumerate(correct)
-        ]
+        scores.append(score)
+        answers.append(answer_rows(score, cell.values[digest]))
+    if not scores:
+        raise EvaluationError("none of evaluation.arms has a value on these tasks and bases; add `base`, which has one")
     out.mkdir(parents=True, exist_ok=True)
-    scores = pd.DataFrame(table)
-    scores.to_parquet(out / "scores.parquet")
-    pd.DataFrame(rows).to_parquet(out / "answers.parquet")
-    return scores
+    table = pd.DataFrame([score.model_dump() for score in scores])
+    table.to_parquet(out / "scores.parquet")
+    pd.concat(answers, ignore_index=True).to_parquet(out / "answers.parquet")
+    return table
 
 
 def check_evaluation(config: Config) -> None:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -18,7 +19,7 @@ from oral_ray.adapters.matching import key_of
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import Dtype
 from oral_ray.errors import ArtifactError
-from oral_ray.evaluation.scoring import correct_answers
+from oral_ray.evaluation.scoring import example_values, metric_of
 from oral_ray.tasks import Split, Task
 
 _TOLERANCE = 1e-4  # of the largest output: float32 through a hundred layers; the tests hold small models to 1e-5
@@ -73,6 +74,18 @@ class Verification(BaseModel):
         )
 
 
+class AdapterScore(BaseModel):
+    """One cell of a table, computed again: the figure of the first n examples of a split by a metric (its name)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    split: Split
+    metric: str
+    value: float
+    n: int
+
+
 def verify_adapter(folder: Path, base_source: str, digest: str | None = None) -> Verification:
     """What the adapter of a folder is on a base; ArtifactError, one sentence, where it has none or cannot be used there."""
     artifact = read_folder(folder)
@@ -116,12 +129,15 @@ def verify_adapter(folder: Path, base_source: str, digest: str | None = None) ->
 
 def score_adapter(
     folder: Path, base_source: str, task: Task, split: Split, limit: int, dtype: Dtype = "float32"
-) -> list[bool]:
-    """Which examples a base in a dtype answers rightly with the adapter of a folder."""
+) -> AdapterScore:
+    """The score of an adapter folder on a task and a base in a dtype."""
     artifact = read_folder(folder)
     base = open_base(base_source, dtype)
     taken = take_in(base, artifact, str(folder)).artifact
-    return correct_answers(base, task, [taken], split, limit)[0]
+    [values] = example_values(base, task, [taken], split, limit)
+    metric = metric_of(base, task)
+    figure = metric.figure(np.array(values))
+    return AdapterScore(task=task.id, split=split, metric=metric.name, value=figure, n=len(values))
 
 
 def _verdict(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from oral_ray.errors import BaseModelError, TaskError
-from oral_ray.modalities.protocol import ACCURACY, EXACT_MATCH, Batch, Metric, TaskReader
+from oral_ray.modalities.metrics import ACCURACY, Metric
+from oral_ray.modalities.protocol import Batch, TaskReader
 from oral_ray.modalities.text import (
     PROBE_TEXT,
     check_answers,
@@ -39,6 +40,7 @@ class Causal:
 
     name = "causal"
     auto_class = "AutoModelForCausalLM"
+    metrics = (ACCURACY,)
 
     @torch.no_grad()
     def check(self, model: nn.Module, processor: Any) -> None:
@@ -119,7 +121,7 @@ class FreeTextReader:
 
     @property
     def metric(self) -> Metric:
-        return EXACT_MATCH
+        return ACCURACY
 
     def read(self, examples: Sequence[Example]) -> Batch:
         asked = encoded(self.tokenizer, [example.text for example in examples], ANSWER, self.max_tokens)

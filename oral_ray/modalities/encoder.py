@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from oral_ray.errors import TaskError
-from oral_ray.modalities.protocol import ACCURACY, Batch, Metric, TaskReader, Tokens
+from oral_ray.modalities.metrics import ACCURACY, Metric
+from oral_ray.modalities.protocol import Batch, TaskReader, Tokens
 from oral_ray.modalities.text import (
     PROBE_TEXT,
     check_answers,
@@ -33,6 +34,7 @@ class Encoder:
 
     name = "encoder"
     auto_class = "AutoModel"
+    metrics = (ACCURACY,)
 
     @torch.no_grad()
     def check(self, model: nn.Module, processor: Any) -> None:

@@ -8,20 +8,20 @@ compared with.
     reader = modality_of("causal").reader(model, tokenizer, task.labels)
     batch = reader.read(task.examples("train")[:8])
     loss = reader.loss(model, batch)
-    values = reader.values(model, batch)          # one float per example; reader.metric says what they are
+    values = reader.values(model, batch)          # one value per example; reader.metric says what they are
 
 Letters: B examples, T text tokens, H hidden size, K choices (labels, or the vocabulary), P answered positions.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from oral_ray.modalities.metrics import Metric, Values
 from oral_ray.tasks.task import Example
 
 Tokens = dict[str, Tensor]
@@ -50,30 +50,6 @@ class Batch:
         )
 
 
-def _mean(values_N: np.ndarray) -> float:
-    return float(np.mean(values_N))
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """What the values of a task's examples are, and how they become one figure.
-
-    `figure` takes the values [N, ...] of a set of examples: their mean, or any function of the whole set (a Frechet
-    distance of features). A bootstrap draws examples and asks it again, so both kinds have intervals.
-    """
-
-    name: str
-    higher_is_better: bool = True
-    figure: Callable[[np.ndarray], float] = _mean
-
-    def better(self, one: float, other: float) -> bool:
-        """Whether one figure is better than another."""
-        return one > other if self.higher_is_better else one < other
-
-
-ACCURACY, EXACT_MATCH = Metric("accuracy"), Metric("exact_match")
-
-
 class TaskReader(Protocol):
     """One task on one bare base. Batches are on the device of the base."""
 
@@ -94,8 +70,8 @@ class TaskReader(Protocol):
         """What the bare base answers whatever it is asked: `values` is calibrated by it. Reads no right answers."""
         ...
 
-    def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> list[float]:
-        """One value per example of the batch."""
+    def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> Values:
+        """One value per example of the batch: a float, or a row of floats as `metric.figure` takes them."""
         ...
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
@@ -112,6 +88,8 @@ class Modality(Protocol):
 
     name: str
     auto_class: str
+    metrics: tuple[Metric, ...]
+    """Every metric that a reader of this kind may have: tables find a metric here by its name."""
 
     def check(self, model: nn.Module, processor: Any) -> None:
         """One short text through a bare base; BaseModelError where it cannot be read, or the answer is no number."""

@@ -1,25 +1,26 @@
 """One (base, task) of a regeneration: make the candidates, score them on validation data, decide, publish the winner.
 
 Candidates are `num_candidates` samples of the generator, the adapters to reuse, and where configured the best of them
-after a few steps on this very base (`refined`). A candidate that cannot be used (damaged, not finite, of another shape)
-is refused by name; the others compete. Reads no test data.
+after a few steps on this very base (`refined`). A candidate that cannot be used (damaged, not finite, of another shape,
+without a score that is a number) is refused by name; the others compete. Reads no test data.
 
 The first decision counts: it is kept as a record, so that a second run, or one at the same time, publishes the same.
 """
 
-from collections.abc import Mapping
-
-import numpy as np
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from oral_ray.adapters.artifact import rebased
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import Config, Section, fingerprint
-from oral_ray.errors import ArtifactError
+from oral_ray.errors import ArtifactError, EvaluationError
 from oral_ray.evaluation import cells, static
 from oral_ray.evaluation.arms import refined
 from oral_ray.evaluation.arms.generated import GENERATED
 from oral_ray.evaluation.cells import Cell, Request, Unadapted
+from oral_ray.evaluation.statistics import Metric
 from oral_ray.generation.factory import effective_sampling
 from oral_ray.nightly.plan import GateDecision, decide
 from oral_ray.objects import open_objects
@@ -34,13 +35,21 @@ RECIPE_VERSION = 1
 
 
 class Item(Section):
-    """What is decided together: a task on a base, the generator's recipe, and digests to reuse by candidate name."""
+    """What is decided together: a task on a base, the generator's recipe, and digests to reuse by arm."""
 
     base: BaseRecord
     task: str
     task_fingerprint: str
     recipe: str
     reuse: dict[str, str]
+
+
+class Candidate(NamedTuple):
+    """An adapter that competes: its name in outcomes and releases, and its arm, as `regenerate.candidates` names it."""
+
+    name: str
+    arm: str
+    digest: str
 
 
 class Outcome(Section):
@@ -111,17 +120,21 @@ def _holds(store: AdapterStore, outcome: Outcome) -> bool:
 
 
 def _decide(config: Config, item: Item) -> Outcome:
-    digests, refused = _candidates(config, item)
-    scores = _score(config, item, digests)
+    candidates, refused = _candidates(config, item)
+    metric, scores = _score(config, item, candidates)
     wanted = config.regenerate.candidates
-    if "refined" in wanted and digests:
-        best = digests[max(digests, key=lambda name: scores[name])]
-        run = refined.refined_run(config, "refined_generated", item.base.id, item.task, best, config.seed)
-        run = run.model_copy(update={"steps": config.regenerate.refine_steps})
-        digests["refined"] = static.train_here(config, run, [item.base])
-        scores |= _score(config, item, {"refined": digests["refined"]})
-    ordered = sorted(digests, key=lambda name: wanted.index(_arm(name)))
-    decision = decide(scores, ordered, config.regenerate.min_gain_over_base)
+    best = metric.best({candidate.name: scores[candidate.name] for candidate in candidates})
+    if "refined" in wanted and best is not None:
+        start = next(candidate.digest for candidate in candidates if candidate.name == best)
+        made = _refined(config, item, start)
+        candidates.append(made)
+        scores |= _score(config, item, [made])[1]
+    for name in [name for name, figure in scores.items() if math.isnan(figure)]:
+        refused[name] = f"its {metric.name} on the validation examples is no number"
+        del scores[name]
+    names = [candidate.name for candidate in sorted(candidates, key=lambda candidate: wanted.index(candidate.arm))]
+    decision = decide(scores, names, config.regenerate.min_gain_over_base, metric)
+    digests = {candidate.name: candidate.digest for candidate in candidates}
     outcome = Outcome(
         base=item.base.id,
         task=item.task,
@@ -140,24 +153,32 @@ def _decide(config: Config, item: Item) -> Outcome:
     return Outcome.model_validate(kept)
 
 
-def _candidates(config: Config, item: Item) -> tuple[dict[str, str], dict[str, str]]:
-    """Digests of the candidates that can be used, and reasons against the others, by name."""
-    found: dict[str, str] = {}
+def _refined(config: Config, item: Item, start: str) -> Candidate:
+    """A few steps on this very base from another candidate's adapter (its digest)."""
+    run = refined.refined_run(config, "refined_generated", item.base.id, item.task, start, config.seed)
+    run = run.model_copy(update={"steps": config.regenerate.refine_steps})
+    return Candidate("refined", "refined", static.train_here(config, run, [item.base]))
+
+
+def _candidates(config: Config, item: Item) -> tuple[list[Candidate], dict[str, str]]:
+    """The candidates that can be used, and reasons against the others by name."""
+    found: list[Candidate] = []
     refused: dict[str, str] = {}
     requests = _requests(config, item)
-    names = ["generated" if request.seed == 0 else f"generated-{request.seed}" for request in requests]
+    names = [GENERATED if request.seed == 0 else f"{GENERATED}-{request.seed}" for request in requests]
     try:
-        found |= dict(zip(names, cells.generate_here(config, requests, {item.base.id: item.base}), strict=True))
+        digests = cells.generate_here(config, requests, {item.base.id: item.base})
+        found += [Candidate(name, GENERATED, digest) for name, digest in zip(names, digests, strict=True)]
     except ArtifactError as error:
         refused |= dict.fromkeys(names, str(error))
     layout = AdapterLayout.of(item.base.spec, config.lora, token_dim=item.base.spec.hidden_size)
     store = AdapterStore(open_objects(config.store))
-    for name, digest in item.reuse.items():
+    for arm, digest in item.reuse.items():
         try:
             store.get(digest).check(layout)
-            found[name] = digest
+            found.append(Candidate(arm, arm, digest))
         except ArtifactError as error:
-            refused[name] = str(error)
+            refused[arm] = str(error)
     return found, refused
 
 
@@ -173,29 +194,34 @@ def _requests(config: Config, item: Item) -> list[Request]:
             num_steps=config.sampling.num_steps,
         )
         for seed in range(config.regenerate.num_candidates)
-        if "generated" in config.regenerate.candidates
+        if GENERATED in config.regenerate.candidates
     ]
 
 
-def _score(config: Config, item: Item, digests: Mapping[str, str]) -> dict[str, float]:
-    """Validation accuracy by candidate name, and that of the bare `base`."""
+def _score(config: Config, item: Item, candidates: Sequence[Candidate]) -> tuple[Metric, dict[str, float]]:
+    """The metric of the task on this base, and the figures on validation by candidate name and of the bare `base`.
+
+    EvaluationError where the bare base has no figure that is a number: there is nothing to be better than.
+    """
+    digests = {"base": str(Unadapted.BASE)} | {candidate.name: candidate.digest for candidate in candidates}
     cell = Cell(
         base=item.base.id,
         dtype=config.bases.dtype,
         task=item.task,
-        digests=tuple(sorted({Unadapted.BASE, *digests.values()})),
+        digests=tuple(sorted(set(digests.values()))),
         split="validation",
         limit=config.evaluation.max_validation,
     )
     if (left := cells.missing(config, cell, item.base)).digests:
         cells.score_cell(config, left, item.base)
-    answers = cells.read_cell(config, cell, item.base)
-    return {name: float(np.mean(answers[digest])) for name, digest in {"base": Unadapted.BASE, **digests}.items()}
-
-
-def _arm(name: str) -> str:
-    """`generated-3` is a sample of `generated`."""
-    return name.partition("-")[0]
+    scored = cells.read_cell(config, cell, item.base)
+    figures = {name: scored.figure(digest) for name, digest in digests.items()}
+    if math.isnan(figures["base"]):
+        raise EvaluationError(
+            f"the {scored.metric.name} of the bare base {item.base.id} on the validation examples of {item.task} is no "
+            "number; look at its answers with oral-ray score"
+        )
+    return scored.metric, figures
 
 
 def _recipe(config: Config, item: Item) -> str:

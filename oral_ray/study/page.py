@@ -24,14 +24,14 @@ from oral_ray.study.evidence import headline, headline_text, variant_table
 
 FIGURES: dict[str, tuple[str, figures.Plot, str]] = {
     "arms": ("answers", figures.plot_arms, "Arms by base version, 95% intervals."),
-    "tasks": ("scores", figures.plot_tasks, "Accuracy by task on the last version."),
+    "tasks": ("scores", figures.plot_tasks, "Every task on the last version."),
     "distances": (
         "distances",
         figures.plot_distances,
         "Distance of every adapter to the nearest corpus adapter that is not itself; zero would be a copy.",
     ),
-    "curve": ("curve", figures.plot_curve, "Accuracy against sampling steps."),
-    "confusion": ("confusion", figures.plot_confusion, "The adapter asked for one task, on every task; percent."),
+    "curve": ("curve", figures.plot_curve, "Every task against sampling steps."),
+    "confusion": ("confusion", figures.plot_confusion, "The adapter asked for one task, on every task."),
     "ablations": ("ablations", figures.plot_variants, "Ablations: smaller budget, validation, an unseen version."),
 }
 """Figure -> the table it needs, how it is drawn, its caption."""

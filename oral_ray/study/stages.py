@@ -9,7 +9,7 @@ Every stage finds in the store what is done and goes on from there; tables go to
 # (the stubs of pandas type every selection as a union that nothing can be done with)
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from oral_ray.cluster import Call, device_of, run_tasks, session
 from oral_ray.config import Config, fingerprint, with_overrides
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import cells, evaluate
-from oral_ray.evaluation.cells import Cell, Unadapted
-from oral_ray.evaluation.statistics import paired_difference
+from oral_ray.evaluation.cells import Cell, CellValues, Unadapted
+from oral_ray.evaluation.statistics import Metric, paired_difference
 from oral_ray.local.parquet import read_frame
 from oral_ray.objects import open_objects, probe
 from oral_ray.pipeline import bases, corpus, shards, train
@@ -123,17 +123,8 @@ def screen(config: Config) -> str:
         )
         for task_id in ids
     ]
-    answers = cells.score_all(config, wanted, found)
-    rows = []
-    for task_id in ids:
-        correct = {arm: answers[first.id, task_id][digest] for arm, digest in arms[task_id].items()}
-        lows = {control: _lead(correct["trained"], correct[control], config) for control in CONTROLS}
-        rows.append(
-            {"task": task_id, "n": len(correct["trained"])}
-            | {arm: float(np.mean(right)) for arm, right in correct.items()}
-            | {"lowest_lead": min(lows.values()), "kept": min(lows.values()) > 0, "fails": _failed(lows)}
-        )
-    table = pd.DataFrame(rows)
+    scored = cells.score_all(config, wanted, found)
+    table = pd.DataFrame([_screened(config, task_id, scored[first.id, task_id], arms[task_id]) for task_id in ids])
     Records(open_objects(config.store)).commit("screen", _screen_recipe(config), {"kept": _kept(table)})
     return _written(config, "screen", table)
 
@@ -229,10 +220,26 @@ def _other(config: Config, task_id: str) -> str:
     return same[(same.index(task_id) + 1) % len(same)]
 
 
-def _lead(correct: list[bool], control: list[bool], config: Config) -> float:
-    """The lower end of the paired 95% interval of the difference in accuracy."""
-    left, right = ({"task": np.array([answers], dtype=float)} for answers in (correct, control))
-    return paired_difference(left, right, config.evaluation.num_bootstrap).low
+def _screened(config: Config, task_id: str, cell: CellValues, arms: Mapping[str, str]) -> dict[str, Any]:
+    """The row of a task: the figure of every arm (its digest is given), and whether it is kept; a control that has no
+    values (`majority`, where a metric counts no right answers) is left out."""
+    values = {arm: cell.values[digest] for arm, digest in arms.items() if digest in cell.values}
+    lows = {
+        control: _lead(values["trained"], values[control], cell.metric, config)
+        for control in CONTROLS
+        if control in values
+    }
+    return (
+        {"task": task_id, "n": len(values["trained"])}
+        | {arm: cell.metric.figure(of_arm) for arm, of_arm in values.items()}
+        | {"lowest_lead": min(lows.values()), "kept": min(lows.values()) > 0, "fails": _failed(lows)}
+    )
+
+
+def _lead(values: np.ndarray, control: np.ndarray, metric: Metric, config: Config) -> float:
+    """The lower end of the paired 95% interval of what the values [N, ...] are better by than those of a control."""
+    one, other = {"task": values[None]}, {"task": control[None]}
+    return paired_difference(one, other, metric, config.evaluation.num_bootstrap).low
 
 
 def _failed(lows: dict[str, float]) -> str:

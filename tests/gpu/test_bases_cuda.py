@@ -14,7 +14,7 @@ from oral_ray.bases.evolve import evolve_base
 from oral_ray.bases.loading import LoadedBase, load_base, open_base
 from oral_ray.bases.pretrain import perplexity, pretrain_base
 from oral_ray.config import CorpusConfig, EvolveOrigin, FunctionalPhase, LoraSettings, PretrainOrigin
-from oral_ray.evaluation.scoring import correct_answers
+from oral_ray.evaluation.scoring import example_values
 from oral_ray.generator.functional import FunctionalSource, train_static
 from oral_ray.objects import FileObjects
 
@@ -53,9 +53,7 @@ def test_an_adapter_trained_there_is_the_one_trained_here(name: str, request: py
 def test_answers_there_are_those_here(tiny_llama: Path, tmp_path: Path, make, keep: bool):
     artifacts = [None, random_artifact(upper(tiny_llama)), random_artifact(layout_of(tiny_llama), seed=1, scale=2.0)]
     answers = [
-        correct_answers(
-            on(device, tiny_llama), make(), artifacts, "validation", 40, tmp_path / device if keep else None
-        )
+        example_values(on(device, tiny_llama), make(), artifacts, "validation", 40, tmp_path / device if keep else None)
         for device in DEVICES
     ]
     assert answers[0] == answers[1]
@@ -63,7 +61,7 @@ def test_answers_there_are_those_here(tiny_llama: Path, tmp_path: Path, make, ke
 
 def test_encoders_answer_there_as_here(tiny_bert: Path):
     artifacts = [None, random_artifact(layout_of(tiny_bert), scale=2.0)]
-    here, there = (correct_answers(on(d, tiny_bert), toy_task(), artifacts, "validation", 40) for d in DEVICES)
+    here, there = (example_values(on(d, tiny_bert), toy_task(), artifacts, "validation", 40) for d in DEVICES)
     assert here == there
 
 

@@ -227,7 +227,7 @@ def test_verify_refuses_outputs_that_are_not_finite(tmp_path: Path, tiny_llama: 
 
 def test_score_counts_the_scale_of_a_rank_stabilised_adapter(tmp_path: Path, tiny_bert: Path) -> None:
     """What is scored is what peft computes: alpha / sqrt(r), not alpha / r."""
-    from oral_ray.evaluation.scoring import correct_answers
+    from oral_ray.evaluation.scoring import example_values
     from oral_ray.tasks import load_task
 
     base, task = open_once(str(tiny_bert)), load_task("wordnet/mind")
@@ -237,7 +237,7 @@ def test_score_counts_the_scale_of_a_rank_stabilised_adapter(tmp_path: Path, tin
     write(tmp_path / "same", peft_settings(lora_alpha=16, **settings), strong)
     write(tmp_path / "other", peft_settings(**settings), strong)
     found = [
-        correct_answers(base, task, [read_folder(tmp_path / name)], "test", 200)[0] for name in ("a", "same", "other")
+        example_values(base, task, [read_folder(tmp_path / name)], "test", 200)[0] for name in ("a", "same", "other")
     ]
     assert found[0] == found[1] != found[2]
 
