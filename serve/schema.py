@@ -84,7 +84,7 @@ class AdapterInfo(_Message):
         return cls(
             id=digest, uri=uri, r=lora.r, lora_alpha=lora.lora_alpha, target_modules=lora.target_modules,
             **origin.model_dump(include={
-                "origin", "base", "base_fingerprint", "task", "prompt", "seed", "strength", "generator",
+                "origin", "base", "base_fingerprint", "task", "prompt", "seed", "scale", "generator",
             }),
         )  # fmt: skip
 

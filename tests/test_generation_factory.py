@@ -1,6 +1,7 @@
 """AdapterFactory: the one path from a condition and a seed to an artifact."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.lora import attached, load_strictly
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.probes import weight_probes
-from oral_ray.config import ConditionConfig, LoraSettings, RegressionObjective, SamplingConfig
+from oral_ray.config import ConditionConfig, LoraSettings, RegressionObjective, SamplingConfig, canonical_json
 from oral_ray.errors import ConditionError, GeneratorError, LayoutError
 from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory
@@ -203,7 +204,8 @@ def test_provenance_is_complete(factory: AdapterFactory, tiny_bert: Path) -> Non
     assert (provenance.origin, provenance.task, provenance.seed) == ("generated", "", 7)
     assert provenance.prompt == PROMPTS[0] and provenance.code_version == code_version()
     assert (provenance.base, provenance.base_fingerprint) == (asked.base.id, asked.base.fingerprint)
-    assert provenance.generator == "recipe-of-a-test" and provenance.strength == 0.5
+    assert provenance.generator == "recipe-of-a-test" and provenance.scale == 0.5
+    assert json.loads(canonical_json(provenance))["strength"] == 0.5  # as it is stored
     assert SamplingConfig.model_validate_json(provenance.sampling).num_steps == factory.sampling.num_steps
 
 
