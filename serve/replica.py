@@ -146,7 +146,7 @@ class Worker:
             adapters = service.factory.generate([condition for condition, _ in asked])
         except OralError as error:
             if len(asked) == 1:
-                return [describe(error)]
+                return [_problem(service, error)]
             return [self._sample(service, [one])[0] for one in asked]  # so that the one at fault fails alone
         sample_s = time.perf_counter() - started
         self._metrics.batch_size.observe(len(asked), {})
@@ -157,3 +157,12 @@ class Worker:
             Sampled(condition, adapter, service, len(asked), started - arrived, sample_s)
             for (condition, arrived), adapter in zip(asked, adapters, strict=True)
         ]
+
+
+def _problem(service: GenerationService, error: OralError) -> Problem:
+    """The problem that an error is; a store that is away looks like one without that base, so it is looked for first."""
+    try:
+        service.catalog.check()
+    except OralError as away:
+        return describe(away)
+    return describe(error)
