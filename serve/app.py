@@ -17,8 +17,6 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.concurrency import run_in_threadpool
@@ -27,20 +25,17 @@ from oral_ray.cluster.metrics import scrape_metrics
 from oral_ray.config import DEFAULT_CONFIG, Config, load_config
 from oral_ray.config.place import with_absolute_store
 from oral_ray.errors import OralError
-from oral_ray.generation.service import Stock
+from oral_ray.generation.catalog import GeneratorCatalog
 from oral_ray.objects import open_objects
 from oral_ray.pipeline.own_tasks import resolve_tasks
 from serve.api import build_api
 from serve.broker import Broker
-from serve.catalog import Catalog
+from serve.listings import Listings
 from serve.metrics import IngressMetrics
-from serve.problems import BusyError
 from serve.replica import Replica
-from serve.schema import GenerateRequest, Made, Problem
 from serve.security import Guard, refuse_open_bind
 
 logger = logging.getLogger("ray.serve.oral")
-ATTEMPTS = 3
 FAST = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -102,19 +97,19 @@ class Ingress:
     """The deployment that speaks HTTP."""
 
     def __init__(self, config: Config, generator: DeploymentHandle) -> None:
-        self._config, self._generator = config, generator
+        self._config = config
         self._guard = Guard(config.serve)
         refuse_open_bind(self._guard, _http_host())
         self._metrics = IngressMetrics()
-        self._stock = Stock(config, open_objects(config.store))
-        self._broker = Broker(config, self._stock, self._generate, self._metrics)
-        self._catalog = Catalog(config, self._stock)
+        catalog = GeneratorCatalog(config, open_objects(config.store))
+        self._broker = Broker(config, catalog, lambda condition: generator.generate.remote(condition), self._metrics)
+        self._listings = Listings(config, catalog)
         self._resumed: asyncio.Task[None] | None = None
         self._leave_s = 0.0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application, once this replica is made."""
-        return build_api(self._config, self._broker, self._catalog, self._guard, self._metrics, scrape_metrics)
+        return build_api(self._config, self._broker, self._listings, self._guard, self._metrics, scrape_metrics)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds: goes on with the jobs of ingresses that have died, and counts releases.
@@ -132,25 +127,12 @@ class Ingress:
             if num_jobs:
                 logger.info("went on with %d jobs", num_jobs)
             self._broker.count_open_jobs()
-            releases = (await run_in_threadpool(self._catalog.releases, "")).items
-            released = Counter((release.base, adapter.arm) for release in releases for adapter in release.adapters)
-            for (base, arm), num in released.items():
-                self._metrics.released.set(num, {"base": base, "arm": arm})
+            releases = (await run_in_threadpool(self._listings.releases, "")).items
+            released = Counter((release.base_id, adapter.arm) for release in releases for adapter in release.adapters)
+            for (base_id, arm), num in released.items():
+                self._metrics.released.set(num, {"base": base_id, "arm": arm})
         except OralError as error:
             logger.warning("jobs and releases are not looked after at the moment: %s", error)
-
-    async def _generate(self, request: GenerateRequest) -> Made | Problem:
-        """Ask a replica. One that dies on the way is replaced by another: an answer is the same whoever gives it."""
-        for attempt in range(ATTEMPTS):
-            try:
-                return await self._generator.generate.remote(request)
-            except BackPressureError:
-                raise BusyError("too many requests wait for a generator; come back in a few seconds") from None
-            except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
-                logger.warning(
-                    "attempt %d of %d: a generator was lost: %s", attempt + 1, ATTEMPTS, type(error).__name__
-                )
-        raise BusyError(f"{ATTEMPTS} generators were lost on this request; come back in a few seconds")
 
 
 def _http_host() -> str:

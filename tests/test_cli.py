@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_fixtures import build_place, contents
+from safetensors.torch import load_file
 
 from oral_ray.adapters.artifact import read_folder
 from oral_ray.cli import _parser, main
@@ -169,11 +170,12 @@ def test_a_request_is_refused_alone_and_reads_the_probes_that_its_generator_was_
     store = f"store.uri={place}/store"
     service = open_service(load_config(place / "run.toml", [store, "lora.r=80"]))
     with pytest.raises(LayoutError, match="rank r=80 is larger"):  # before it is in a batch with other requests
-        service.stock.order("a task", "v1", 0)
+        service.catalog.condition("a task", "v1", 0)
     service = open_service(load_config(place / "run.toml", [store, "condition.num_probes=3"]))
     assert service.factory.encoder.config.num_probes != 3
-    condition = service.condition(service.stock.order("a task", "v1", 0))
-    assert next(iter(condition.probes.values())).shape == (8, 8)
+    service.factory.generate([service.catalog.condition("a task", "v1", 0)])
+    read = [load_file(path) for path in (place / "store/probes").iterdir()]
+    assert {probe.shape for probes in read for probe in probes.values()} == {(8, 8)}
 
 
 def test_list_says_what_is_not_there(place: Path, capsys: pytest.CaptureFixture[str]):

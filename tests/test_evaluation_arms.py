@@ -173,8 +173,8 @@ def test_a_scaled_adapter_says_its_strength(objects: FileObjects, tiny_bert):
     layout, store, run = layout_of(tiny_bert), AdapterStore(objects), open_run(config(objects))
     digest = store.put(random_artifact(layout, seed=3))
     half = scaled(run, digest, layout, 0.5)
-    assert store.get(half).provenance == store.get(digest).provenance.model_copy(update={"strength": 0.5})
-    assert store.get(scaled(run, half, layout, 0.5)).provenance.strength == 0.25
+    assert store.get(half).provenance == store.get(digest).provenance.model_copy(update={"scale": 0.5})
+    assert store.get(scaled(run, half, layout, 0.5)).provenance.scale == 0.25
 
 
 def test_refinement_starts_from_the_arm_it_is_named_after(objects: FileObjects, monkeypatch: pytest.MonkeyPatch):

@@ -150,7 +150,7 @@ def test_one_file_adds_an_arm_to_making_scoring_tables_and_figures(add_arm, tmp_
     scores = evaluate.evaluate_unseen(Trained(run, {}, shards, ""), {})
     assert set(scores["arm"]) == {"base", "reuse_new", "halved"}
     store, halved = run.adapters, scores[scores["arm"] == "halved"]
-    assert len(halved) == 4 and all(store.get(digest).provenance.strength == 0.5 for digest in halved["digest"])
+    assert len(halved) == 4 and all(store.get(digest).provenance.scale == 0.5 for digest in halved["digest"])
     assert set(scores[scores["arm"] == "base"]["digest"]) == {""}
     table = arm_table(tmp_path / "out" / "unseen", 20)
     assert [line.split()[0] for line in arms_text(table).splitlines()] == ["arm", "base", "reuse_new", "halved"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from torch import Tensor
@@ -34,10 +34,13 @@ class Provenance(Record):
     answer or the score, so a generated adapter, which is made from a prompt, has no task here.
 
     `recipe` names the training run of a trained adapter; `generator` and `sampling` (settings as JSON) what a generated
-    one came from, `strength` what its change of the weights was multiplied by. An adapter that is released for another
-    base than it was made for, or under another name of its base, names that base; `source` is then the digest of the
-    adapter with the same tensors, made for `source_base`, and `served_name` the name where it is not the base's id.
+    one came from, `scale` (`strength` where it is stored) what its change of the weights was multiplied by. An adapter
+    that is released for another base than it was made for, or under another name of its base, names that base; `source` is
+    then the digest of the adapter with the same tensors, made for `source_base`, and `served_name` the name where it is
+    not the base's id.
     """
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     origin: str
     base: str
@@ -45,7 +48,7 @@ class Provenance(Record):
     task: str = ""
     prompt: str = ""
     seed: int = 0
-    strength: float = 1.0
+    scale: float = Field(default=1.0, alias="strength")
     step: int = 0
     generator: str = ""
     sampling: str = ""

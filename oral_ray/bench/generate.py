@@ -22,8 +22,9 @@ from oral_ray.bench.harness import BenchOptions, Result, Row, fit_exponent, spre
 from oral_ray.bench.layouts import MODELS, RANKS, TARGETS, layout_of, spec_of
 from oral_ray.config import ConditionConfig, GeneratorConfig, LatentConfig, SamplingConfig
 from oral_ray.errors import ConfigError, GeneratorError, LayoutError
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory
-from oral_ray.generator.condition import Condition, ConditionEncoder, ProbeStats
+from oral_ray.generator.condition import ConditionEncoder, ProbeStats
 from oral_ray.generator.model import Generator, build_network
 from oral_ray.generator.spec import GeneratorSpec
 
@@ -87,7 +88,7 @@ def random_factory(
     spec = generator_spec(config, encoder, token_dim)
     scales = {(role, factor): ((0.0, 0.02),) for role in ROLES for factor in ("A", "B")}
     generator = Generator(spec, build_network(spec, 0), TokenStats(scales, {}), ProbeStats({}, {}, {}))
-    return AdapterFactory(generator, encoder, sampling, device)
+    return AdapterFactory(generator, encoder, sampling, lambda base: {}, device)
 
 
 def generator_spec(config: GeneratorConfig | LatentConfig, encoder: ConditionEncoder, token_dim: int) -> GeneratorSpec:
@@ -127,11 +128,16 @@ def _generate(factory: AdapterFactory, named: Named, layout: AdapterLayout, opti
     if layout.num_parameters > options.max_parameters:
         return row
     base = BaseRecord(id=model, uri="", fingerprint=layout.architecture, spec=spec_of(model))
-    condition = Condition(PROMPT, base, {}, layout.lora)
+    condition = Condition(PROMPT, base, layout.lora)
     seconds, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:
+
+        def generate() -> None:
+            [adapter] = factory.generate([condition])
+            adapter.write(Path(folder))
+
         for _ in range(options.repetitions):
-            took, peak = with_peak_memory(lambda: timed(lambda: factory.stream(condition, 0, Path(folder))))
+            took, peak = with_peak_memory(lambda: timed(generate))
             seconds.append(took)
             peaks.append(peak)
     return row | spread(seconds) | {

@@ -197,10 +197,10 @@ def _generate(args: argparse.Namespace) -> None:
     from oral_ray.generation.service import open_service
 
     service = open_service(_config(args))
-    [digest] = service.fulfil([service.stock.order(args.prompt, args.base, args.seed)])
+    [digest] = service.generate([service.catalog.condition(args.prompt, args.base, args.seed)])
     if args.out:
         service.pull(digest, args.out)
-    print(json.dumps({"id": digest, "uri": service.stock.uri(digest), "folder": str(args.out) if args.out else None}))
+    print(json.dumps({"id": digest, "uri": service.catalog.uri(digest), "folder": str(args.out) if args.out else None}))
 
 
 def _generate_remotely(args: argparse.Namespace) -> None:

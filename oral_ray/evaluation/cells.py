@@ -18,7 +18,7 @@ from oral_ray.config import Config, Dtype, Record, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation.scoring import example_values, majority_values, metric_of
 from oral_ray.generation.batch import Sample, generate_samples
-from oral_ray.generation.factory import settled
+from oral_ray.generation.factory import effective_sampling
 from oral_ray.modalities import Metric, Values, metric_named
 from oral_ray.pipeline.run import Run, open_run
 from oral_ray.pipeline.work import Finished, complete
@@ -128,7 +128,7 @@ def _adapters_of(record: Finished) -> list[str]:
 
 def _request_recipe(run: Run, request: Request, base: BaseRecord) -> str:
     """What names the record of a generated adapter."""
-    settings = settled(run.config.sampling, run.config.determinism)
+    settings = effective_sampling(run.config.sampling, run.config.determinism)
     drawn = settings.model_dump(mode="json", exclude={"num_steps", "max_batch_tokens"})
     return fingerprint("generated", RECIPE_VERSION, request, base.fingerprint, run.config.lora, drawn)
 
@@ -139,14 +139,15 @@ def generate(config: Config, requests: Sequence[Request], bases: Mapping[str, Ba
 
 
 def _generate(run: Run, requests: Sequence[Request], bases: Mapping[str, BaseRecord]) -> list[str]:
-    probes = {base_id: run.probes(record) for base_id, record in bases.items()}
     samples = [
         Sample(request.recipe, request.num_steps, request.prompt, bases[request.base], request.seed)
         for request in requests
     ]
     digests = [""] * len(requests)
-    for i, artifact in generate_samples(samples, run.generator, probes, run.config, run.device):
-        digests[i] = run.adapters.put(artifact)
+    for places, adapter in generate_samples(samples, run.generator, run.probes, run.config, run.device):
+        digest = run.adapters.put(adapter)
+        for i in places:
+            digests[i] = digest
     return digests
 
 

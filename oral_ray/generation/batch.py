@@ -1,19 +1,18 @@
 """Many adapters from stored generators, each with its prompt, base and seed; what is alike is made once.
 
-for i, artifact in generate_samples(samples, generator_of, probes, config, device):
-    digests[i] = store.put(artifact)
+for places, adapter in generate_samples(samples, generator_of, probes_of, config, device):
+    digest = store.put(adapter)         # of all samples at these places
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
-from oral_ray.adapters.artifact import AdapterArtifact
+from oral_ray.adapters.sampled import SampledAdapter
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import Config
-from oral_ray.generation.factory import AdapterFactory, settled
-from oral_ray.generator.condition import Condition, ConditionEncoder
+from oral_ray.generation.condition import Condition
+from oral_ray.generation.factory import AdapterFactory, ProbesOf, effective_sampling
+from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.generator.model import Generator
 
 
@@ -28,27 +27,24 @@ class Sample(NamedTuple):
 
 
 def generate_samples(
-    samples: Sequence[Sample], generator_of: Callable[[str], Generator], probes: Mapping[str, Mapping[str, Tensor]],
-    config: Config, device: str,
-) -> Iterator[tuple[int, AdapterArtifact]]:  # fmt: skip
-    """(index, adapter) of every sample, those of a generator together; equal samples share one adapter.
+    samples: Sequence[Sample], generator_of: Callable[[str], Generator], probes_of: ProbesOf, config: Config, device: str
+) -> Iterator[tuple[list[int], SampledAdapter]]:  # fmt: skip
+    """Every adapter with the places of the samples that ask for it, those of a generator together.
 
-    `generator_of` loads a generator by its recipe, `probes` are the weight probes of the bases by id.
+    `generator_of` loads a generator by its recipe, `probes_of` the weight probes of a base.
     """
     encoder = ConditionEncoder(config.condition)
     for recipe, num_steps in sorted({(sample.recipe, sample.num_steps) for sample in samples}):
-        sampling = settled(config.sampling.model_copy(update={"num_steps": num_steps}), config.determinism)
-        factory = AdapterFactory(generator_of(recipe), encoder, sampling, device)
+        sampling = effective_sampling(config.sampling.model_copy(update={"num_steps": num_steps}), config.determinism)
+        factory = AdapterFactory(generator_of(recipe), encoder, sampling, probes_of, device)
         asked: dict[str, dict[tuple[str, int], list[int]]] = {}  # by prompt: so many adapters are in memory at once
         for i, sample in enumerate(samples):
             if (sample.recipe, sample.num_steps) == (recipe, num_steps):
                 asked.setdefault(sample.prompt, {}).setdefault((sample.base.id, sample.seed), []).append(i)
         for prompt, uses in asked.items():
             alike = [samples[places[0]] for places in uses.values()]
-            conditions = [Condition(prompt, one.base, probes[one.base.id], config.lora) for one in alike]
-            made = factory.generate(conditions, [one.seed for one in alike])
-            for artifact, places in zip(made, uses.values(), strict=True):
-                yield from ((i, artifact) for i in places)
+            conditions = [Condition(prompt, one.base, config.lora, one.seed) for one in alike]
+            yield from zip(uses.values(), factory.generate(conditions), strict=True)
 
 
 def nearest_prompts(known: Sequence[str], asked: Sequence[str], config: Config) -> list[int]:

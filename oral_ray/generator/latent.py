@@ -20,7 +20,8 @@ from oral_ray.errors import GeneratorError
 from oral_ray.generator import diffusion
 from oral_ray.generator.data import Batch
 from oral_ray.generator.denoiser import TIME_FEATURES, time_features
-from oral_ray.generator.spec import FunctionalItem, GeneratorSpec, guidance_terms, sum_weighted
+from oral_ray.generator.guidance import Branch, guidance_terms, guided
+from oral_ray.generator.spec import FunctionalItem, GeneratorSpec
 
 INPUT_NOISE, LATENT_NOISE = 0.001, 0.1
 LATENT_MOMENTUM = 0.02
@@ -97,21 +98,17 @@ class LatentNetwork(nn.Module):
                 f"a latent generator knows adapters of {self._shape} tokens only, this one has "
                 f"{tuple(mask_BLD.shape[1:])}; use the per-token generator"
             )
-        terms = [
-            (weight, self._condition(text_BE, model_BG, use_text_B, use_model_B))
-            for weight, use_text_B, use_model_B in guidance_terms(sampling, mask_BLD)
-        ]
-        schedule, prediction = self.objective.schedule, self.objective.prediction
-
-        def denoise(z: Tensor, t: float) -> Tensor:
-            time_B = torch.full((len(z),), t, device=z.device)
-            raw = [(weight, self._denoise(z, condition_BW, time_B)) for weight, condition_BW in terms]
-            return sum_weighted([(weight, diffusion.to_x0(r, z, t, schedule, prediction)) for weight, r in raw])
-
+        branches: list[tuple[float, Branch]] = []
+        for weight, use_text_B, use_model_B in guidance_terms(sampling, mask_BLD):
+            branches.append((weight, self._branch(self._condition(text_BE, model_BG, use_text_B, use_model_B))))
         latent_BCZ = diffusion.sample(
-            denoise, lambda: self._latent_noise(draw_noise()), sampling.sampler, sampling.num_steps, schedule
-        )
+            guided(branches, self.objective), lambda: self._latent_noise(draw_noise()), sampling.sampler,
+            sampling.num_steps, self.objective.schedule,
+        )  # fmt: skip
         return self._decode(latent_BCZ) * mask_BLD
+
+    def _branch(self, condition_BW: Tensor) -> Branch:
+        return lambda z_BCZ, time_B: self._denoise(z_BCZ, condition_BW, time_B)
 
     def _condition(self, text_BE: Tensor, model_BG: Tensor, use_text_B: Tensor, use_model_B: Tensor) -> Tensor:
         text_BW = torch.where(use_text_B[:, None], self.text_in(text_BE), self.no_text)

@@ -5,6 +5,7 @@ on every token. Letters: B adapters, L tokens, D token dim, P position features,
 size.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,8 +17,11 @@ from oral_ray.generator import diffusion
 from oral_ray.generator.conv_denoiser import ConvDenoiser
 from oral_ray.generator.data import Batch
 from oral_ray.generator.denoiser import Denoiser
-from oral_ray.generator.spec import FunctionalItem, GeneratorSpec, guidance_terms, sum_weighted
-from oral_ray.generator.ssm import Mamba2, MambaState
+from oral_ray.generator.guidance import Branch, guidance_terms, guided, sum_weighted
+from oral_ray.generator.spec import FunctionalItem, GeneratorSpec
+from oral_ray.generator.ssm import Mamba2, MambaState, Scan
+
+logger = logging.getLogger(__name__)
 
 
 class Network(nn.Module):
@@ -38,6 +42,9 @@ class Network(nn.Module):
         self.no_text = nn.Parameter(torch.zeros(config.width))
         self.no_model = nn.Parameter(torch.zeros(config.width))
         self.layers = nn.ModuleList(RecurrentLayer(config) for _ in range(config.num_layers))
+        if config.recurrent:
+            level = logging.INFO if torch.cuda.is_available() else logging.DEBUG  # without CUDA there is no choice
+            logger.log(level, "scan of the recurrent layers: %s", Scan.find(config.kernel))
         self.norm = nn.RMSNorm(config.width)
         self.denoiser = (
             ConvDenoiser(spec.token_dim, config.denoiser.channels, config.width)
@@ -120,26 +127,35 @@ class Network(nn.Module):
         self, position_BLP: Tensor, mask_BLD: Tensor, text_BE: Tensor, model_BG: Tensor,
         draw_noise: Callable[[], Tensor], sampling: SamplingConfig,
     ) -> Tensor:  # fmt: skip
-        """Normalised tokens [B, L, D]. `draw_noise()` gives unit noise [B, L, D], adapter i from its own stream.
-
-        Guidance (Ho & Salimans, arXiv 2207.12598) on each half of the condition:
-        x0 = x0(-,-) + s_model (x0(-,m) - x0(-,-)) + s_text (x0(t,m) - x0(-,m)).
-        """
+        """Normalised tokens [B, L, D]. `draw_noise()` gives unit noise [B, L, D], adapter i from its own stream."""
         branches: list[tuple[float, Tensor]] = [
             (weight, self.prototypes(position_BLP, text_BE, model_BG, use_text_B, use_model_B)[0])
             for weight, use_text_B, use_model_B in guidance_terms(sampling, mask_BLD)
         ]
+        return self.sample_tokens(branches, mask_BLD, draw_noise, sampling)
+
+    @torch.no_grad()
+    def sample_tokens(
+        self, branches: Sequence[tuple[float, Tensor]], mask_BLD: Tensor, draw_noise: Callable[[], Tensor],
+        sampling: SamplingConfig,
+    ) -> Tensor:  # fmt: skip
+        """Normalised tokens [B, L, D], float32, from the prototypes [B, L, M] of each term of guidance and its weight."""
         if not isinstance(self.objective, DiffusionObjective):
-            return sum_weighted([(w, self.regress(z, mask_BLD.shape[-1])) for w, z in branches]) * mask_BLD
-        schedule, prediction = self.objective.schedule, self.objective.prediction
+            token_dim = mask_BLD.shape[-1]
+            return sum_weighted([(weight, self.regress(z, token_dim).float()) for weight, z in branches]) * mask_BLD
+        denoise = guided([(weight, self._branch(z)) for weight, z in branches], self.objective)
+        return mask_BLD * diffusion.sample(
+            lambda x_BLD, t: denoise(x_BLD * mask_BLD, t),
+            draw_noise, sampling.sampler, sampling.num_steps, self.objective.schedule,
+        )  # fmt: skip
 
-        def denoise(x: Tensor, t: float) -> Tensor:
-            x = x * mask_BLD
-            time_B = torch.full((len(x),), t, device=x.device)
-            raw = [(w, self.denoiser(x, z, time_B)) for w, z in branches]
-            return sum_weighted([(w, diffusion.to_x0(r, x, t, schedule, prediction)) for w, r in raw])
+    def _branch(self, prototypes_BLM: Tensor) -> Branch:
+        """The denoiser given prototypes. Products are of the network's number format, the sampler's sums float32."""
 
-        return diffusion.sample(denoise, draw_noise, sampling.sampler, sampling.num_steps, schedule) * mask_BLD
+        def raw(x_BLD: Tensor, time_B: Tensor) -> Tensor:
+            return self.denoiser(x_BLD.to(prototypes_BLM.dtype), prototypes_BLM, time_B).float()
+
+        return raw
 
 
 class RecurrentLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""What every generator network shares: its description, what it is asked in a functional step, guidance.
+"""What every generator network shares: its description, what it is asked in a functional step.
 
 Letters: B adapters, L tokens, D token dim, P position features, E text size, G model-condition size.
 """
@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from oral_ray.config import ConditionConfig, GeneratorConfig, LatentConfig, Record, SamplingConfig
+from oral_ray.config import ConditionConfig, GeneratorConfig, LatentConfig, Record
 
 
 class GeneratorSpec(Record):
@@ -68,18 +68,3 @@ class FunctionalItem:
             self.noise_BLD.to(device),
             self.task_loss,
         )
-
-
-def guidance_terms(sampling: SamplingConfig, like_B: Tensor) -> list[tuple[float, Tensor, Tensor]]:
-    """(weight, use text [B], use model [B]) of the network calls of one guided step; those of weight 0 are left out."""
-    yes = torch.ones(len(like_B), dtype=torch.bool, device=like_B.device)
-    s_text, s_model = sampling.guidance_text, sampling.guidance_model
-    terms = [(s_text, yes, yes), (s_model - s_text, ~yes, yes), (1 - s_model, ~yes, ~yes)]
-    return [term for term in terms if term[0] != 0.0]
-
-
-def sum_weighted(terms: list[tuple[float, Tensor]]) -> Tensor:
-    """Sum of weight * tensor; a single term of weight 1 is returned as it is."""
-    if len(terms) == 1 and terms[0][0] == 1.0:
-        return terms[0][1]
-    return torch.stack([weight * term for weight, term in terms]).sum(0)

@@ -21,7 +21,7 @@ from oral_ray.evaluation.arms import refined
 from oral_ray.evaluation.arms.generated import GENERATED
 from oral_ray.evaluation.cells import Cell, Request, Unadapted
 from oral_ray.evaluation.statistics import Metric
-from oral_ray.generation.factory import settled
+from oral_ray.generation.factory import effective_sampling
 from oral_ray.nightly.plan import GateDecision, decide
 from oral_ray.pipeline import static
 from oral_ray.pipeline.run import Run, open_run
@@ -230,5 +230,5 @@ def _recipe(config: Config, item: Item) -> str:
     return fingerprint(
         "gate", RECIPE_VERSION, item.base.id, item.base.fingerprint, item.task_fingerprint, item.recipe,
         item.reuse, settings, config.lora, config.bases.dtype, config.evaluation.max_validation,
-        settled(config.sampling, config.determinism), config.seed,
+        effective_sampling(config.sampling, config.determinism), config.seed,
     )  # fmt: skip

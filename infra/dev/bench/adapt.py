@@ -10,10 +10,12 @@ not depend on them.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import PositiveInt
 
+from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.loading import open_base
@@ -21,7 +23,9 @@ from oral_ray.bench.generate import random_factory
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare, spread, timed
 from oral_ray.config import ImportOrigin, load_config
 from oral_ray.errors import ConfigError
-from oral_ray.generator.condition import Condition, ConditionEncoder
+from oral_ray.generation.condition import Condition
+from oral_ray.generation.factory import AdapterFactory
+from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.pipeline.corpus import training_task
 from oral_ray.pipeline.run import open_run
 
@@ -60,11 +64,11 @@ def run(options: Options) -> Result:
     encoder = ConditionEncoder(config.condition)
     factory = random_factory(config.generator, encoder, config.tokens.token_dim, config.sampling, "cpu")
     prompts = [task.prompts[i % len(task.prompts)] for i in range(options.batch)]
-    conditions = [Condition(prompt, base.record, {}, config.lora) for prompt in prompts]
+    conditions = [Condition(prompt, base.record, config.lora, seed) for seed, prompt in enumerate(prompts)]
     generated = compare(
         {
-            "generate one": lambda: factory.generate(conditions[:1], [0]),
-            f"generate {options.batch} together": lambda: factory.generate(conditions, range(options.batch)),
+            "generate one": lambda: _made(factory, conditions[:1]),
+            f"generate {options.batch} together": lambda: _made(factory, conditions),
         },
         options.repetitions,
     )
@@ -74,6 +78,10 @@ def run(options: Options) -> Result:
     rows.append({"what": "train, states below kept", **on_kept, "adapters": 1})
     seconds = float(plain["seconds"] or 0)
     return Result(rows=tuple(_each(row, seconds, layout) for row in rows))
+
+
+def _made(factory: AdapterFactory, conditions: Sequence[Condition]) -> list[AdapterArtifact]:
+    return [adapter.artifact() for adapter in factory.generate(conditions)]
 
 
 def _each(row: Row, train_s: float, layout: AdapterLayout) -> Row:

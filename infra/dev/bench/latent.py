@@ -111,7 +111,7 @@ def measure(options: Options, shards: str, what: str) -> Row:
 
 
 def _sampled_in_pieces(trained: Trained, batch: Batch, sampling: SamplingConfig, piece_tokens: int) -> Tensor:
-    """What `sampled` gives for one adapter, as `AdapterFactory.stream` makes it: in memory of a piece."""
+    """What `sampled` gives for one adapter, as `AdapterFactory` makes a large one: in memory of a piece."""
     assert isinstance(trained.network, Network)
     whole = (batch.position_BLP[0], batch.mask_BLD[0], batch.noise_BLD[0])
     pieces = map(Piece, *(rows.split(piece_tokens) for rows in whole))

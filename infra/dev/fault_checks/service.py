@@ -34,11 +34,12 @@ def ask(service: Any, method: str, path: str, **options: Any) -> Any:
        "tests/test_service_report.py::test_an_adapter_is_not_its_own_neighbour_under_any_name")  # fmt: skip
 def report(place: Place) -> None:
     from oral_ray.adapters.artifact import AdapterArtifact, Provenance
+    from oral_ray.objects import open_objects
     from oral_ray.store.adapters import AdapterStore
     from oral_ray.store.records import Records
 
     service = opened(place)
-    objects = service.stock.objects
+    objects = open_objects(service.config.store.uri)
     store = AdapterStore(objects)
     made = store.get(ask(service, "POST", "/v1/adapters", json=BODY).json()["id"])
 
@@ -65,11 +66,12 @@ def report(place: Place) -> None:
        "tests/test_service_report.py::test_a_damaged_adapter_of_the_corpus_is_named_and_the_others_are_compared",
 )  # fmt: skip
 def report_of_damaged(place: Place) -> None:
+    from oral_ray.objects import open_objects
     from oral_ray.store.adapters import AdapterStore
     from oral_ray.store.records import Records
 
     service = opened(place)
-    objects = service.stock.objects
+    objects = open_objects(service.config.store.uri)
     one, other = (ask(service, "POST", "/v1/adapters", json=BODY | {"seed": seed}).json()["id"] for seed in (0, 1))
     Records(objects).commit("corpus", "broken", {"digests": [other]})
     weights = objects.root / "adapters" / AdapterStore(objects).get(other).digest / "adapter_model.safetensors"
