@@ -90,7 +90,7 @@ def test_a_reader_whose_metric_its_modality_does_not_name_is_refused(tiny_bert: 
 
 
 def test_the_most_frequent_answer_has_values_only_where_right_answers_are_counted():
-    assert sum(majority_values(ACCURACY, toy_task(), "test", 8)) == 4.0
+    assert np.mean(majority_values(ACCURACY, toy_task(), "test", 8)) == 0.5
     assert majority_values(ERROR, toy_task(), "test", 8) == []
 
 
@@ -164,7 +164,7 @@ def test_means_over_tasks_are_of_tasks_of_one_metric_and_each_has_a_table(tmp_pa
     for row in table.to_dict("records"):
         part = scores[(scores[["metric", "arm", "base"]] == [row["metric"], row["arm"], row["base"]]).all(axis=1)]
         assert row["mean"] == pytest.approx(part["value"].mean())
-    assert (table[table["arm"] == "generated"]["vs_reuse_new"] > 0).all(), "better is plus, whichever the direction"
+    assert table[table["arm"] == "generated"]["vs_reuse_new"].min() > 0, "better is plus, whichever the direction"
     first, second = arms_text(table).split("\n\n")
     assert first.startswith("accuracy %:\narm ") and second.startswith("spread (lower is better):\narm ")
     assert "90.0 [" in first and "90.0" not in second

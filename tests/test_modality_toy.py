@@ -39,6 +39,7 @@ class Numbers:
 
     name = "numbers"
     auto_class = "AutoModel"
+    metrics = (RMSE,)
 
     def check(self, model: nn.Module, processor: Any) -> None:
         """A sound base in a test needs no look."""

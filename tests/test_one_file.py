@@ -139,7 +139,7 @@ def bars(table: pd.DataFrame) -> dict[str, list[float]]:
     axes = plt.figure().subplots()
     plot_arms(axes, table)
     found = {
-        drawn.get_label(): [bar.get_height() for bar in drawn.patches]
+        str(drawn.get_label()): [bar.get_height() for bar in drawn.patches]
         for drawn in axes.containers
         if isinstance(drawn, BarContainer)
     }

@@ -7,14 +7,16 @@ decision = decide(scores, ("generated", "reuse_new"), min_gain=0.0, metric=ACCUR
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import LoraSettings
 from oral_ray.generation.refusal import refuse_base
-from oral_ray.modalities import ACCURACY, Metric
+
+if TYPE_CHECKING:  # plans are made without torch, which an evaluation needs
+    from oral_ray.evaluation.statistics import Metric
 
 _DUE = "not released yet: new base version, served name, generator or task"
 
@@ -67,7 +69,7 @@ def plan_releases(
     return items
 
 
-def decide(scores: Mapping[str, float], candidates: Sequence[str], min_gain: float, metric: Metric) -> GateDecision:
+def decide(scores: Mapping[str, float], candidates: Sequence[str], min_gain: float, metric: "Metric") -> GateDecision:
     """The best candidate on validation by a metric; the earlier one in a tie; nothing unless it is better than `base` by
     more than `min_gain`.
 
@@ -79,7 +81,7 @@ def decide(scores: Mapping[str, float], candidates: Sequence[str], min_gain: flo
     if best is None:
         return GateDecision(arm=None, reason="no candidate could be made")
     shown = ", ".join(f"{name} {scores[name]:.4f}" for name in (*present, "base"))
-    by = "" if metric == ACCURACY else f" in {metric.label}"
+    by = "" if metric.counts_right_answers else f" in {metric.label}"
     if not metric.better(scores[best], scores["base"], by=min_gain):  # so that a base without a score publishes nothing
         return GateDecision(arm=None, reason=f"no candidate beats base by more than {min_gain}{by}: {shown}")
     return GateDecision(arm=best, reason=f"best on validation{by}: {shown}")

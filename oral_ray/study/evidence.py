@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from oral_ray.evaluation.answers import by_metric, values_by_task
+from oral_ray.evaluation.answers import by_metric, metric_named, values_by_task
 from oral_ray.evaluation.arms.registry import all_arms, arm_names, present
-from oral_ray.evaluation.statistics import Interval, figure_over_tasks, mean_over_tasks, paired_difference
-from oral_ray.modalities import ACCURACY, Metric, metric_named
+from oral_ray.evaluation.statistics import Interval, Metric, figure_over_tasks, mean_over_tasks, paired_difference
 
 
 @dataclass(frozen=True)
@@ -236,8 +235,8 @@ def _compared_title(metric: Metric, ours: str, other: str) -> str:
 
 
 def _heading(of: str, metric: Metric) -> str:
-    """The first column's name, with the metric where that is not accuracy."""
-    return of if metric == ACCURACY else f"{of}, {metric.heading}"
+    """The first column's name, with the metric where it does not count right answers."""
+    return of if metric.counts_right_answers else f"{of}, {metric.heading}"
 
 
 def _interval_text(metric: Metric, interval: dict[str, float] | None) -> str:

@@ -20,7 +20,7 @@ from oral_ray.evaluation.arms.registry import present, reference_names
 from oral_ray.evaluation.report.aligned import aligned
 from oral_ray.evaluation.statistics import mean_over_tasks, paired_difference
 from oral_ray.local.parquet import read_frame
-from oral_ray.modalities import ACCURACY, Metric
+from oral_ray.modalities import Metric
 
 TABLES = ("scores", "answers", "curve", "distances", "metrics")
 
@@ -80,7 +80,7 @@ def _blocks(table: pd.DataFrame, block: Callable[[Metric, pd.DataFrame], list[li
     for metric, part in by_metric(table):
         bases = [f"{base} ({'seen' if seen else 'UNSEEN'})" for base, seen in seen_by_base(part).items()]
         lines = aligned([["arm", *bases], *block(metric, part)])
-        is_alone = metric == ACCURACY and len(part) == len(table)
+        is_alone = metric.counts_right_answers and len(part) == len(table)
         texts.append("\n".join(lines if is_alone else [f"{metric.heading}:", *lines]))
     return "\n\n".join(texts)
 
