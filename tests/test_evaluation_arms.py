@@ -52,8 +52,11 @@ def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects:
     alone = found.model_copy(update={"tasks": found.tasks.model_copy(update={"further": ()})})
     assert joint_virtual_run(alone, "wordnet/mind", ["t0"], "", seed=1).steps == 60
     of_all = multitask_run(found, ["t0"], material.auxiliary_tasks(open_run(found)), True, seed=0)
-    assert of_all.steps == 120 and of_all.start == "" and len(of_all.further) == 159
-    assert all(task_id.startswith("instructed/") for task_id in (*of_all.tasks, *of_all.further))
+    assert of_all.steps == 120 and of_all.start == "" and len(of_all.auxiliary) == 159
+    stored = of_all.model_dump(mode="json")
+    assert stored["further"] == list(of_all.auxiliary) and "auxiliary" not in stored, "records keep their spelling"
+    assert static.StaticRun.model_validate(stored) == of_all
+    assert all(task_id.startswith("instructed/") for task_id in (*of_all.tasks, *of_all.auxiliary))
 
 
 def test_static_controls_get_the_task_gradients_that_are_set_without_a_functional_phase(objects: FileObjects):

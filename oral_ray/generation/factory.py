@@ -87,8 +87,8 @@ class AdapterFactory:
     def generate(self, conditions: Sequence[Condition]) -> list[SampledAdapter]:
         """One adapter per condition, in order: sampled together, put together when it is stored.
 
-        One of more than PIECE_TOKENS tokens (on other devices than a CPU `max_batch_tokens`) is sampled in pieces, while it is stored or written, and never held in memory
-        as a whole. LayoutError for a module whose role the generator does not know, GeneratorError where an adapter is too
+        One of more than PIECE_TOKENS tokens on a CPU, `max_batch_tokens` elsewhere, is sampled in pieces, while it is stored
+        or written, and never held in memory as a whole. LayoutError for a module whose role the generator does not know, GeneratorError where an adapter is too
         large for a network or sampler that knows no pieces.
         """
         asked = [(condition, self._layout(condition)) for condition in conditions]

@@ -29,7 +29,7 @@ from oral_ray.pipeline import corpus
 from oral_ray.pipeline.bases import resolve_bases
 from oral_ray.pipeline.run import Run, open_run
 from oral_ray.pipeline.walk import Trained, walk
-from oral_ray.store.generators import Lineage, current_generator, describe_generator, generator_lineage
+from oral_ray.store.generators import Lineage, current_generator, generator_lineage
 from oral_ray.store.heads import Head, latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
@@ -154,7 +154,7 @@ def survey(run: Run, recipe: str, only: Collection[str] | None = None) -> Survey
         if base.id in heads
         for adapter in _current(config, heads[base.id].release, base, recipe)
     }
-    architectures = describe_generator(run.objects, recipe).spec.architectures
+    architectures = run.generator_card(recipe).spec.architectures
     plan = plan_releases(chosen, config.tasks.ids, architectures, config.lora, released)
     return Survey({base.id: base for base in chosen}, skipped, plan, heads)
 

@@ -20,23 +20,33 @@ from oral_ray.store.tasks import get_task, put_task
 from oral_ray.tasks import Task, expand, folder_of, is_shipped, load_task, read_folder, split_variant, subject
 from oral_ray.tasks.folder import SOURCE
 
+_MAX_KNOWN = 64  # tasks in memory: a functional phase may have hundreds, which it reads once
 _LISTS = ("ids", "further", "unseen")
 
 
 class Tasks:
-    """The tasks of a configuration that `resolve_tasks` has gone through; one of the store is read once."""
+    """The tasks of a configuration that `resolve_tasks` has gone through, each read once."""
 
-    def __init__(self, objects: Objects, folders: Mapping[str, str], known: dict[tuple[str, str], Task] | None = None):
+    def __init__(self, objects: Objects, folders: Mapping[str, str]) -> None:
         self._objects, self._folders = objects, folders
-        self._known = {} if known is None else known
+        # By id and fingerprint of the folder (empty for what ships): as they are asked for, and as the store has them.
+        self._known: dict[tuple[str, str], Task] = {}
+        self._stored: dict[tuple[str, str], Task] = {}
 
     def over(self, folders: Mapping[str, str]) -> "Tasks":
-        """The tasks of another configuration over the same store."""
-        return Tasks(self._objects, folders, self._known)
+        """The tasks of another configuration over the same store, with what is known of them."""
+        other = Tasks(self._objects, folders)
+        other._known, other._stored = self._known, self._stored
+        return other
 
     def get(self, task_id: str) -> Task:
         """The task of an id; TaskError lists what exists."""
-        return load_task(task_id, self._own)
+        key = (task_id, self._folders.get(split_variant(task_id)[1], ""))
+        if key not in self._known:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = load_task(task_id, self._own)
+        return self._known[key]
 
     def is_own(self, task_id: str) -> bool:
         """Whether a task is one of the user's own."""
@@ -58,10 +68,10 @@ class Tasks:
                 f"{', '.join(self._folders) or 'none'}); name folders in tasks.ids, further or unseen, and begin with "
                 "resolve_tasks"
             )
-        key = (task_id, self._folders[task_id])
-        if key not in self._known:
-            self._known[key] = get_task(self._objects, *key)
-        return self._known[key]
+        key = (task_id, self._folders[task_id])  # several variants have one task of the store
+        if key not in self._stored:
+            self._stored[key] = get_task(self._objects, *key)
+        return self._stored[key]
 
 
 def resolve_tasks(config: Config, objects: Objects, keep: bool = True) -> Config:

@@ -27,7 +27,7 @@ from oral_ray.objects import Objects, ReadOnce, in_parallel, open_objects
 from oral_ray.pipeline.own_tasks import Tasks, check_unseen, resolve_tasks
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.bases import BaseStore, stored_probes
-from oral_ray.store.generators import get_generator, read_metrics
+from oral_ray.store.generators import GeneratorCard, describe_generator, get_generator, read_metrics
 from oral_ray.store.records import Records
 from oral_ray.store.shards import ShardManifest, read_stats
 from oral_ray.tasks import Task
@@ -51,6 +51,7 @@ class Run:
     records: Records
     tasks: Tasks
     bases: Mapping[str, BaseRecord] = field(default_factory=dict)
+    _cards: dict[str, GeneratorCard] = field(default_factory=dict)
 
     def over(self, config: Config) -> "Run":
         """The same store, and what is known of it, with another configuration."""
@@ -96,6 +97,12 @@ class Run:
     def training_log(self, recipe: str) -> list[dict[str, Any]]:
         """The training log of a generator, one row per report; empty where none was stored with it."""
         return read_metrics(self.objects, recipe)
+
+    def generator_card(self, recipe: str) -> GeneratorCard:
+        """A generator without its weights; GeneratorError where it is missing or damaged."""
+        if recipe not in self._cards:
+            self._cards[recipe] = describe_generator(self.objects, recipe)
+        return self._cards[recipe]
 
     def token_stats(self, manifest: ShardManifest) -> TokenStats:
         """What the tokens of shards are normalised by."""

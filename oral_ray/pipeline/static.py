@@ -6,6 +6,8 @@ Those on virtual versions get as many task gradients as the generator gets: thos
 
 from collections.abc import Sequence
 
+from pydantic import AliasChoices, ConfigDict, Field
+
 from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import initial_factors
@@ -30,10 +32,14 @@ class StaticRun(Record):
     arm: str
     bases: tuple[str, ...]
     tasks: tuple[str, ...]
-    further: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = Field(
+        default=(), serialization_alias="further", validation_alias=AliasChoices("further", "auxiliary")
+    )
+    """Tasks of the functional phase that have no adapters in the corpus; records spell it as the configuration does."""
     start: str = ""
     steps: int
     seed: int
+    model_config = ConfigDict(serialize_by_alias=True)
 
 
 def num_task_gradients(config: Config) -> int:
@@ -53,7 +59,7 @@ def train_all(run: Run, planned: Sequence[StaticRun]) -> list[str]:
 
     def train(missing: dict[str, StaticRun]) -> dict[str, Finished]:
         bases = {recipe: _bases(run, work) for recipe, work in missing.items()}
-        check_answers(run, [((*work.tasks, *work.further), bases[recipe]) for recipe, work in missing.items()])
+        check_answers(run, [((*work.tasks, *work.auxiliary), bases[recipe]) for recipe, work in missing.items()])
         calls = [(train_run, (run.config, work, bases[recipe], recipe)) for recipe, work in missing.items()]
         done = run.on_cluster(calls, label="static", retries=run.config.corpus.retries)
         return dict(zip(missing, done, strict=True))
@@ -87,7 +93,7 @@ def _train(run: Run, planned: StaticRun, bases: Sequence[BaseRecord], recipe: st
         [load_base(base, config.bases.dtype, device) for base in bases],
         lineages(config, planned.bases),
         [training_task(run, task_id) for task_id in planned.tasks],
-        [training_task(run, task_id) for task_id in planned.further],
+        [training_task(run, task_id) for task_id in planned.auxiliary],
         [layout],
         config.training.functional.model_copy(update={"tasks_per_step": 1}),
         states_folder(),
@@ -122,7 +128,7 @@ def _adapters_of(record: Finished) -> list[str]:
 
 def _recipe(run: Run, planned: StaticRun, bases: Sequence[BaseRecord]) -> str:
     config = run.config
-    tasks = [run.task(task_id).fingerprint for task_id in (*planned.tasks, *planned.further)]
+    tasks = [run.task(task_id).fingerprint for task_id in (*planned.tasks, *planned.auxiliary)]
     return fingerprint(
         "static", RECIPE_VERSION, planned, tasks, [base.fingerprint for base in bases], lineages(config, planned.bases),
         config.bases.dtype, config.lora, config.corpus.learning_rate, config.corpus.init_seed,

@@ -26,7 +26,7 @@ from oral_ray.store.releases import ReleaseStore, parse_key
 
 GRACE_S = 86_400.0
 _ROOTS = ("records/", "releases/", "aliases/", "current/", "jobs/", "runs/")
-_NAMESPACES = ("corpus", "gate", "generated", "scores", "static")  # of records, listed each by itself
+_NAMESPACES = ("corpus", "gate", "generated", "nearest", "scores", "static")  # of records, listed each by itself
 _NAME = re.compile(rb"[0-9a-f]{64}")
 _CLOCK_TICK_S = 2.0  # S3 dates objects to the second
 

@@ -21,7 +21,7 @@ import psutil
 from oral_ray.config import Config
 from oral_ray.evaluation.evaluate import check_evaluation, evaluate_arms
 from oral_ray.evaluation.report.page import write_report
-from oral_ray.evaluation.report.tables import arm_table, arms_text
+from oral_ray.evaluation.report.tables import arms_text, read_table
 from oral_ray.nightly.regenerate import regenerate
 from oral_ray.objects import probe
 from oral_ray.pipeline.bases import resolve_bases
@@ -71,7 +71,7 @@ def run_quickstart(config: Config) -> str:
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
     report = write_report(out)
-    lines = [arms_text(arm_table(out, config.evaluation.num_bootstrap)), ""]
+    lines = [arms_text(read_table(out, "arms")), ""]
     lines += [
         f"published {item['base']} / {item['task']} ({item['arm']}): {item['uri']}" for item in summary["published"]
     ]
@@ -101,8 +101,9 @@ class PeakMemory:
         return self._peak
 
     def _watch(self) -> None:
-        process = psutil.Process(os.getpid())
-        while not self._done.wait(1.0):
+        process, is_done = psutil.Process(os.getpid()), False
+        while not is_done:
+            is_done = self._done.wait(1.0)  # and once more at the end: a finished run takes less than a second
             total = 0
             for member in (process, *process.children(recursive=True)):
                 try:

@@ -57,6 +57,11 @@ def module(*names: str) -> Any:
 def night(config: Any) -> Any:
     """The summary of a run of the nightly job that takes the generator which is there, whatever else is configured."""
     regenerate = module("oral_ray.nightly.regenerate", "oral_ray.stages.regenerate")
+    if hasattr(regenerate, "run_night"):
+        run = regenerate.open_run(config)
+        recipe = regenerate.dry_run(run).generator
+        run = regenerate.resolve_bases(run, regenerate._needed(run))
+        return regenerate.regenerate(regenerate.Trained(run, {}, None, recipe))
     recipe = regenerate.dry_run(config).generator
     with mock.patch.object(regenerate.train, "run", lambda _: recipe):
         return regenerate.run(config)
@@ -244,8 +249,19 @@ def has_own_tasks() -> bool:
     return True
 
 
+def has_runs() -> bool:
+    """Whether the code resolves a run where a job begins, and hands it on."""
+    try:
+        module("oral_ray.pipeline.run")
+    except LookupError:
+        return False
+    return True
+
+
 def task_on_worker(config: Any, task: str) -> Any:
     """A task as a worker gets it."""
+    if has_runs():
+        return module("oral_ray.pipeline.run").open_run(config).task(task)
     if has_own_tasks():
         return module("oral_ray.pipeline.own_tasks").task_of(config, task)
     return find("load_task", "oral_ray.tasks")(task)
@@ -253,6 +269,8 @@ def task_on_worker(config: Any, task: str) -> Any:
 
 def entered(config: Any) -> Any:
     """The configuration as a job starts with it: task folders are entered into the store, where the code does so."""
+    if has_runs():
+        return module("oral_ray.pipeline.run").begin_run(config).config
     return module("oral_ray.pipeline.own_tasks").enter_tasks(config) if has_own_tasks() else config
 
 
@@ -260,12 +278,14 @@ def generated(config: Any, arm: str, task: str, prompt_of: str) -> str:
     """The digest of an adapter that an evaluation generates on v9 for an arm of a task, from the prompt of a task."""
     cells = module("oral_ray.evaluation.cells", "oral_ray.stages.cells")
     regenerate = module("oral_ray.nightly.regenerate", "oral_ray.stages.regenerate")
-    recipe = regenerate.dry_run(config).generator
+    run = regenerate.open_run(config) if has_runs() else config
+    recipe = regenerate.dry_run(run).generator
     request = cells.Request(
         arm=arm, base=BASE, task=task, prompt=find("load_task", "oral_ray.tasks")(prompt_of).prompt, seed=0, recipe=recipe,
         num_steps=config.sampling.num_steps,
     )  # fmt: skip
-    return cells.generate_here(config, [request], regenerate.survey(config, recipe).bases)[0]
+    bases = regenerate.survey(run, recipe).bases
+    return cells.generate_here(run, [request], bases[BASE] if has_runs() else bases)[0]
 
 
 @check("17", "a released adapter says what it is released for, not what made it first",

@@ -23,7 +23,7 @@ def multitask_run(
         arm="multitask_instructed" if instructed else "multitask",
         bases=tuple(seen),
         tasks=tuple(frame + task_id for task_id in config.tasks.ids),
-        further=tuple(frame + task_id for task_id in auxiliary),
+        auxiliary=tuple(frame + task_id for task_id in auxiliary),
         steps=num_task_gradients(config),
         seed=seed,
     )
