@@ -286,7 +286,7 @@ def _parameters(sources: Mapping[str, Source], graph: Mapping[str, set[str]]) ->
     for source in sources.values():
         for name, number in parameter_counts(source):
             most = WIDE_FUNCTIONS.get(f"{source.path}:{name}", MAX_PARAMETERS)
-            if number > MAX_ROOMS:
+            if number > most:
                 yield f"{source.path}: {name} has {number} parameters, at most {most} are allowed; make it a dataclass"
 
 

@@ -14,7 +14,6 @@ from architecture import (
     edges,
     parameter_counts,
     read_sources,
-    rooms,
     violations,
 )  # fmt: skip
 

@@ -87,9 +87,9 @@ class AdapterFactory:
     def generate(self, conditions: Sequence[Condition]) -> list[SampledAdapter]:
         """One adapter per condition, in order: sampled together, put together when it is stored.
 
-        One of more than PIECE_TOKENS tokens on a CPU, `max_batch_tokens` elsewhere, is sampled in pieces, while it is stored
-        or written, and never held in memory as a whole. LayoutError for a module whose role the generator does not know, GeneratorError where an adapter is too
-        large for a network or sampler that knows no pieces.
+        One of more than PIECE_TOKENS tokens on a CPU, or `max_batch_tokens` elsewhere, is sampled in pieces, while it is
+        stored or written, and never held in memory as a whole. LayoutError for a module whose role the generator does not
+        know, GeneratorError where an adapter is too large for a network or sampler that knows no pieces.
         """
         asked = [(condition, self._layout(condition)) for condition in conditions]
         in_pieces = [self._is_sampled_in_pieces(layout) for _, layout in asked]
