@@ -55,8 +55,6 @@ MAX_PARAMETERS = 7
 WIDE_FUNCTIONS = {
     "oral_ray/adapters/lora.py:train_adapter": 8,
     "oral_ray/cluster/training.py:run_workers": 8,
-    "oral_ray/pipeline/material.py:functional_draw": 8,
-    "oral_ray/pipeline/train.py:_train": 9,
 }
 """Functions of more than `MAX_PARAMETERS`, and how many they have at most: make it a dataclass and a method, add none."""
 RECORD = "oral_ray/local/record.py"
