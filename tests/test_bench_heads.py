@@ -21,7 +21,7 @@ def test_heads_learn_the_same_rows_and_are_judged_on_the_same_held_out_ones(
     encoder = SimpleNamespace(text_dim=runs.EMBEDDING, model_dim=runs.EMBEDDING, fingerprint="")
     monkeypatch.setattr(heads, "ConditionEncoder", lambda config: encoder)
     monkeypatch.setattr(
-        "oral_ray.pipeline.run.BaseShelf", lambda objects, prefix: SimpleNamespace(record=lambda base_id: base_id)
+        "oral_ray.pipeline.run.BaseShelf", lambda *_: SimpleNamespace(record=lambda base_id: base_id)
     )
     monkeypatch.setattr(heads, "tables_of", lambda *about: (runs.tables(manifest, store), None))
     given: list[Any] = []
@@ -74,7 +74,7 @@ def test_the_flattened_baseline_and_ours_learn_every_corpus_smallest_first(
     encoder = SimpleNamespace(text_dim=runs.EMBEDDING, model_dim=runs.EMBEDDING, fingerprint="")
     monkeypatch.setattr(heads, "ConditionEncoder", lambda config: encoder)
     monkeypatch.setattr(
-        "oral_ray.pipeline.run.BaseShelf", lambda objects, prefix: SimpleNamespace(record=lambda base_id: base_id)
+        "oral_ray.pipeline.run.BaseShelf", lambda *_: SimpleNamespace(record=lambda base_id: base_id)
     )
     monkeypatch.setattr(heads, "tables_of", lambda run, manifest, *_: (runs.tables(manifest, store), None))
     monkeypatch.setattr(latent, "ProcessPoolExecutor", _Here)
