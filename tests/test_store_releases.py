@@ -34,7 +34,7 @@ def adapter(name: str, uri: str = "") -> ReleasedAdapter:
 
 def release(name: str, *adapters: str, generator: str = "g") -> Release:
     made = tuple(adapter(one) for one in adapters)
-    return Release(base="b", base_fingerprint="f", generator=generator, name=name, adapters=made)
+    return Release(base_id="b", base_fingerprint="f", generator=generator, name=name, adapters=made)
 
 
 def put_older(objects: FileObjects, seq: int, name: str, *adapters: str, generator: str = "g") -> None:

@@ -102,7 +102,7 @@ def _afterwards(run: Run) -> tuple[dict[str, Head], list[FailedItem]]:
         return latest_of(run.objects, run.config.name), []
     except StoreError as error:
         reason = f"what is released cannot be read ({_one_line(error)}); see oral-ray list"
-        return {}, [FailedItem(base="*", task="*", reason=reason)]
+        return {}, [FailedItem(base_id="*", task="*", reason=reason)]
 
 
 def _kept(run: Run, summary: RegenerationSummary, started: datetime) -> RegenerationSummary:
@@ -110,7 +110,7 @@ def _kept(run: Run, summary: RegenerationSummary, started: datetime) -> Regenera
     try:
         run.objects.put(f"runs/{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json", canonical_json(summary).encode())
     except StoreError as error:
-        lost = FailedItem(base="*", task="*", reason=f"this summary is not kept in the store: {_one_line(error)}")
+        lost = FailedItem(base_id="*", task="*", reason=f"this summary is not kept in the store: {_one_line(error)}")
         return summary.model_copy(update={"failed": (*summary.failed, lost)})
     return summary
 
@@ -179,7 +179,7 @@ def _items(trained: Trained, found: Survey) -> list[Item]:
         return corpus.plan_run(run, task_id, [known[base_id] for base_id in base_ids], config.corpus.seeds[0])
 
     def reusable(planned: PlanItem) -> dict[str, corpus.CorpusRun]:
-        base = found.bases[planned.base]
+        base = found.bases[planned.base_id]
         same = [base_id for base_id in seen if known[base_id].spec.digest == base.spec.digest]
         newest = [base_id for base_id in (corpus.newest_seen(config, base.id),) if base_id in same] or same[-1:]
         together = same if config.corpus.targets == "joint" else []
@@ -195,7 +195,7 @@ def _items(trained: Trained, found: Survey) -> list[Item]:
     fingerprints = {task_id: run.task(task_id).fingerprint for task_id in config.tasks.ids}
     return [
         Item(
-            base=found.bases[planned.base],
+            base=found.bases[planned.base_id],
             task=planned.task,
             task_fingerprint=fingerprints[planned.task],
             recipe=trained.recipe,
@@ -246,7 +246,7 @@ def _failure(base_id: str, task: str, error: Exception) -> FailedItem:
     """What failed and why; what is no error meant for a user goes to the log whole."""
     if not isinstance(error, OralError):
         logger.error("%s on %s failed", task, base_id, exc_info=error)
-    return FailedItem(base=base_id, task=task, reason=_one_line(error))
+    return FailedItem(base_id=base_id, task=task, reason=_one_line(error))
 
 
 def _release(run: Run, generator: Lineage, base: BaseRecord, adapters: Collection[ReleasedAdapter]) -> None:
@@ -261,7 +261,7 @@ def _release(run: Run, generator: Lineage, base: BaseRecord, adapters: Collectio
         tasks = {adapter.task: adapter for adapter in adapters}
         tasks |= {adapter.task: adapter for adapter in _current(config, before, base, generator.recipe)}
         return Release(
-            base=base.id,
+            base_id=base.id,
             base_fingerprint=base.fingerprint,
             generator=generator.recipe,
             name=config.name,

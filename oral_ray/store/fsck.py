@@ -103,9 +103,9 @@ def _released(
     again = (
         f"; delete the releases that name it, such as {key.path}, and run jobs/regenerate.py, which publishes it again"
     )
-    who = f"release {key.number} of base {key.base!r} ({release.name})"
+    who = f"release {key.number} of base {key.base_id!r} ({release.name})"
     for adapter in release.adapters:
-        where = f"{published}/{key.base}/{adapter.adapter_id}"
+        where = f"{published}/{key.base_id}/{adapter.adapter_id}"
         if f"adapters/{adapter.digest}" not in whole:
             yield f"{who} names adapter {adapter.digest}, which is not there{again}"
         if where not in whole:

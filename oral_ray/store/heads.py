@@ -43,12 +43,12 @@ def latest_releases(objects: Objects) -> dict[str, dict[str, Head]]:
     newest: dict[tuple[str, str | None, int], tuple[ReleaseKey, str]] = {}
     for info in objects.list("releases/"):
         if key := parse_key(info.key):
-            place = (key.base, key.name, 0 if key.name else key.number)  # without a name, each may be of another one
+            place = (key.base_id, key.name, 0 if key.name else key.number)  # without a name, each may be of another one
             newest[place] = max(newest.get(place, (key, info.tag)), (key, info.tag), key=lambda found: found[0].number)
     kept: dict[str, _Read] = {}
     heads: dict[str, dict[str, Head]] = {}
     for key, tag in sorted(newest.values(), key=lambda found: found[0].number):
-        of_base = heads.setdefault(key.base, {})
+        of_base = heads.setdefault(key.base_id, {})
         try:
             read = known.releases.get(key.path)
             release = read.release if read and read.tag == tag else read_release(objects, key)
