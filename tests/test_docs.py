@@ -51,10 +51,20 @@ def test_every_file_that_the_contributing_page_names_is_there():
     assert gone == []
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/dev/architecture.md", "docs/dev/log.md"])
+@pytest.mark.parametrize(
+    "page", ["CONTRIBUTING.md", "docs/dev/architecture.md", "docs/dev/glossary.md", "docs/dev/log.md"]
+)
 def test_every_link_between_the_pages_for_developers_leads_somewhere(page: str):
     for target in re.findall(r"\]\(([^)#:]+)", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_every_word_of_the_glossary_is_in_the_code_and_stands_in_its_place_of_the_alphabet():
+    words = re.findall(r"^- \*\*(.+?)\*\*: .", (ROOT / "docs/dev/glossary.md").read_text(encoding="utf-8"), re.M)
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "oral_ray").rglob("*.py"))
+    unused = [word for word in words if not re.search(rf"(?<![a-z]){word.replace(' ', '[ _]')}s?(?![a-z])", code, re.I)]
+    assert len(words) > 20 and unused == []
+    assert words == sorted({*words})
 
 
 def test_the_contributing_page_can_be_read_in_one_go():

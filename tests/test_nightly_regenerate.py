@@ -30,7 +30,7 @@ from oral_ray.pipeline.run import Run, open_run
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.generators import Lineage, generator_lineage
-from oral_ray.store.heads import latest_of
+from oral_ray.store.latest import latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 from oral_ray.store.shards import read_manifest
 from oral_ray.store.signing import signer_name

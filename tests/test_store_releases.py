@@ -14,7 +14,7 @@ from oral_ray.objects import FileObjects
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.garbage import collect, plan_collection
-from oral_ray.store.heads import latest_of, latest_releases
+from oral_ray.store.latest import latest_of, latest_releases
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
 MakeArtifact = Callable[..., AdapterArtifact]

@@ -17,7 +17,8 @@ from oral_ray.bases.states import states_folder
 from oral_ray.config import BaseId, Config, Dtype, Record, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation.scoring import example_values, majority_values, metric_of
-from oral_ray.generation.batch import Sample, generate_samples
+from oral_ray.generation.batch import GeneratorCall, generate_samples
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import effective_sampling
 from oral_ray.modalities import Metric, Values, metric_named
 from oral_ray.pipeline.run import Run, open_run
@@ -139,12 +140,12 @@ def generate(config: Config, requests: Sequence[Request], bases: Mapping[str, Ba
 
 
 def _generate(run: Run, requests: Sequence[Request], bases: Mapping[str, BaseRecord]) -> list[str]:
-    samples = [
-        Sample(request.recipe, request.num_steps, request.prompt, bases[request.base_id], request.seed)
-        for request in requests
-    ]
+    calls = []
+    for request in requests:
+        condition = Condition(request.prompt, bases[request.base_id], run.config.lora, request.seed)
+        calls.append(GeneratorCall(request.recipe, request.num_steps, condition))
     digests = [""] * len(requests)
-    for places, adapter in generate_samples(samples, run.generator, run.probes, run.config, run.device):
+    for places, adapter in generate_samples(calls, run.generator, run.probes, run.config, run.device):
         digest = run.adapters.put(adapter)
         for i in places:
             digests[i] = digest

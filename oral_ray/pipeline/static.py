@@ -27,7 +27,7 @@ RECIPE_VERSION = 2
 
 
 class StaticRun(Record):
-    """One training on mixes of the versions `base_ids`: its tasks, the digest it starts from (empty: afresh), its length."""
+    """One training on mixes of the versions `base_ids`: tasks, the digest it starts from (empty: afresh), length."""
 
     arm: str
     base_ids: BaseIds

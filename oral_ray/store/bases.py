@@ -7,13 +7,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from oral_ray.bases.catalog import BaseRecord, Look, SkippedBase, describe_base, discover
+from oral_ray.bases.catalog import BaseRecord, CatalogSnapshot, SkippedBase, describe_base, discover
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, fingerprint
 from oral_ray.errors import BaseModelError, MissingObjectError
 from oral_ray.objects import Objects, open_objects
 
-LOOK_S = 60.0  # so long what was seen of the checkpoints is taken for what there is
+SNAPSHOT_S = 60.0  # so long a listing of the checkpoints is taken for what there is
 
 
 class BaseStore:
@@ -21,8 +21,8 @@ class BaseStore:
 
     def __init__(self, objects: Objects, prefix: str) -> None:
         self._objects, self._prefix = objects, prefix
-        self._look: Look | None = None
-        self._looked_s = 0.0
+        self._snapshot: CatalogSnapshot | None = None
+        self._taken_s = 0.0
 
     def key_prefix(self, base_id: str) -> str:
         """Where a version lies."""
@@ -48,19 +48,19 @@ class BaseStore:
         self, quiet_period_s: float, only: Collection[str] | None = None
     ) -> tuple[list[BaseRecord], list[SkippedBase]]:
         """All complete checkpoints, and all others with a reason, both sorted by id; see `bases.catalog.discover`."""
-        look = self._last()
+        snapshot = self._last()
         self.forget()  # the catalog may be another one from now on
-        return discover(self._objects, self._prefix, quiet_period_s, only, look)
+        return discover(self._objects, self._prefix, quiet_period_s, only, snapshot)
 
     def forget(self) -> None:
-        """Look again from now on: something has been put there."""
-        self._look = None
+        """List again from now on: something has been put there."""
+        self._snapshot = None
 
-    def _last(self) -> Look:
-        """The last look, or one that begins now."""
-        if self._look is None or time.monotonic() > self._looked_s + LOOK_S:
-            self._look, self._looked_s = Look.at(self._objects, self._prefix), time.monotonic()
-        return self._look
+    def _last(self) -> CatalogSnapshot:
+        """The last snapshot, or one that begins now."""
+        if self._snapshot is None or time.monotonic() > self._taken_s + SNAPSHOT_S:
+            self._snapshot, self._taken_s = CatalogSnapshot.at(self._objects, self._prefix), time.monotonic()
+        return self._snapshot
 
 
 def stored_probes(objects: Objects, record: BaseRecord, config: ConditionConfig) -> dict[str, Tensor]:
