@@ -139,16 +139,19 @@ def _scored(run: Run, asked: set[tuple[str, str, str]]) -> dict[tuple[str, str],
     """The values of (base, task, digest) by base and task."""
     config = run.config
     of_test = config.evaluation.split == "test"
+    by_pair: dict[tuple[str, str], set[str]] = {}
+    for base_id, task_id, digest in asked:
+        by_pair.setdefault((base_id, task_id), set()).add(digest)
     wanted = [
         Cell(
             base_id=base_id,
             dtype=config.bases.dtype,
             task=task_id,
-            digests=tuple(sorted(digest for b, t, digest in asked if (b, t) == (base_id, task_id))),
+            digests=tuple(sorted(digests)),
             split=config.evaluation.split,
             limit=config.evaluation.max_test if of_test else config.evaluation.max_validation,
         )
-        for base_id, task_id in sorted({(b, t) for b, t, _ in asked})
+        for (base_id, task_id), digests in sorted(by_pair.items())
     ]
     return cells.score_all(run, wanted)
 

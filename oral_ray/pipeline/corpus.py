@@ -147,12 +147,11 @@ def plan_learned(run: Run) -> list[CorpusRun]:
 def _plan_seeds(run: Run, seeds: Sequence[int]) -> list[CorpusRun]:
     config = run.config
     together = families(run) if config.corpus.targets == "joint" else [(base_id,) for base_id in seen_ids(config)]
+    records = [[run.bases[base_id] for base_id in base_ids] for base_ids in together]
+    kinds = config.corpus.kinds or (config.lora,)
     return [
-        plan_run(run, task_id, [run.bases[base_id] for base_id in base_ids], seed, lora)
-        for lora in config.corpus.kinds or (config.lora,)
-        for task_id in config.tasks.ids
-        for base_ids in together
-        for seed in seeds
+        plan_run(run, task_id, bases, seed, lora)
+        for lora, task_id, bases, seed in itertools.product(kinds, config.tasks.ids, records, seeds)
     ]
 
 

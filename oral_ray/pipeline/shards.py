@@ -99,13 +99,12 @@ def plan_rows(
 
     `layouts` are those of the entries, in their order.
     """
-    items = [
-        {"digest": digest, "layout": layout.digest, "base": base_id, "task": entry.run.task, "seed": entry.run.seed,
-         "step": step}
-        for entry, layout in zip(entries, layouts, strict=True)
-        for base_id in entry.run.base_ids
-        for step, digest in list(enumerate(entry.digests))[-(last_checkpoints or len(entry.digests)) :]
-    ]  # fmt: skip
+    items = []
+    for entry, layout in zip(entries, layouts, strict=True):
+        checkpoints = list(enumerate(entry.digests))[-(last_checkpoints or len(entry.digests)) :]
+        about = {"layout": layout.digest, "task": entry.run.task, "seed": entry.run.seed}
+        for base_id in entry.run.base_ids:
+            items += [{**about, "digest": digest, "base": base_id, "step": step} for step, digest in checkpoints]
     return sorted(items, key=lambda item: hashlib.sha256(f"{item['digest']}/{item['step']}".encode()).digest())
 
 

@@ -1,4 +1,5 @@
-"""Generators in the store: `generators/<recipe>/<hash>/<file>`, then manifest.json, which names files, hashes and the code that trained them.
+"""Generators in the store: `generators/<recipe>/<hash>/<file>`, then manifest.json, which names files, hashes and
+the code that trained them.
 
 Two runs of one recipe at once cannot mix their files; the first manifest counts.
 """
