@@ -102,9 +102,12 @@ def plan_rows(
     items = []
     for entry, layout in zip(entries, layouts, strict=True):
         checkpoints = list(enumerate(entry.digests))[-(last_checkpoints or len(entry.digests)) :]
-        about = {"layout": layout.digest, "task": entry.run.task, "seed": entry.run.seed}
         for base_id in entry.run.base_ids:
-            items += [{**about, "digest": digest, "base": base_id, "step": step} for step, digest in checkpoints]
+            for step, digest in checkpoints:
+                items.append({  # in the order of the columns
+                    "digest": digest, "layout": layout.digest, "base": base_id, "task": entry.run.task,
+                    "seed": entry.run.seed, "step": step,
+                })  # fmt: skip
     return sorted(items, key=lambda item: hashlib.sha256(f"{item['digest']}/{item['step']}".encode()).digest())
 
 
