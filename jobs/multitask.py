@@ -1,6 +1,6 @@
 """Train one adapter for all tasks on mixes of the seen versions, for the corpus to start from (`corpus.start`).
 
-It gets `evaluation.task_gradients` steps, or those of the functional phase, on `tasks.ids` and, where there is such a
+It gets `evaluation.control_steps` steps, or those of the functional phase, on `tasks.ids` and, where there is such a
 phase, `tasks.further`; it is the arm `multitask`. Reads tasks and base versions; writes base versions that are made here,
 `adapters/<digest>/`, `records/static/`; prints a digest for every architecture.
 

@@ -35,9 +35,7 @@ from serve.schema import (
 )
 
 NUM_PROMPTS, MAX_REPORTS, PIECE_BYTES = 5, 256, 8_000_000
-_SHOWN: Any = {field.alias or name: True for name, field in ReleaseInfo.model_fields.items()} | {
-    "adapters": {"__all__": {*ReleasedInfo.model_fields}}
-}
+_SHOWN: Any = dict.fromkeys(ReleaseInfo.model_fields, True) | {"adapters": {"__all__": {*ReleasedInfo.model_fields}}}
 
 
 class Listings:

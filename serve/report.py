@@ -27,7 +27,7 @@ _RECORDS = "records/corpus/"
 def read_report(catalog: GeneratorCatalog, digest: str) -> AdapterReport:
     """The report of a stored adapter; ArtifactError, BaseModelError where it or its base is not there or is damaged."""
     artifact = AdapterStore(catalog.objects).get(digest)
-    spec = catalog.base(artifact.provenance.base).spec
+    spec = catalog.base(artifact.provenance.base_id).spec
     lora = artifact.lora.model_copy(update={"last_layers": catalog.config.lora.last_layers})
     layout = AdapterLayout.of(spec, lora, spec.hidden_size)
     changes = _changes(artifact, layout)
@@ -51,7 +51,7 @@ def _nearest(changes: Factors, others: list[tuple[AdapterArtifact, Factors]]) ->
     ranked = sorted(zip(distances, (other for other, _ in others), strict=True), key=lambda pair: pair[0])
     return tuple(
         Neighbour(
-            id=other.digest, base=other.provenance.base, task=other.provenance.task, prompt=other.provenance.prompt,
+            id=other.digest, base=other.provenance.base_id, task=other.provenance.task, prompt=other.provenance.prompt,
             distance=distance,
         )
         for distance, other in ranked[:NUM_NEAREST]

@@ -5,7 +5,7 @@ Every body is one of these models; every error is a `Problem` (RFC 9457) as appl
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from oral_ray.adapters.artifact import Provenance
 from oral_ray.config import Identifier, LoraSettings, Record
@@ -19,8 +19,6 @@ FileName = Literal["adapter_model.safetensors", "adapter_config.json", "provenan
 
 class _Message(Record):
     """Python names say what they are (`base_id`, `scale`); on the wire, and where a message is made, the alias counts."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
 
 
 class GenerateRequest(_Message):
@@ -84,7 +82,7 @@ class AdapterInfo(_Message):
         return cls(
             id=digest, uri=uri, r=lora.r, lora_alpha=lora.lora_alpha, target_modules=lora.target_modules,
             **origin.model_dump(include={
-                "origin", "base", "base_fingerprint", "task", "prompt", "seed", "scale", "generator",
+                "origin", "base_id", "base_fingerprint", "task", "prompt", "seed", "scale", "generator",
             }),
         )  # fmt: skip
 

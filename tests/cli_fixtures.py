@@ -55,7 +55,7 @@ def build_place(root: Path, bert: Path) -> Path:
     (root / "adapter").mkdir()
     layout = AdapterLayout.of(spec, LoraSettings(r=2), token_dim=16)
     zeros = {s.module: (torch.zeros(2, s.d_in), torch.zeros(s.d_out, 2)) for s in layout.slots}
-    artifact = build_artifact(zeros, layout, Provenance(origin="trained", base="v1", base_fingerprint="f"))
+    artifact = build_artifact(zeros, layout, Provenance(origin="trained", base_id="v1", base_fingerprint="f"))
     for name, data in artifact.files().items():
         (root / "adapter" / name).write_bytes(data)
     break_bases(root, bert)

@@ -48,7 +48,7 @@ def random_factors(layout: AdapterLayout, seed: int, scale: float = 0.3) -> Fact
 
 
 def random_artifact(layout: AdapterLayout, seed: int = 0, scale: float = 0.3) -> AdapterArtifact:
-    provenance = Provenance(origin="trained", base="tiny", base_fingerprint="f" * 32, task="toy", prompt="which?")
+    provenance = Provenance(origin="trained", base_id="tiny", base_fingerprint="f" * 32, task="toy", prompt="which?")
     return build_artifact(random_factors(layout, seed, scale), layout, provenance)
 
 

@@ -63,7 +63,7 @@ def test_digest_changes_with_every_config_value(artifact: AdapterArtifact) -> No
 
 
 def test_digest_does_not_change_with_provenance_or_memory_order(artifact: AdapterArtifact) -> None:
-    provenance = Provenance(origin="generated", base="other", base_fingerprint="x", seed=5)
+    provenance = Provenance(origin="generated", base_id="other", base_fingerprint="x", seed=5)
     strided = {name: tensor.T.contiguous().T for name, tensor in reversed(artifact.tensors.items())}
     assert AdapterArtifact(artifact.config, strided, provenance).digest == artifact.digest
     assert len(artifact.digest) == 64

@@ -32,7 +32,7 @@ def adapter(modules: dict[str, tuple[int, int]], r: int = 2, alpha: int = 8) -> 
         "base_model_name_or_path": "sd",
     }  # fmt: skip
     return AdapterArtifact(
-        config, tensors, Provenance(origin="generated", base="sd", base_fingerprint="f", prompt="ink")
+        config, tensors, Provenance(origin="generated", base_id="sd", base_fingerprint="f", prompt="ink")
     )
 
 
@@ -72,7 +72,7 @@ def test_diffusers_applies_the_file_to_a_unet_as_the_artifact_says(tmp_path: Pat
 
 def test_a_layout_of_stable_diffusion_is_exported_whole() -> None:
     layout = layout_of("stable-diffusion-2.1-unet", "q,v", r=2, token_dim=1024)
-    provenance = Provenance(origin="generated", base="sd", base_fingerprint="f")
+    provenance = Provenance(origin="generated", base_id="sd", base_fingerprint="f")
     factors = {slot.module: (torch.zeros(2, slot.d_in), torch.zeros(slot.d_out, 2)) for slot in layout.slots}
     tensors = diffusers_tensors(build_artifact(factors, layout, provenance))
     assert set(tensors) == {f"unet.{slot.module}.lora_{slot.factor}.weight" for slot in layout.slots}

@@ -116,7 +116,7 @@ def test_joint_training_takes_all_steps_of_all_bases(base: LoadedBase, folder: P
             mine.copy_(given * 1.01)
     training = TRAINING.model_copy(update={"steps": 10, "keep_last": 1})
     joint = train_adapter([base, other], toy_task(), layout_of(folder, 4, ALL_ROLES), training, seed=0)[-1]
-    assert (joint.provenance.origin, joint.provenance.step, joint.provenance.base) == ("joint", 20, "other")
+    assert (joint.provenance.origin, joint.provenance.step, joint.provenance.base_id) == ("joint", 20, "other")
     assert train_loss(base, joint) < 0.8 * train_loss(base, None)
     assert train_loss(other, joint) < 0.8 * train_loss(other, None)
 

@@ -55,7 +55,7 @@ def adapter(tiny_bert: Path, tmp_path: Path) -> Path:
         slot.module: (torch.randn(2, slot.d_in, generator=rng), torch.randn(slot.d_out, 2, generator=rng))
         for slot in layout.slots
     }
-    about = Provenance(origin="trained", base="tiny-bert", base_fingerprint=record.fingerprint)
+    about = Provenance(origin="trained", base_id="tiny-bert", base_fingerprint=record.fingerprint)
     (tmp_path / "adapter").mkdir()
     for name, data in build_artifact(factors, layout, about).files().items():
         (tmp_path / "adapter" / name).write_bytes(data)

@@ -190,6 +190,8 @@ def test_a_latent_generator_is_not_trained_on_windows(file: Path):
         ("generator.conv_channels=[9]", "generator.denoiser.channels"),
         ("generator.latent.patch=9", "generator.kind=latent"),
         ("generator.latent={patch=9}", "generator.kind=latent"),
+        ("evaluation.strengths=[1.0]", "evaluation.scales"),
+        ("evaluation.task_gradients=9", "evaluation.control_steps"),
         ("training.functional.num_versions=9", "training.functional.pool.num_versions"),
         ("training.functional.version_examples=9", "training.functional.pool.num_examples"),
     ],

@@ -51,10 +51,42 @@ def test_every_file_that_the_contributing_page_names_is_there():
     assert gone == []
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/dev/architecture.md", "docs/dev/log.md"])
+@pytest.mark.parametrize(
+    "page", ["CONTRIBUTING.md", "docs/dev/architecture.md", "docs/dev/glossary.md", "docs/dev/log.md"]
+)
 def test_every_link_between_the_pages_for_developers_leads_somewhere(page: str):
     for target in re.findall(r"\]\(([^)#:]+)", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_every_word_of_the_glossary_is_in_the_code_and_stands_in_its_place_of_the_alphabet():
+    words = re.findall(r"^- \*\*(.+?)\*\*: .", (ROOT / "docs/dev/glossary.md").read_text(encoding="utf-8"), re.M)
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "oral_ray").rglob("*.py"))
+    unused = [word for word in words if not re.search(rf"(?<![a-z]){word.replace(' ', '[ _]')}s?(?![a-z])", code, re.I)]
+    assert len(words) > 20 and unused == []
+    assert words == sorted({*words})
+
+
+def methods_of(path: Path) -> list[tuple[str, bool]]:
+    """Every public function of a file, as `file:line name`, and whether it has a docstring."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    private = {
+        node
+        for cls in ast.walk(tree)
+        if isinstance(cls, ast.ClassDef) and cls.name.startswith("_")
+        for node in cls.body
+    }
+    scopes = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
+    functions = [node for scope in scopes for node in scope.body if isinstance(node, ast.FunctionDef)]
+    public = [node for node in functions if not node.name.startswith("_") and node not in private]
+    return [(f"{path}:{node.lineno} {node.name}", bool(ast.get_docstring(node))) for node in public]
+
+
+def test_every_public_function_says_what_it_does_or_its_protocol_does():
+    found = [each for path in (ROOT / "oral_ray").rglob("*.py") for each in methods_of(path)]
+    said = {name.split()[-1] for name, has_docstring in found if has_docstring}
+    assert len(found) > 500
+    assert [name for name, has_docstring in found if not has_docstring and name.split()[-1] not in said] == []
 
 
 def test_the_contributing_page_can_be_read_in_one_go():

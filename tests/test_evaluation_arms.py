@@ -48,7 +48,7 @@ def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects:
     found = config(objects)
     of_one = joint_virtual_run(found, "wordnet/mind", ["t0", "n1"], "d" * 64, seed=1)
     assert (of_one.steps, of_one.tasks, of_one.start) == (45, ("wordnet/mind",), "d" * 64)  # 40 x 3 x 0.75 / 2
-    assert of_one.bases == ("t0", "n1")
+    assert of_one.base_ids == ("t0", "n1")
     alone = found.model_copy(update={"tasks": found.tasks.model_copy(update={"further": ()})})
     assert joint_virtual_run(alone, "wordnet/mind", ["t0"], "", seed=1).steps == 60
     of_all = multitask_run(found, ["t0"], material.auxiliary_tasks(open_run(found)), True, seed=0)
@@ -60,7 +60,7 @@ def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects:
 
 
 def test_static_controls_get_the_task_gradients_that_are_set_without_a_functional_phase(objects: FileObjects):
-    tree = config(objects, task_gradients=200).model_dump(mode="json")
+    tree = config(objects, control_steps=200).model_dump(mode="json")
     for steps in (40, 0):
         tree["training"]["functional"]["steps"] = steps
         found = Config.model_validate(tree)
@@ -84,7 +84,7 @@ def test_an_unseen_task_and_its_opposite_are_in_no_training(objects: FileObjects
 def test_no_functional_phase_no_static_control_on_virtual_versions(objects: FileObjects):
     tree = config(objects).model_dump(mode="json")
     tree["training"]["functional"]["steps"] = 0
-    with pytest.raises(EvaluationError, match=r"set evaluation\.task_gradients or training\.functional\.steps"):
+    with pytest.raises(EvaluationError, match=r"set evaluation\.control_steps or training\.functional\.steps"):
         joint_virtual_run(Config.model_validate(tree), "wordnet/mind", ["t0"], "", seed=0)
 
 
@@ -120,15 +120,15 @@ def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch
     ) -> tuple[dict[str, str], dict[tuple[int, float], str], list[cells.Cell]]:
         layout, base = layout_of(tiny_bert), base_of(tiny_bert)
         named = ["generated", "best_generated", "reuse_new", "best_reuse_new"]
-        found = config(objects, arms=named, strengths=[1.0, 0.5], num_choice=7)
+        found = config(objects, arms=named, scales=[1.0, 0.5], num_choice=7)
         lora = found.lora.model_copy(update=layout.lora.model_dump())
         found = found.model_copy(update={"lora": lora})
         store = AdapterStore(objects)
         given = {seed: store.put(random_artifact(layout, seed=seed)) for seed in (0, 1, 2)}
         made = {
-            (seed, strength): scaled(open_run(found), digest, layout, strength)
+            (seed, scale): scaled(open_run(found), digest, layout, scale)
             for seed, digest in given.items()
-            for strength in (1.0, 0.5)
+            for scale in (1.0, 0.5)
         }
         asked: list[cells.Cell] = []
 
@@ -136,7 +136,7 @@ def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch
             asked.extend(wanted)
             table = {(2, 1.0): 0, (2, 0.5): 7} | right
             scores = {made[key]: 1.0 * (np.arange(7) < num) for key, num in table.items()}
-            return {(cell.base, cell.task): cells.CellValues(ACCURACY, scores) for cell in wanted}
+            return {(cell.base_id, cell.task): cells.CellValues(ACCURACY, scores) for cell in wanted}
 
         monkeypatch.setattr(cells, "score_all", score_all)
         of: dict[int, Any] = {0: "generated", 1: "generated", 2: "reuse_new"}
@@ -163,7 +163,7 @@ def test_the_best_of_an_arm_is_chosen_on_a_few_validation_examples(chosen_from, 
     assert [(cell.split, cell.limit, set(cell.digests)) for cell in asked] == [("validation", 7, set(made.values()))]
 
 
-def test_strength_scales_the_change_of_the_weights(objects: FileObjects, tiny_bert):
+def test_a_scale_multiplies_the_change_of_the_weights(objects: FileObjects, tiny_bert):
     layout, store, run = layout_of(tiny_bert), AdapterStore(objects), open_run(config(objects))
     digest = store.put(random_artifact(layout, seed=3))
     assert scaled(run, digest, layout, 1.0) == digest
@@ -172,7 +172,7 @@ def test_strength_scales_the_change_of_the_weights(objects: FileObjects, tiny_be
         assert ((b @ a) * 0.5 - after[name][1] @ after[name][0]).abs().max() < 1e-6
 
 
-def test_a_scaled_adapter_says_its_strength(objects: FileObjects, tiny_bert):
+def test_a_scaled_adapter_says_its_scale(objects: FileObjects, tiny_bert):
     layout, store, run = layout_of(tiny_bert), AdapterStore(objects), open_run(config(objects))
     digest = store.put(random_artifact(layout, seed=3))
     half = scaled(run, digest, layout, 0.5)
@@ -191,7 +191,7 @@ def test_refinement_starts_from_the_arm_it_is_named_after(objects: FileObjects, 
     found = config(objects, arms=["generated", "refined_scratch", "refined_generated"], refine_steps=3)
     digests: Digests = {("t3", "wordnet/mind", "generated", 1000): "g" * 64}
     made = make_arms(context(found, {}, digests))
-    assert {(run.arm, run.bases, run.start, run.steps) for run in plans} == {
+    assert {(run.arm, run.base_ids, run.start, run.steps) for run in plans} == {
         ("refined_scratch", ("t3",), "", 3), ("refined_generated", ("t3",), "g" * 64, 3),
     }  # fmt: skip
     assert ("t3", "wordnet/mind", "refined_generated", 1000) in made
@@ -270,7 +270,7 @@ def planned(objects: FileObjects, arm: str, **evaluation: Any) -> dict[tuple[str
 def test_an_arm_of_the_corpus_is_trained_on_its_versions(objects: FileObjects, arm: str, versions: list[str]):
     plan = planned(objects, arm)
     assert list(plan) == [("n3", "wordnet/matter", 0), ("n3", "wordnet/mind", 0)]
-    assert [(run.task, list(run.bases)) for run in plan.values()] == [
+    assert [(run.task, list(run.base_ids)) for run in plan.values()] == [
         ("wordnet/matter", versions), ("wordnet/mind", versions),
     ]  # fmt: skip
 

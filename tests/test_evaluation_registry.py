@@ -32,7 +32,7 @@ from oral_ray.study.quickstart import run_quickstart
 from oral_ray.study.stages import run_stage
 
 HALVED = '''
-"""A toy: the adapter of the newest seen version at half its strength."""
+"""A toy: the adapter of the newest seen version at half its scale."""
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.evaluation.arms.best import scaled

@@ -203,7 +203,7 @@ def test_provenance_is_complete(factory: AdapterFactory, tiny_bert: Path) -> Non
     provenance = factory.generate([asked])[0].provenance
     assert (provenance.origin, provenance.task, provenance.seed) == ("generated", "", 7)
     assert provenance.prompt == PROMPTS[0] and provenance.code_version == code_version()
-    assert (provenance.base, provenance.base_fingerprint) == (asked.base.id, asked.base.fingerprint)
+    assert (provenance.base_id, provenance.base_fingerprint) == (asked.base.id, asked.base.fingerprint)
     assert provenance.generator == "recipe-of-a-test" and provenance.scale == 0.5
     assert json.loads(canonical_json(provenance))["strength"] == 0.5  # as it is stored
     assert SamplingConfig.model_validate_json(provenance.sampling).num_steps == factory.sampling.num_steps

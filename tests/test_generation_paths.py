@@ -47,7 +47,7 @@ def by_the_nightly_job(place: Path, bert: Path) -> str:
     config = load_config(place / "run.toml", settings)
     base = GeneratorCatalog(config, open_objects(config.store)).base("v1")
     request = cells.Request(
-        arm="generated", base="v1", task="t", prompt=PROMPT, seed=SEED, recipe="r1", num_steps=2
+        arm="generated", base_id="v1", task="t", prompt=PROMPT, seed=SEED, recipe="r1", num_steps=2
     )  # fmt: skip
     first, second = cells.generate(config, [request, request.model_copy(update={"arm": "held_out"})], {"v1": base})
     assert first == second

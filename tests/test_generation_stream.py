@@ -25,7 +25,7 @@ from oral_ray.generator.pieces import NoiseStream, Piece, sample_pieces
 from oral_ray.objects import FileObjects
 from oral_ray.store.adapters import AdapterStore
 
-PROVENANCE = Provenance(origin="generated", base="tiny", base_fingerprint="f" * 32)
+PROVENANCE = Provenance(origin="generated", base_id="tiny", base_fingerprint="f" * 32)
 
 
 def rng() -> torch.Generator:

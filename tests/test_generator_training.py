@@ -40,7 +40,7 @@ def corpus(layouts: list[AdapterLayout], num: int) -> tuple[list[CorpusRow], Cor
         layouts={layout.digest: layout for layout in layouts},
         prompts={row.task: randn(2, SPEC.text_dim, seed=i) * 0.1 + randn(SPEC.text_dim, seed=100 + i)
                  for i, row in enumerate(rows)},
-        bases={row.base: randn(SPEC.model_dim, seed=200 + i) for i, row in enumerate(rows)},
+        bases={row.base_id: randn(SPEC.model_dim, seed=200 + i) for i, row in enumerate(rows)},
         stats=moments.finish(),
     )  # fmt: skip
     return rows, tables
@@ -110,7 +110,8 @@ def test_training_overfits_four_adapters_so_that_sampling_reproduces_them(tiny_b
     rng = torch.Generator().manual_seed(5)
     found = done.network.eval().sample(
         positions(layout).expand(4, -1, -1), token_mask(layout).expand(4, -1, -1),
-        torch.stack([tables.prompts[row.task][0] for row in rows]), torch.stack([tables.bases[row.base] for row in rows]),
+        torch.stack([tables.prompts[row.task][0] for row in rows]),
+        torch.stack([tables.bases[row.base_id] for row in rows]),
         lambda: torch.randn(tokens.shape, generator=rng), SamplingConfig(num_steps=10),
     )  # fmt: skip
     errors = (found[:, None] - tokens[None]).flatten(2).norm(dim=2) / tokens.flatten(1).norm(dim=1)

@@ -208,11 +208,11 @@ def test_whatever_wins_names_the_base_that_it_is_released_for_as_it_is_served(du
     assert published_.digest == adapter.digest == adapters.get(adapter.digest).digest
     assert published_.config["base_model_name_or_path"] == wanted
     said = published_.provenance
-    assert (said.base, said.base_fingerprint, said.served_name) == (item.base.id, item.base.fingerprint, served_name)
+    assert (said.base_id, said.base_fingerprint, said.served_name) == (item.base.id, item.base.fingerprint, served_name)
     made = adapters.get(outcome.digest)
     assert all(torch.equal(published_.tensors[name], made.tensors[name]) for name in made.tensors)
     if said.source:
-        assert (said.source, said.source_base) == (outcome.digest, made.provenance.base)
+        assert (said.source, said.source_base_id) == (outcome.digest, made.provenance.base_id)
     else:
         assert adapter.digest == outcome.digest, "nothing changes where it was made for this base"
     card = (folder / "README.md").read_text()

@@ -102,7 +102,7 @@ def llama(base_id: str, hidden: int = 16) -> BaseRecord:
 
 def plan(*bases: BaseRecord, known: str | None = None, released=(), r: int = 4) -> list[tuple[str, str, str, str]]:
     items = plan_releases(bases, ["t1", "t2"], {known or llama("x").spec.digest}, LoraSettings(r=r), released)
-    return [(item.base, item.task, item.action, item.reason) for item in items]
+    return [(item.base_id, item.task, item.action, item.reason) for item in items]
 
 
 def test_every_task_of_every_new_base_is_planned_in_order():
@@ -178,10 +178,10 @@ def nights(draw: st.DrawFn):
 def test_every_complete_unreleased_pair_is_generated_or_has_a_reason(night):
     bases, tasks, known, lora, released = night
     items = plan_releases(bases, tasks, known, lora, released)
-    assert [(item.base, item.task) for item in items] == [(base.id, task) for base in bases for task in tasks]
+    assert [(item.base_id, item.task) for item in items] == [(base.id, task) for base in bases for task in tasks]
     by_id = {base.id: base for base in bases}
     for item in items:
-        base = by_id[item.base]
+        base = by_id[item.base_id]
         done, refusal = (base.id, base.fingerprint, item.task) in released, refuse_base(base, known, lora)
         assert item.reason
         assert (item.action == "generate") == (not done and not refusal)
@@ -197,7 +197,7 @@ def test_a_plan_that_was_carried_out_leaves_nothing_to_do(night):
     bases, tasks, known, lora, released = night
     by_id = {base.id: base for base in bases}
     first = plan_releases(bases, tasks, known, lora, released)
-    made = {(i.base, by_id[i.base].fingerprint, i.task) for i in first if i.action == "generate"}
+    made = {(i.base_id, by_id[i.base_id].fingerprint, i.task) for i in first if i.action == "generate"}
     assert all(item.action == "skip" for item in plan_releases(bases, tasks, known, lora, released | made))
 
 

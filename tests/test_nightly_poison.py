@@ -137,9 +137,9 @@ def test_every_poisoned_checkpoint_is_named_with_its_reason_and_the_sound_ones_a
     summary = regenerate.run_night(
         open_run(tiny_config(store, tiny_bert, 'regenerate.bases=["*"]', "regenerate.retries=0"))
     )
-    reasons = {item.id: item.reason for item in summary.skipped_bases} | {i.base: i.reason for i in summary.failed}
+    reasons = {item.id: item.reason for item in summary.skipped_bases} | {i.base_id: i.reason for i in summary.failed}
     assert reasons.keys() == {poison.__name__ for poison in CHECKPOINTS}
-    assert len(summary.failed) == len({item.base for item in summary.failed}), "what does not load stands there once"
+    assert len(summary.failed) == len({item.base_id for item in summary.failed}), "what does not load stands there once"
     for poison, reason in CHECKPOINTS.items():
         assert reason in reasons[poison.__name__]
         assert f"{poison.__name__} " in summary_text(summary)

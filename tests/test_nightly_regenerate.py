@@ -30,7 +30,7 @@ from oral_ray.pipeline.run import Run, open_run
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.generators import Lineage, generator_lineage
-from oral_ray.store.heads import latest_of
+from oral_ray.store.latest import latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 from oral_ray.store.shards import read_manifest
 from oral_ray.store.signing import signer_name
@@ -54,7 +54,7 @@ def state(store: Path) -> dict[str, int]:
 def test_a_landed_version_gets_an_adapter_a_task_and_a_second_run_does_nothing(nightly: tuple[Path, Config]):
     store, config = nightly
     looked = regenerate.dry_run(open_run(config))
-    assert [(item.base, item.action) for item in looked.plan] == [("tiny-t2", "generate")] * 2 + [
+    assert [(item.base_id, item.action) for item in looked.plan] == [("tiny-t2", "generate")] * 2 + [
         ("v9", "generate")
     ] * 2
     assert published(store) == set()
@@ -120,7 +120,7 @@ def test_a_base_that_is_served_under_another_name_is_released_again_under_it(nig
     regenerate.run_night(open_run(config))
     names = config.regenerate.model_copy(update={"served_names": {"v9": "chat", "v-typo": "x"}})
     summary = regenerate.run_night(open_run(config.model_copy(update={"regenerate": names})))
-    assert {item.base for item in summary.plan if item.action == "generate"} == {"v9"}
+    assert {item.base_id for item in summary.plan if item.action == "generate"} == {"v9"}
     assert [(item.id, item.reason) for item in summary.skipped_bases] == [
         ("v-typo", "nothing under bases/ has such a name; see regenerate.served_names")
     ]
@@ -160,7 +160,7 @@ def test_the_summary_of_a_run_outlives_a_store_that_fails_at_its_end(
         "runs/": "this summary is not kept in the store: 403 ExpiredToken",
         "releases": "what is released cannot be read (403 ExpiredToken); see oral-ray list",
     }
-    assert summary.failed == (FailedItem(base="*", task="*", reason=said[lost]),)
+    assert summary.failed == (FailedItem(base_id="*", task="*", reason=said[lost]),)
     assert len(summary.outcomes) == 4
     assert len(summary.published) == (4 if lost == "runs/" else 0)
 
@@ -181,7 +181,7 @@ def test_what_another_code_decides_again_changes_no_release(
 
 def due(config: Config, found: regenerate.Survey, recipe: str) -> list[gate.Item]:
     """The items of v9 as if nothing were released."""
-    plan = [item.model_copy(update={"action": "generate"}) for item in found.plan if item.base == "v9"]
+    plan = [item.model_copy(update={"action": "generate"}) for item in found.plan if item.base_id == "v9"]
     return items_of(config, recipe, dataclasses.replace(found, plan=plan))
 
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_uploaded_again_under_the_same_path_is_a_new_version(nightl
     (store / "bases/v9").rename(store / "old")
     land(store, "v9", noise=2e-3)
     summary = regenerate.run_night(open_run(config))
-    assert {item.base for item in summary.plan if item.action == "generate"} == {"v9"}
+    assert {item.base_id for item in summary.plan if item.action == "generate"} == {"v9"}
     releases = ReleaseStore(FileObjects(store))
     assert releases.sequence("v9", "tiny") == [1, 2]
     assert releases.get("v9", "tiny", 1).base_fingerprint != releases.get("v9", "tiny", 2).base_fingerprint
@@ -244,13 +244,13 @@ def test_an_item_that_fails_is_named_and_the_others_are_released_and_the_next_ru
 
     def broken(config: Config, item):
         tried.append(item.task)
-        if (item.base.id, item.task) == ("v9", "wordnet/mind"):
+        if (item.base_id.id, item.task) == ("v9", "wordnet/mind"):
             raise StoreError("the store is tired")
         return real(config, item)
 
     monkeypatch.setattr(regenerate, "regenerate_item", broken)
     summary = regenerate.run_night(open_run(config))
-    assert summary.failed == (FailedItem(base="v9", task="wordnet/mind", reason="the store is tired"),)
+    assert summary.failed == (FailedItem(base_id="v9", task="wordnet/mind", reason="the store is tired"),)
     assert len(tried) == 4 + config.regenerate.retries, "a store that fails is asked again"
     assert [(row["base"], row["task"]) for row in summary.published] == [
         ("tiny-t2", TASKS[0]), ("tiny-t2", TASKS[1]), ("v9", TASKS[0]),
@@ -269,13 +269,13 @@ def test_whatever_one_item_raises_is_said_of_it_by_name_and_the_others_are_relea
     real = regenerate.regenerate_item
 
     def broken(config: Config, item):
-        if (item.base.id, item.task) == ("v9", "wordnet/mind"):
+        if (item.base_id.id, item.task) == ("v9", "wordnet/mind"):
             raise error
         return real(config, item)
 
     monkeypatch.setattr(regenerate, "regenerate_item", broken)
     [failed] = regenerate.run_night(open_run(config)).failed
-    assert (failed.base, failed.task) == ("v9", "wordnet/mind")
+    assert (failed.base_id, failed.task) == ("v9", "wordnet/mind")
     assert failed.reason.startswith(f"{type(error).__name__}: ") and "please report it" in failed.reason
     assert "\n" not in failed.reason
     assert {head.number for head in latest_of(open_objects(config.store), config.name).values()} == {1}
@@ -294,7 +294,7 @@ def test_a_base_whose_release_fails_is_named_and_the_others_are_released(
 
     monkeypatch.setattr(regenerate, "_release", broken)
     summary = regenerate.run_night(open_run(config))
-    assert [(item.base, item.task) for item in summary.failed] == [("tiny-t2", "*")]
+    assert [(item.base_id, item.task) for item in summary.failed] == [("tiny-t2", "*")]
     assert {row["base"] for row in summary.published} == {"v9"}
     assert "4 published, 0 with nothing better than the base, 1 failed" in summary.headline
 
@@ -306,20 +306,20 @@ def test_a_decision_that_cannot_be_read_fails_its_item_and_no_other(
     real = gate.decided
 
     def broken(run: Run, item):
-        if (item.base.id, item.task) == ("v9", "wordnet/mind"):
+        if (item.base_id.id, item.task) == ("v9", "wordnet/mind"):
             raise StoreError("record is damaged")
         return real(run, item)
 
     monkeypatch.setattr(gate, "decided", broken)
     monkeypatch.setattr(regenerate, "decided", broken)
     summary = regenerate.run_night(open_run(config))
-    assert summary.failed == (FailedItem(base="v9", task="wordnet/mind", reason="record is damaged"),)
+    assert summary.failed == (FailedItem(base_id="v9", task="wordnet/mind", reason="record is damaged"),)
     assert len(summary.published) == 3
 
 
 def test_a_base_on_which_everything_fails_for_one_reason_stands_there_once():
     def failed(base: str, task: str, reason: str) -> FailedItem:
-        return FailedItem(base=base, task=task, reason=reason)
+        return FailedItem(base_id=base, task=task, reason=reason)
 
     items = [
         failed("a", "1", "x"),
@@ -329,7 +329,7 @@ def test_a_base_on_which_everything_fails_for_one_reason_stands_there_once():
         failed("c", "1", "x"),
     ]
     assert once_a_base(items, {"a": 2, "b": 2, "c": 1}) == [failed("a", "*", "x"), *items[2:]]
-    plan = [PlanItem(base=base, task=task, action="generate", reason="") for base in "abc" for task in "12"]
+    plan = [PlanItem(base_id=base, task=task, action="generate", reason="") for base in "abc" for task in "12"]
     summary = RegenerationSummary(
         started="now", generator="g" * 32, plan=tuple(plan), failed=tuple(once_a_base(items, {"a": 2, "b": 2, "c": 1}))
     )
@@ -356,7 +356,7 @@ def adapter(task: str, digest: str = "d" * 64) -> ReleasedAdapter:
 
 
 def test_two_runs_at_once_make_one_release_where_they_agree_and_lose_nothing_where_they_do_not(objects: FileObjects):
-    base = Release(base="v1", base_fingerprint="f", generator="g", name="run", served_name="v1", adapters=())
+    base = Release(base_id="v1", base_fingerprint="f", generator="g", name="run", served_name="v1", adapters=())
     record, run = _Record(), open_run(Config(store=StoreConfig(uri=str(objects.root))))
     start = threading.Barrier(6)
 
@@ -387,13 +387,13 @@ class _Record:
 def test_the_latest_of_cost_one_listing_and_what_is_new(objects: FileObjects):
     releases = ReleaseStore(objects)
     for name in ("a", "b"):
-        releases.append(Release(base=name, base_fingerprint="f", generator="g", name="r", adapters=()))
+        releases.append(Release(base_id=name, base_fingerprint="f", generator="g", name="r", adapters=()))
     first = latest_of(objects, "r")
     assert {base: head.number for base, head in first.items()} == {"a": 1, "b": 1}
     counted = _Counted(objects)
     assert latest_of(counted, "r") == first  # type: ignore[arg-type]
     assert counted.calls == ["get cache/heads.json", "list releases/"]
-    releases.append(Release(base="b", base_fingerprint="f2", generator="g", name="r", adapters=()))
+    releases.append(Release(base_id="b", base_fingerprint="f2", generator="g", name="r", adapters=()))
     counted = _Counted(objects)
     assert latest_of(counted, "r")["b"].number == 2  # type: ignore[arg-type]
     assert counted.calls == [
@@ -451,11 +451,14 @@ def regenerate_hint(uri: str):
 
 def test_a_summary_says_everything_in_text_html_and_json(tmp_path: Path):
     outcome = Outcome(
-        base="v1", task="t<1>", decision=GateDecision(arm=None, reason="no candidate"), scores={"base": 0.5},
+        base_id="v1", task="t<1>", decision=GateDecision(arm=None, reason="no candidate"), scores={"base": 0.5},
         refused={"reuse_new": "it is damaged"}, digest="",
     )  # fmt: skip
     summary = RegenerationSummary(
-        started="now", generator="g" * 32, outcomes=(outcome,), failed=(FailedItem(base="v2", task="t", reason="bad"),)
+        started="now",
+        generator="g" * 32,
+        outcomes=(outcome,),
+        failed=(FailedItem(base_id="v2", task="t", reason="bad"),),
     )
     for part in ("v1", "no candidate", "it is damaged", "v2", "bad"):
         assert part in summary_text(summary)

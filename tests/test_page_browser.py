@@ -53,7 +53,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Servic
         task="wordnet/matter", arm="reuse_new", adapter_id="wordnet-matter-1", digest=made.adapter.id, uri="", score=0.75,
         scores={"base": 0.5, "generated": 0.7, "reuse_new": 0.75},
     )  # fmt: skip
-    release = Release(base="v1", base_fingerprint="f", generator="r1", name="r", adapters=(adapter,))
+    release = Release(base_id="v1", base_fingerprint="f", generator="r1", name="r", adapters=(adapter,))
     ReleaseStore(service.catalog.objects).append(release)
     return service
 

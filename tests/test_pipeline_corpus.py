@@ -115,7 +115,7 @@ def run_of(records: dict[str, BaseRecord], settings: Config | None = None, **cor
 
 
 def targets(kind: str, **records: BaseRecord) -> list[tuple[str, tuple[str, ...]]]:
-    return [(run.task, run.bases) for run in plan_targets(run_of(records, targets=kind))]
+    return [(run.task, run.base_ids) for run in plan_targets(run_of(records, targets=kind))]
 
 
 def test_the_generator_learns_one_adapter_a_version_or_one_for_all_versions():
@@ -153,7 +153,7 @@ def test_one_generator_learns_several_kinds_of_adapters():
     kinds = [{"r": 2}, {"r": 4, "target_modules": ["q", "k"]}]
     for kind in ("single", "joint"):
         runs = plan_targets(run_of(records, targets=kind, kinds=kinds))
-        assert {(run.lora.r, run.lora.target_modules, run.bases) for run in runs} == {
+        assert {(run.lora.r, run.lora.target_modules, run.base_ids) for run in runs} == {
             (r, names, (base,)) for r, names in ((2, ("q", "v")), (4, ("q", "k"))) for base in "ab"
         }
         assert len({run.recipe for run in runs}) == len(runs) == 8
@@ -184,7 +184,7 @@ def test_what_the_generator_learns_names_no_training_run_anew():
 
 def test_an_adapter_for_all_versions_is_a_row_of_each_of_them():
     layout = AdapterLayout.of(record("a").spec, LoraSettings(), 16)
-    run = CorpusRun(task="wordnet/mind", bases=("a", "b"), lora=LoraSettings(), seed=1, recipe="r")
+    run = CorpusRun(task="wordnet/mind", base_ids=("a", "b"), lora=LoraSettings(), seed=1, recipe="r")
     rows = plan_rows([CorpusEntry(run=run, digests=("x", "y", "z"))], [layout], last_checkpoints=2)
     assert sorted((row["base"], row["digest"], row["step"]) for row in rows) == [
         ("a", "y", 1), ("a", "z", 2), ("b", "y", 1), ("b", "z", 2),

@@ -50,7 +50,7 @@ WORKERS: dict[str, tuple[Any, str, Callable[[Config, BaseRecord], Any]]] = {
     "scores": (
         cells, "load_base",
         lambda c, b: cells.score_cell(
-            c, cells.Cell(base=b.id, dtype="float32", task="wordnet/matter", digests=("x",), split="test", limit=1), b
+            c, cells.Cell(base_id=b.id, dtype="float32", task="wordnet/matter", digests=("x",), split="test", limit=1), b
         ),
     ),
     "drift": (study, "load_base", lambda c, b: study.measure_drift(c, b, b)),

@@ -49,7 +49,7 @@ def release(objects: FileObjects, artifact: AdapterArtifact, adapter_id: str = "
         task="spam", arm="generated", adapter_id=adapter_id, digest=digest, uri=uri, score=1.0, scores={}
     )
     ReleaseStore(objects).append(
-        Release(base="small-llama", base_fingerprint="f", generator="g", name="r", adapters=(adapter,))
+        Release(base_id="small-llama", base_fingerprint="f", generator="g", name="r", adapters=(adapter,))
     )
     return digest
 
@@ -166,7 +166,7 @@ def release_for(objects: FileObjects, artifact: AdapterArtifact, base: str, serv
     releases = ReleaseStore(objects)
     releases.append(
         Release(
-            base=base,
+            base_id=base,
             base_fingerprint="f",
             generator="g",
             name="r",

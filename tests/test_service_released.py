@@ -27,7 +27,9 @@ def test_a_released_adapter_has_the_task_and_arm_of_its_release(tiny_bert: Path,
     )
     for name in ("one", "two"):
         ReleaseStore(objects).append(
-            Release(base="v1", base_fingerprint="f", generator="r1", name=name, served_name="chat", adapters=(adapter,))
+            Release(
+                base_id="v1", base_fingerprint="f", generator="r1", name=name, served_name="chat", adapters=(adapter,)
+            )
         )
     again = open_test_service(tmp_path / "place")
 

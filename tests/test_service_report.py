@@ -29,7 +29,7 @@ def artifact(service: Service) -> AdapterArtifact:
 def trained(service: Service, artifact: AdapterArtifact, factor: float, run: str, **config: Any) -> str:
     """Put an adapter of the corpus on record whose B is a multiple of the artifact's; its digest."""
     tensors = {name: factor * t if ".lora_B." in name else t for name, t in artifact.tensors.items()}
-    where = Provenance(origin="trained", base="v1", base_fingerprint="f", task=run)
+    where = Provenance(origin="trained", base_id="v1", base_fingerprint="f", task=run)
     other = AdapterArtifact(artifact.config | config, tensors, where)
     digest = AdapterStore(service.catalog.objects).put(other)
     Records(service.catalog.objects).commit("corpus", run, {"digests": [digest]})

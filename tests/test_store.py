@@ -183,7 +183,7 @@ def test_a_damaged_record_is_an_error_that_says_what_to_delete(objects: FileObje
 
 
 def release(generator: str, base: str = "b", adapters: tuple[ReleasedAdapter, ...] = (), name: str = "n") -> Release:
-    return Release(base=base, base_fingerprint="f", generator=generator, name=name, adapters=adapters)
+    return Release(base_id=base, base_fingerprint="f", generator=generator, name=name, adapters=adapters)
 
 
 def test_releases_are_numbered_from_one_and_the_latest_is_the_highest(objects: FileObjects):
@@ -331,8 +331,8 @@ def test_what_is_released_for_another_base_names_that_base_and_says_what_it_was_
     assert moved.config["base_model_name_or_path"] == "/models/chat" and moved.digest != made.digest
     assert all(torch.equal(moved.tensors[name], made.tensors[name]) for name in made.tensors)
     said = moved.provenance
-    assert (said.base, said.base_fingerprint, said.served_name) == ("t3", "f3", "/models/chat")
-    assert (said.source, said.source_base, said.source_base_fingerprint) == (made.digest, "small-llama", "f")
+    assert (said.base_id, said.base_fingerprint, said.served_name) == ("t3", "f3", "/models/chat")
+    assert (said.source, said.source_base_id, said.source_base_fingerprint) == (made.digest, "small-llama", "f")
     assert (said.origin, said.task) == ("trained", "spam")
     again = rebased(made, "small-llama", "f2")
     assert again.digest == made.digest and again.provenance.base_fingerprint == "f2", "another upload of the same base"

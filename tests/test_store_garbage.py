@@ -37,7 +37,7 @@ def release(objects: FileObjects, base: str, *digests: str) -> int:
         for i, d in enumerate(digests)
     )  # fmt: skip
     return ReleaseStore(objects).append(
-        Release(base=base, base_fingerprint="f", generator="g", name="r", adapters=adapters)
+        Release(base_id=base, base_fingerprint="f", generator="g", name="r", adapters=adapters)
     )
 
 

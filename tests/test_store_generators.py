@@ -1,6 +1,7 @@
 """Generators in the store: what is put is what is got, damage is found, and the current one is named append-only."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from oral_ray.store.generators import (
     put_generator,
     read_metrics,
 )
+from oral_ray.version import code_version
 
 
 def tiny_generator(seed: int = 0) -> Generator:
@@ -164,3 +166,13 @@ def test_what_a_generator_is_stands_in_its_lineage(objects: FileObjects, tmp_pat
     one, two = (generator_lineage(objects, recipe) for recipe in ("r1", "r2"))
     assert (one.recipe, one.corpus, two.corpus) == ("r1", "shards of r1", "shards of r2")
     assert one.digest != two.digest
+
+
+def test_a_generator_says_which_code_trained_it_and_one_of_older_code_is_read_without(stored: FileObjects):
+    manifest = generator_manifest(stored, "r1")
+    assert manifest is not None and manifest["code_version"] == code_version()
+    kept = json.loads(stored.get("generators/r1/manifest.json"))
+    del kept["code_version"]
+    stored.put("generators/r1/manifest.json", json.dumps(kept).encode())
+    older = generator_manifest(stored, "r1")
+    assert older == manifest | {"code_version": ""} and get_generator(stored, "r1").spec == tiny_generator().spec

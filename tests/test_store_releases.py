@@ -14,7 +14,7 @@ from oral_ray.objects import FileObjects
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.garbage import collect, plan_collection
-from oral_ray.store.heads import latest_of, latest_releases
+from oral_ray.store.latest import latest_of, latest_releases
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
 MakeArtifact = Callable[..., AdapterArtifact]
@@ -34,7 +34,7 @@ def adapter(name: str, uri: str = "") -> ReleasedAdapter:
 
 def release(name: str, *adapters: str, generator: str = "g") -> Release:
     made = tuple(adapter(one) for one in adapters)
-    return Release(base="b", base_fingerprint="f", generator=generator, name=name, adapters=made)
+    return Release(base_id="b", base_fingerprint="f", generator=generator, name=name, adapters=made)
 
 
 def put_older(objects: FileObjects, seq: int, name: str, *adapters: str, generator: str = "g") -> None:

@@ -26,7 +26,7 @@ def test_ray_serve_llm_lists_and_downloads_what_was_published_and_peft_loads_it(
         slot.module: (torch.randn(2, slot.d_in, generator=rng), torch.randn(slot.d_out, 2, generator=rng))
         for slot in layout.slots
     }
-    artifact = build_artifact(factors, layout, Provenance(origin="trained", base="tiny", base_fingerprint="f"))
+    artifact = build_artifact(factors, layout, Provenance(origin="trained", base_id="tiny", base_fingerprint="f"))
     store = AdapterStore(s3_objects)
     digest = store.put(artifact)
     uris = [store.publish(digest, "published", "tiny", adapter_id) for adapter_id in ("task-a", "task-b")]

@@ -10,7 +10,7 @@ from oral_ray.store.shards import ShardManifest, commit_shards, read_manifest, r
 def attempt(name: str, value: float) -> tuple[ShardManifest, TokenStats]:
     manifest = ShardManifest(
         fingerprint="f", attempt=name, files=("part-000000.parquet", "part-000001.parquet"), num_rows=2, layouts={},
-        bases=("b",), prompts={"t": ("p",)}, scales=(("q", "A", ((0.0, 1.0),)),),
+        base_ids=("b",), prompts={"t": ("p",)}, scales=(("q", "A", ((0.0, 1.0),)),),
     )  # fmt: skip
     return manifest, TokenStats({("q", "A"): ((0.0, 1.0),)}, {"layout": torch.full((2, 4), value)})
 

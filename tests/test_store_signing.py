@@ -121,7 +121,9 @@ def test_the_commands_pull_promote_and_check_only_what_a_key_signed(
 ):  # fmt: skip
     _, digest = signed
     adapter = ReleasedAdapter(task="t", arm="a", adapter_id="id", digest=digest, uri="u", score=1.0, scores={})
-    ReleaseStore(objects).append(Release(base="b", base_fingerprint="f", generator="g", name="r", adapters=(adapter,)))
+    ReleaseStore(objects).append(
+        Release(base_id="b", base_fingerprint="f", generator="g", name="r", adapters=(adapter,))
+    )
     _, other = key_pair(tmp_path, "other")
     where = ["--store", str(objects.root)]
     for number, (key, code) in enumerate(((keys[1], 0), (other, 2))):

@@ -358,7 +358,7 @@ def test_a_task_of_ones_own_is_trained_and_scored_where_its_folder_is_not(
     record = base_of(tiny_bert).record
     [entry] = trained(over(settings, record), "folder/spam")
     cell = Cell(
-        base=record.id, dtype="float32", task="folder/spam", digests=(Unadapted.BASE, entry.digests[-1]), split="test",
+        base_id=record.id, dtype="float32", task="folder/spam", digests=(Unadapted.BASE, entry.digests[-1]), split="test",
         limit=8,
     )  # fmt: skip
     answers = cells.score_all(over(settings, record), [cell])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from torch import Tensor
@@ -20,7 +20,7 @@ from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.reading import CONFIG, WEIGHTS, explain_no_config, explain_no_weights, parse_json, parse_tensors
 from oral_ray.adapters.settings import read_settings
-from oral_ray.config import LoraSettings, Record, canonical_json
+from oral_ray.config import BaseId, LoraSettings, Record, canonical_json
 from oral_ray.errors import ArtifactError, LayoutError, StoreError
 
 PROVENANCE, CARD = "provenance.json", "README.md"
@@ -29,26 +29,26 @@ PROVENANCE, CARD = "provenance.json", "README.md"
 class Provenance(Record):
     """How an adapter's content was made; empty strings where something does not apply.
 
-    `origin` says how (`trained`, `joint`, `generated`, `mean`, ...), `base` for which base, `task` what it was trained on.
-    Equal content has one provenance, whatever it is used for: arm, task and score of a use stand in the release, the
+    `origin` says how (`trained`, `joint`, `generated`, `mean`, ...), `base_id` for which base, `task` what it was trained
+    on. Equal content has one provenance, whatever it is used for: arm, task and score of a use stand in the release, the
     answer or the score, so a generated adapter, which is made from a prompt, has no task here.
 
     `recipe` names the training run of a trained adapter; `generator` and `sampling` (settings as JSON) what a generated
     one came from, `scale` (`strength` where it is stored) what its change of the weights was multiplied by. An adapter
     that is released for another base than it was made for, or under another name of its base, names that base; `source` is
-    then the digest of the adapter with the same tensors, made for `source_base`, and `served_name` the name where it is
+    then the digest of the adapter with the same tensors, made for `source_base_id`, and `served_name` the name where it is
     not the base's id.
     """
 
-    model_config = ConfigDict(serialize_by_alias=True)
-
     origin: str
-    base: str
+    base_id: BaseId
     base_fingerprint: str
     task: str = ""
     prompt: str = ""
     seed: int = 0
-    scale: float = Field(default=1.0, alias="strength")
+    scale: float = Field(
+        default=1.0, validation_alias=AliasChoices("strength", "scale"), serialization_alias="strength"
+    )
     step: int = 0
     generator: str = ""
     sampling: str = ""
@@ -56,7 +56,11 @@ class Provenance(Record):
     code_version: str = ""
     served_name: str = ""
     source: str = ""
-    source_base: str = ""
+    source_base_id: str = Field(
+        default="",
+        validation_alias=AliasChoices("source_base", "source_base_id"),
+        serialization_alias="source_base",
+    )
     source_base_fingerprint: str = ""
 
 
@@ -84,7 +88,7 @@ class AdapterArtifact:
 
         The change of a weight is lora_alpha / r * B @ A, also where peft's own alpha is rank-stabilised.
         """
-        settings = read_settings(self.config, f"of base {self.provenance.base!r}")
+        settings = read_settings(self.config, f"of base {self.provenance.base_id!r}")
         if not settings.is_uniform:
             raise ArtifactError(
                 "an adapter whose target_modules is no list, or whose ranks, scales or layers differ, is known on its base "
@@ -109,7 +113,7 @@ class AdapterArtifact:
 
         `name` is what a refusal calls it, such as its folder; its digest, task and base where nothing is given.
         """
-        made_for = f"{self.digest[:12]} of task {self.provenance.task!r} on base {self.provenance.base!r}"
+        made_for = f"{self.digest[:12]} of task {self.provenance.task!r} on base {self.provenance.base_id!r}"
         name = f"adapter {name or made_for}"
         try:
             layout.check_shapes({key: tuple(tensor.shape) for key, tensor in self.tensors.items()}, name)
@@ -138,7 +142,7 @@ def _saved(tensors: dict[str, Tensor]) -> bytes:
 
 def build_artifact(factors: Factors, layout: AdapterLayout, provenance: Provenance) -> AdapterArtifact:
     """Wrap factors as an artifact that plain peft loads; ArtifactError where they do not fit the layout."""
-    config = peft_config(layout, provenance.base)
+    config = peft_config(layout, provenance.base_id)
     tensors = {slot.key: factors[slot.module][slot.factor == "B"].float().contiguous() for slot in layout.slots}
     artifact = AdapterArtifact(config, tensors, provenance)
     artifact.check(layout)
@@ -153,26 +157,26 @@ def rebased(artifact: AdapterArtifact, base_id: str, base_fingerprint: str, serv
     name = served_name or base_id
     made = artifact.provenance
     config = artifact.config | {"base_model_name_or_path": name}
-    if config == artifact.config and (made.base, made.base_fingerprint) == (base_id, base_fingerprint):
+    if config == artifact.config and (made.base_id, made.base_fingerprint) == (base_id, base_fingerprint):
         return artifact
     said = {
-        "base": base_id,
+        "base_id": base_id,
         "base_fingerprint": base_fingerprint,
         "served_name": name if name != base_id else "",
         "source": artifact.digest,
-        "source_base": made.base,
+        "source_base_id": made.base_id,
         "source_base_fingerprint": made.base_fingerprint,
     }
     return AdapterArtifact(config, artifact.tensors, made.model_copy(update=said))
 
 
-def peft_config(layout: AdapterLayout, base: str) -> dict[str, Any]:
-    """adapter_config.json of an adapter of this layout; `base` is the name under which its base is loaded or served."""
+def peft_config(layout: AdapterLayout, base_name: str) -> dict[str, Any]:
+    """adapter_config.json of an adapter of this layout; `base_name` is that under which its base is loaded or served."""
     alpha = layout.lora.lora_alpha
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base_name,
         "r": layout.lora.r,
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "target_modules": list(layout.target_modules),
@@ -229,7 +233,7 @@ def read_about(folder: Path) -> tuple[dict[str, Any], Provenance]:
     return parse_about(files, _printable(folder))
 
 
-_BARE = Provenance(origin="unknown", base="", base_fingerprint="")
+_BARE = Provenance(origin="unknown", base_id="", base_fingerprint="")
 
 
 def _read(folder: Path, file: str) -> bytes:

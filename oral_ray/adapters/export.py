@@ -54,4 +54,4 @@ def diffusers_tensors(artifact: AdapterArtifact) -> dict[str, Tensor]:
 def _about(artifact: AdapterArtifact) -> dict[str, str]:
     """Where the file came from, for whoever opens its header."""
     origin = artifact.provenance
-    return {"oral_ray": json.dumps({"digest": artifact.digest, "base": origin.base, "prompt": origin.prompt})}
+    return {"oral_ray": json.dumps({"digest": artifact.digest, "base": origin.base_id, "prompt": origin.prompt})}

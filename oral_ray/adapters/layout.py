@@ -121,11 +121,13 @@ class AdapterLayout(Record):
 
     @property
     def num_tokens(self) -> int:
+        """How many weight tokens an adapter has."""
         last = self.slots[-1]
         return last.first_token + self.lora.r * last.chunks
 
     @property
     def num_parameters(self) -> int:
+        """How many values an adapter has."""
         return sum(self.lora.r * slot.width for slot in self.slots)
 
     @property

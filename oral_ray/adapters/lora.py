@@ -76,7 +76,7 @@ def train_adapter(
         if step > num_steps - training.keep_last:
             provenance = Provenance(
                 origin="joint" if len({base.record.id for base in bases}) > 1 else "trained",
-                base=bases[-1].record.id,
+                base_id=bases[-1].record.id,
                 base_fingerprint=bases[-1].record.fingerprint,
                 task=task.id,
                 prompt=task.prompt,

@@ -35,7 +35,7 @@ class SampledAdapter:
     @property
     def lora(self) -> LoraSettings:
         """Rank, alpha and target modules, as the artifact says them."""
-        return AdapterArtifact(peft_config(self.layout, self.provenance.base), {}, self.provenance).lora
+        return AdapterArtifact(peft_config(self.layout, self.provenance.base_id), {}, self.provenance).lora
 
     def artifact(self) -> AdapterArtifact:
         """The adapter in memory; ArtifactError where a value is not finite."""

@@ -63,7 +63,7 @@ class AdapterWriter:
             if self._missing:
                 raise ArtifactError(f"{len(self._missing)} tensors were not written, first {min(self._missing)!r}")
             self._file.flush()
-            config = canonical_json(peft_config(self._layout, self._provenance.base))
+            config = canonical_json(peft_config(self._layout, self._provenance.base_id))
             self.digest = self._read_digest(config)
             (self._folder / PROVENANCE).write_text(canonical_json(self._provenance), encoding="utf-8")
             (self._folder / CONFIG).write_text(config, encoding="utf-8")

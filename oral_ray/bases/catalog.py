@@ -142,7 +142,7 @@ def _what_is_there(files: Files, prefix: str) -> str:
 
 
 @dataclass(frozen=True)
-class Look:
+class CatalogSnapshot:
     """What was seen of a prefix a moment ago: the catalog as it was kept, and listings by base id."""
 
     prefix: str
@@ -150,8 +150,8 @@ class Look:
     landed: dict[str, Landed]
 
     @classmethod
-    def at(cls, objects: Objects, prefix: str) -> "Look":
-        """A look that has read the catalog and listed nothing yet."""
+    def at(cls, objects: Objects, prefix: str) -> "CatalogSnapshot":
+        """One that has read the catalog and listed nothing yet."""
         return cls(prefix, _read(objects, _catalog_key(prefix)), {})
 
     def listed(self, objects: Objects, base_id: str) -> Landed | None:
@@ -180,7 +180,7 @@ def discover(
     prefix: str,
     quiet_period_s: float,
     only: Collection[str] | None = None,
-    before: Look | None = None,
+    before: CatalogSnapshot | None = None,
 ) -> tuple[list[BaseRecord], list[SkippedBase]]:
     """All complete checkpoints under a prefix, and all others with a reason, both sorted by id.
 

@@ -32,6 +32,7 @@ class SourceFolder(FileObjects):
     """
 
     def path(self, key: str) -> Path:
+        """The file of a key, wherever a link leads; StoreError for a key that is no plain relative name."""
         return self.root / check_key(key)
 
 

@@ -108,7 +108,7 @@ def build_corpus(uri: str, shape: Shape, num_rows: int, num_files: int) -> Shard
     stats = moments.finish()
     manifest = ShardManifest(
         fingerprint=recipe, attempt="bench", files=files, num_rows=num_rows, layouts={layout.digest: layout},
-        bases=tuple(f"base-{i}" for i in range(4)), prompts={f"task-{i}": ("",) for i in range(8)},
+        base_ids=tuple(f"base-{i}" for i in range(4)), prompts={f"task-{i}": ("",) for i in range(8)},
         scales=tuple((role, factor, rows) for (role, factor), rows in stats.scales.items()),
     )  # fmt: skip
     commit_shards(objects, manifest, stats)
@@ -175,7 +175,7 @@ def tables(manifest: ShardManifest, store: str) -> CorpusTables:
     return CorpusTables(
         layouts=manifest.layouts,
         prompts={task: torch.randn(4, EMBEDDING, generator=rng) for task in manifest.prompts},
-        bases={base: torch.randn(EMBEDDING, generator=rng) for base in manifest.bases},
+        bases={base: torch.randn(EMBEDDING, generator=rng) for base in manifest.base_ids},
         stats=read_stats(open_objects(store), manifest),
     )
 

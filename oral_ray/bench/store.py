@@ -220,7 +220,7 @@ def _make(folder: Path, num_bytes: int, seed: int) -> Path:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "seed": seed}
     (folder / CONFIG).write_text(canonical_json(config))
-    (folder / PROVENANCE).write_text(canonical_json(Provenance(origin="bench", base="b", base_fingerprint="f")))
+    (folder / PROVENANCE).write_text(canonical_json(Provenance(origin="bench", base_id="b", base_fingerprint="f")))
     return folder
 
 

@@ -68,6 +68,7 @@ class Patience:
 
     @property
     def left_s(self) -> float:
+        """Seconds that are left, never below 0."""
         return max(0.0, self._deadline_s - time.monotonic())
 
 

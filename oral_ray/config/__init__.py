@@ -39,11 +39,13 @@ from oral_ray.config.training import (
     VersionPool,
 )
 from oral_ray.config.tree import Config, build_config, build_section, load_config, with_overrides
-from oral_ray.local.record import Record
+from oral_ray.local.record import BaseId, BaseIds, Record
 
 __all__ = [
     "DEFAULT_CONFIG",
     "IDENTIFIER",
+    "BaseId",
+    "BaseIds",
     "BaseVersion",
     "BasesConfig",
     "CacheConfig",

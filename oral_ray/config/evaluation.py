@@ -45,12 +45,12 @@ class EvaluationConfig(Section):
         default=10,
         description="Training steps on the very base of the `refined_*` arms.",
     )
-    task_gradients: NonNegativeInt = Field(
+    control_steps: NonNegativeInt = Field(
         default=0,
         description="Training steps of the static controls (`joint_virtual`, `multitask`) on virtual versions, for all "
         "tasks together. 0: as many task gradients as the functional phase takes (its `steps` times `tasks_per_step`).",
     )
-    strengths: tuple[PositiveFloat, ...] = Field(
+    scales: tuple[PositiveFloat, ...] = Field(
         default=(1.0, 0.75, 1.25),
         description="Factors by which the `best_*` arms multiply an adapter's change of the weights, to choose the best.",
     )

@@ -44,7 +44,7 @@ class FunctionalPhase(Section):
 
     steps: NonNegativeInt = Field(
         default=0,
-        description="Steps of the phase; 0: no second phase. The static controls (`evaluation.task_gradients`) draw "
+        description="Steps of the phase; 0: no second phase. The static controls (`evaluation.control_steps`) draw "
         "virtual versions and examples by the other settings of this section in either case.",
     )
     tasks_per_step: PositiveInt = Field(

@@ -24,6 +24,8 @@ from oral_ray.config.training import SamplingConfig, TrainingConfig
 from oral_ray.errors import ConfigError
 
 _MOVED = {
+    "evaluation.strengths": "it is evaluation.scales",
+    "evaluation.task_gradients": "it is evaluation.control_steps",
     "generator.conv_channels": "it is generator.denoiser.channels, with generator.denoiser.kind=conv before it",
     "generator.denoiser_blocks": "it is generator.denoiser.num_blocks",
     "generator.denoiser_width": "it is generator.denoiser.width",

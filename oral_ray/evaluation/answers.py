@@ -23,7 +23,7 @@ from oral_ray.modalities import Metric, metric_named
 
 def answer_rows(score: Score, values: np.ndarray) -> pd.DataFrame:
     """One row per example of a score; its values are [N] or [N, D]."""
-    about = {name: getattr(score, name) for name in ("base", "task", "metric", "arm", "seed")}
+    about = score.model_dump(include={"base_id", "task", "metric", "arm", "seed"})
     rows = pd.DataFrame(about | {"example": range(len(values)), "value": values if values.ndim == 1 else np.nan})
     return rows if values.ndim == 1 else rows.assign(features=list(values))
 

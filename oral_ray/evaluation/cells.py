@@ -14,10 +14,11 @@ import numpy as np
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
-from oral_ray.config import Config, Dtype, Record, fingerprint
+from oral_ray.config import BaseId, Config, Dtype, Record, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation.scoring import example_values, majority_values, metric_of
-from oral_ray.generation.batch import Sample, generate_samples
+from oral_ray.generation.batch import GeneratorCall, generate_samples
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import effective_sampling
 from oral_ray.modalities import Metric, Values, metric_named
 from oral_ray.pipeline.run import Run, open_run
@@ -46,7 +47,7 @@ class Request(Record):
     """One adapter to generate; `arm` says what for, `recipe` names the generator."""
 
     arm: str
-    base: str
+    base_id: BaseId
     task: str
     prompt: str
     seed: int
@@ -57,7 +58,7 @@ class Request(Record):
 class Cell(Record):
     """What is scored together: the adapters (digests, or what is `Unadapted`) of one task on one base in a dtype."""
 
-    base: str
+    base_id: BaseId
     dtype: Dtype
     task: str
     digests: tuple[str, ...]
@@ -88,12 +89,12 @@ def generate_all(run: Run, requests: Sequence[Request]) -> list[str]:
     """Generate and store on the cluster what is not made yet; digests in the order of requests."""
 
     def make(missing: dict[str, Request]) -> dict[str, Finished]:
-        bases = {request.base: run.bases[request.base] for request in missing.values()}
+        bases = {request.base_id: run.bases[request.base_id] for request in missing.values()}
         call = (generate, (run.config, list(missing.values()), bases))
         [digests] = run.on_cluster([call], label="generate", retries=1)
         return _committed(run, missing, digests, run.adapters.has)
 
-    recipes = [_request_recipe(run, request, run.bases[request.base]) for request in requests]
+    recipes = [_request_recipe(run, request, run.bases[request.base_id]) for request in requests]
     records = complete(run, "generated", dict(zip(recipes, requests, strict=True)), make, _adapters_of)
     return [records[recipe]["digest"] for recipe in recipes]
 
@@ -139,12 +140,12 @@ def generate(config: Config, requests: Sequence[Request], bases: Mapping[str, Ba
 
 
 def _generate(run: Run, requests: Sequence[Request], bases: Mapping[str, BaseRecord]) -> list[str]:
-    samples = [
-        Sample(request.recipe, request.num_steps, request.prompt, bases[request.base], request.seed)
-        for request in requests
-    ]
+    calls = []
+    for request in requests:
+        condition = Condition(request.prompt, bases[request.base_id], run.config.lora, request.seed)
+        calls.append(GeneratorCall(request.recipe, request.num_steps, condition))
     digests = [""] * len(requests)
-    for places, adapter in generate_samples(samples, run.generator, run.probes, run.config, run.device):
+    for places, adapter in generate_samples(calls, run.generator, run.probes, run.config, run.device):
         digest = run.adapters.put(adapter)
         for i in places:
             digests[i] = digest
@@ -156,11 +157,11 @@ def score_all(run: Run, wanted: Sequence[Cell]) -> dict[tuple[str, str], CellVal
 
     def score(missing: Sequence[Cell]) -> list[dict[str, Finished]]:
         keep = run.config.evaluation.keep_states
-        calls = [(score_cell, (run.config, cell, run.bases[cell.base], keep)) for cell in missing]
+        calls = [(score_cell, (run.config, cell, run.bases[cell.base_id], keep)) for cell in missing]
         return run.on_cluster(calls, label="scores", retries=2)
 
-    cells = [(cell, run.bases[cell.base]) for cell in wanted]
-    return {(cell.base, cell.task): values for cell, values in zip(wanted, _score(run, cells, score), strict=True)}
+    cells = [(cell, run.bases[cell.base_id]) for cell in wanted]
+    return {(cell.base_id, cell.task): values for cell, values in zip(wanted, _score(run, cells, score), strict=True)}
 
 
 def score_here(run: Run, cell: Cell, base: BaseRecord) -> CellValues:
@@ -220,7 +221,7 @@ def _cell_values(cell: Cell, records: Mapping[str, Finished]) -> CellValues:
     names = {record["metric"] for record in records.values()}
     if len(names) != 1:
         raise EvaluationError(
-            f"the scores of {cell.task} on {cell.base} are by {', '.join(sorted(names)) or 'no metric'}, not by one; "
+            f"the scores of {cell.task} on {cell.base_id} are by {', '.join(sorted(names)) or 'no metric'}, not by one; "
             "delete their records under records/scores/ and run again"
         )
     values = {digest: np.array(record["values"], dtype=float) for digest, record in records.items() if record["values"]}

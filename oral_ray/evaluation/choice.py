@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from oral_ray.config import Record
+from oral_ray.config import BaseId, Record
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.cells import Cell
 from oral_ray.pipeline.run import Run
@@ -11,7 +11,7 @@ from oral_ray.pipeline.run import Run
 class Choice(Record):
     """The adapters to choose among, by digest; of equals, or where no figure is a number, the first is taken."""
 
-    base: str
+    base_id: BaseId
     task: str
     candidates: tuple[str, ...]
 
@@ -20,10 +20,10 @@ def choose_all(run: Run, choices: Sequence[Choice]) -> list[str]:
     """The digest that each choice comes to; candidates of one (base, task) are scored together."""
     candidates: dict[tuple[str, str], set[str]] = {}
     for choice in choices:
-        candidates.setdefault((choice.base, choice.task), set()).update(choice.candidates)
+        candidates.setdefault((choice.base_id, choice.task), set()).update(choice.candidates)
     wanted = [
         Cell(
-            base=base_id,
+            base_id=base_id,
             dtype=run.config.bases.dtype,
             task=task_id,
             digests=tuple(sorted(digests)),
@@ -35,6 +35,6 @@ def choose_all(run: Run, choices: Sequence[Choice]) -> list[str]:
     scored = cells.score_all(run, wanted)
     chosen = []
     for choice in choices:
-        best = scored[choice.base, choice.task].best(choice.candidates)
+        best = scored[choice.base_id, choice.task].best(choice.candidates)
         chosen.append(best or choice.candidates[0])
     return chosen

@@ -96,6 +96,6 @@ class EvaluationContext:
     def request(self, arm: str, base_id: str, task_id: str, prompt: str, seed: int, recipe: str) -> Request:
         """A sample of a generator with the configured number of steps."""
         return Request(
-            arm=arm, base=base_id, task=task_id, prompt=prompt, seed=seed, recipe=recipe,
+            arm=arm, base_id=base_id, task=task_id, prompt=prompt, seed=seed, recipe=recipe,
             num_steps=self.config.sampling.num_steps,
         )  # fmt: skip

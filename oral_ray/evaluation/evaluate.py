@@ -42,15 +42,15 @@ def evaluate_arms(trained: Trained, generators: Mapping[int, str]) -> pd.DataFra
     digests = _make(trained, generators, run.config.tasks.ids)
     curve = _curve_requests(run, trained.recipe)
     curve_digests = cells.generate_all(run, curve)
-    of_curve = {(r.base, r.task, digest) for r, digest in zip(curve, curve_digests, strict=True)}
+    of_curve = {(r.base_id, r.task, digest) for r, digest in zip(curve, curve_digests, strict=True)}
     scored = _scored(run, _asked(digests) | of_curve)
     scores = _write(run, digests, scored, out)
     curve_rows = []
     for request, digest in zip(curve, curve_digests, strict=True):
-        cell = scored[request.base, request.task]
+        cell = scored[request.base_id, request.task]
         curve_rows.append(
             {
-                "base": request.base, "task": request.task, "metric": cell.metric.name,
+                "base": request.base_id, "task": request.task, "metric": cell.metric.name,
                 "num_steps": request.num_steps, "value": cell.figure(digest),
             }
         )  # fmt: skip
@@ -139,16 +139,19 @@ def _scored(run: Run, asked: set[tuple[str, str, str]]) -> dict[tuple[str, str],
     """The values of (base, task, digest) by base and task."""
     config = run.config
     of_test = config.evaluation.split == "test"
+    by_pair: dict[tuple[str, str], set[str]] = {}
+    for base_id, task_id, digest in asked:
+        by_pair.setdefault((base_id, task_id), set()).add(digest)
     wanted = [
         Cell(
-            base=base_id,
+            base_id=base_id,
             dtype=config.bases.dtype,
             task=task_id,
-            digests=tuple(sorted(digest for b, t, digest in asked if (b, t) == (base_id, task_id))),
+            digests=tuple(sorted(digests)),
             split=config.evaluation.split,
             limit=config.evaluation.max_test if of_test else config.evaluation.max_validation,
         )
-        for base_id, task_id in sorted({(b, t) for b, t, _ in asked})
+        for (base_id, task_id), digests in sorted(by_pair.items())
     ]
     return cells.score_all(run, wanted)
 
@@ -165,7 +168,7 @@ def _write(run: Run, digests: Digests, scored: dict[tuple[str, str], CellValues]
         if digest not in cell.values:
             continue
         score = Score(
-            base=base_id,
+            base_id=base_id,
             base_seen=base_id in seen,
             task=task_id,
             arm=arm,
@@ -216,7 +219,7 @@ def generation_request(run: Run, base_id: str, task_id: str, recipe: str) -> Req
     """The first sample of the `generated` arm."""
     return Request(
         arm=GENERATED,
-        base=base_id,
+        base_id=base_id,
         task=task_id,
         prompt=run.task(task_id).prompt,
         seed=run.config.evaluation.seeds[0],
@@ -235,7 +238,7 @@ def _distances(trained: Trained, digests: Digests) -> Iterable[dict[str, Any]]:
         known = [
             (entry.run, entry.digests[-1])
             for entry in _targets(run, trained.corpus)
-            if (run.bases[entry.run.bases[0]].spec.digest, entry.run.lora) == (layout.architecture, lora)
+            if (run.bases[entry.run.base_ids[0]].spec.digest, entry.run.lora) == (layout.architecture, lora)
         ]
         asked = [
             (key, digest)
@@ -254,7 +257,7 @@ def _distances(trained: Trained, digests: Digests) -> Iterable[dict[str, Any]]:
             nearest, _ = known[int(row.argmin())]
             yield {
                 "base": base_id, "task": task_id, "arm": arm, "seed": seed, "distance": float(row.min()),
-                "nearest_task": nearest.task, "nearest_base": nearest.bases[0],
+                "nearest_task": nearest.task, "nearest_base": nearest.base_ids[0],
                 "unexplained": float(rest),
             }  # fmt: skip
 

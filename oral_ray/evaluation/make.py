@@ -50,8 +50,8 @@ def check_bases(digests: Digests, run: Run) -> None:
         _, made = run.adapters.about(digest)
         if made.base_fingerprint != run.bases[base_id].fingerprint:
             raise EvaluationError(
-                f"the {arm} adapter {digest[:12]} of {task_id} was made for {made.base!r}, not for {base_id!r}; its record "
-                "is wrong, delete it from the store and run again"
+                f"the {arm} adapter {digest[:12]} of {task_id} was made for {made.base_id!r}, not for {base_id!r}; its "
+                "record is wrong, delete it from the store and run again"
             )
 
 

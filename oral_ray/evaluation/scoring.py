@@ -21,7 +21,7 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
-from oral_ray.config import Record
+from oral_ray.config import BaseId, Record
 from oral_ray.errors import EvaluationError
 from oral_ray.modalities import Batch, Metric, TaskReader, Values, batches, modality_of
 from oral_ray.tasks import Split, Task
@@ -33,7 +33,7 @@ class Score(Record):
     `digest` is empty where there is no adapter.
     """
 
-    base: str
+    base_id: BaseId
     base_seen: bool
     task: str
     arm: str

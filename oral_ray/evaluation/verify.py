@@ -161,7 +161,7 @@ def _verdict(
 
 def _named_base(artifact: AdapterArtifact) -> str:
     named = artifact.config.get("base_model_name_or_path")
-    return named if isinstance(named, str) else artifact.provenance.base
+    return named if isinstance(named, str) else artifact.provenance.base_id
 
 
 def _is_same_name(named: str, base: str) -> bool:

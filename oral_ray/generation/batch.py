@@ -1,50 +1,57 @@
-"""Many adapters from stored generators, each with its prompt, base and seed; what is alike is made once.
+"""Many adapters from stored generators, each of a condition; what is alike is made once.
 
-for places, adapter in generate_samples(samples, generator_of, probes_of, config, device):
-    digest = store.put(adapter)         # of all samples at these places
+for places, adapter in generate_samples(calls, generator_of, probes_of, config, device):
+    digest = store.put(adapter)         # of all calls at these places
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from oral_ray.adapters.sampled import SampledAdapter
-from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import Config
+from oral_ray.config import Config, LoraSettings
 from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory, ProbesOf, effective_sampling
 from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.generator.model import Generator
 
 
-class Sample(NamedTuple):
-    """What is asked of a generator, by its recipe."""
+class GeneratorCall(NamedTuple):
+    """An adapter of a condition, from the generator of a recipe in `num_steps` sampling steps."""
 
     recipe: str
     num_steps: int
-    prompt: str
-    base: BaseRecord
-    seed: int
+    condition: Condition
 
 
 def generate_samples(
-    samples: Sequence[Sample], generator_of: Callable[[str], Generator], probes_of: ProbesOf, config: Config, device: str
+    calls: Sequence[GeneratorCall], generator_of: Callable[[str], Generator], probes_of: ProbesOf, config: Config,
+    device: str,
 ) -> Iterator[tuple[list[int], SampledAdapter]]:  # fmt: skip
-    """Every adapter with the places of the samples that ask for it, those of a generator together.
+    """Every adapter with the places of the calls that want it, those of a generator together.
 
     `generator_of` loads a generator by its recipe, `probes_of` the weight probes of a base.
     """
     encoder = ConditionEncoder(config.condition)
-    for recipe, num_steps in sorted({(sample.recipe, sample.num_steps) for sample in samples}):
+    for recipe, num_steps in sorted({(call.recipe, call.num_steps) for call in calls}):
         sampling = effective_sampling(config.sampling.model_copy(update={"num_steps": num_steps}), config.determinism)
         factory = AdapterFactory(generator_of(recipe), encoder, sampling, probes_of, device)
-        asked: dict[str, dict[tuple[str, int], list[int]]] = {}  # by prompt: so many adapters are in memory at once
-        for i, sample in enumerate(samples):
-            if (sample.recipe, sample.num_steps) == (recipe, num_steps):
-                asked.setdefault(sample.prompt, {}).setdefault((sample.base.id, sample.seed), []).append(i)
-        for prompt, uses in asked.items():
-            alike = [samples[places[0]] for places in uses.values()]
-            conditions = [Condition(prompt, one.base, config.lora, one.seed) for one in alike]
-            yield from zip(uses.values(), factory.generate(conditions), strict=True)
+        places = [i for i, call in enumerate(calls) if (call.recipe, call.num_steps) == (recipe, num_steps)]
+        by_prompt: dict[str, list[int]] = {}  # the adapters of one prompt are in memory at once, no more
+        for i in places:
+            by_prompt.setdefault(calls[i].condition.prompt, []).append(i)
+        for of_prompt in by_prompt.values():
+            alike = _alike([calls[i].condition for i in of_prompt], of_prompt)
+            adapters = factory.generate([calls[same[0]].condition for same in alike])
+            yield from zip(alike, adapters, strict=True)
+
+
+def _alike(conditions: Sequence[Condition], places: Sequence[int]) -> list[list[int]]:
+    """The places of conditions of one prompt, those of equal conditions together."""
+    together: dict[tuple[str, LoraSettings, int, float], list[int]] = {}
+    for place, condition in zip(places, conditions, strict=True):
+        key = (condition.base.id, condition.lora, condition.seed, condition.scale)
+        together.setdefault(key, []).append(place)
+    return list(together.values())
 
 
 def nearest_prompts(known: Sequence[str], asked: Sequence[str], config: Config) -> list[int]:

@@ -166,11 +166,11 @@ class AdapterFactory:
         is_regression = isinstance(self.generator.spec.generator.objective, RegressionObjective)
         return Provenance(
             origin="regression" if is_regression else "generated",
-            base=condition.base.id,
+            base_id=condition.base.id,
             base_fingerprint=condition.base.fingerprint,
             prompt=condition.prompt,
             seed=condition.seed,
-            strength=condition.scale,
+            scale=condition.scale,
             generator=self.generator.spec.recipe,
             sampling=canonical_json(self.sampling.model_dump(mode="json", exclude=_TOGETHER)),
             code_version=code_version(),

@@ -33,6 +33,7 @@ class ConvDenoiser(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(1, size) for size in channels)
 
     def forward(self, noisy_BLD: Tensor, prototypes_BLM: Tensor, time_B: Tensor) -> Tensor:
+        """The prediction [B, L, D] of the objective for noisy tokens at noise levels 0 to 1."""
         batch, num_tokens, token_dim = noisy_BLD.shape
         prototype_BLD = self.prototype_in(prototypes_BLM)
         times_B = time_features(time_B).to(noisy_BLD.dtype)

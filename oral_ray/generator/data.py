@@ -34,7 +34,7 @@ class CorpusRow:
 
     digest: str
     layout: str
-    base: str
+    base_id: str
     task: str
     tokens_LD: Tensor
 
@@ -163,7 +163,7 @@ def make_batch(
         before[i].flatten(0, 1)[: cut.start] = positions(layout)[: cut.start]
         wordings = tables.prompts[row.task]
         text.append(wordings[int(torch.randint(len(wordings), (), generator=rng))])
-        model.append(tables.bases[row.base])
+        model.append(tables.bases[row.base_id])
     return Batch(
         x0,
         mask,

@@ -32,6 +32,7 @@ class Denoiser(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, noisy_BLD: Tensor, prototypes_BLM: Tensor, time_B: Tensor) -> Tensor:
+        """The prediction [B, L, D] of the objective for noisy tokens at noise levels 0 to 1."""
         time_B1W = self.time_in(time_features(time_B).to(noisy_BLD.dtype))[:, None]
         condition_BLW = F.silu(self.prototype_in(prototypes_BLM) + time_B1W)
         hidden_BLW = self.tokens_in(noisy_BLD)
@@ -53,6 +54,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, hidden_BLW: Tensor, condition_BLW: Tensor) -> Tensor:
+        """The hidden states [B, L, W] with this block's update, modulated by the condition."""
         shift, scale, gate = self.modulation(condition_BLW).chunk(3, dim=-1)
         update = self.down(F.gelu(self.up(modulate(hidden_BLW, shift, scale)), approximate="tanh"))
         return hidden_BLW + gate * update

@@ -173,6 +173,7 @@ class RecurrentLayer(nn.Module):
         )
 
     def forward(self, hidden_BLM: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState | None]:
+        """The hidden states [B, L, M] after this layer, and the state to go on from (None without one)."""
         if isinstance(self.mixer, Mamba2):
             mixed, state = self.mixer(self.norm(hidden_BLM), state)
             return hidden_BLM + mixed, state

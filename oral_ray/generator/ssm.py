@@ -126,6 +126,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """`y` gated by `z` and normalised over the last dimension; all of one shape."""
         return F.rms_norm(y * F.silu(z), self.weight.shape, self.weight, 1e-5)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from oral_ray.adapters.artifact import rebased
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import Config, Record, fingerprint
+from oral_ray.config import BaseId, Config, Record, fingerprint
 from oral_ray.errors import ArtifactError, EvaluationError
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.arms import refined
@@ -54,7 +54,7 @@ class Candidate(NamedTuple):
 class Outcome(Record):
     """The gate's decision, the validation score of every candidate, why others were refused, the winner's digest."""
 
-    base: str
+    base_id: BaseId
     task: str
     decision: GateDecision
     scores: dict[str, float]
@@ -137,7 +137,7 @@ def _decide(run: Run, item: Item) -> Outcome:
     decision = decide(scores, names, settings.min_gain_over_base, metric)
     digests = {candidate.name: candidate.digest for candidate in candidates}
     outcome = Outcome(
-        base=item.base.id,
+        base_id=item.base.id,
         task=item.task,
         decision=decision,
         scores=scores,
@@ -186,7 +186,7 @@ def _requests(run: Run, item: Item) -> list[Request]:
     return [
         Request(
             arm=GENERATED,
-            base=item.base.id,
+            base_id=item.base.id,
             task=item.task,
             prompt=run.task(item.task).prompt,
             seed=seed,
@@ -205,7 +205,7 @@ def _score(run: Run, item: Item, candidates: Sequence[Candidate]) -> tuple[Metri
     """
     digests = {"base": str(Unadapted.BASE)} | {candidate.name: candidate.digest for candidate in candidates}
     cell = Cell(
-        base=item.base.id,
+        base_id=item.base.id,
         dtype=run.config.bases.dtype,
         task=item.task,
         digests=tuple(sorted(set(digests.values()))),

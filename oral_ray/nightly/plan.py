@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import LoraSettings, Record
+from oral_ray.config import BaseId, LoraSettings, Record
 from oral_ray.generation.refusal import refuse_base
 
 if TYPE_CHECKING:  # plans are made without torch, which an evaluation needs
@@ -22,7 +22,7 @@ _DUE = "not released yet: new base version, served name, generator or task"
 class PlanItem(Record):
     """What is to be done for one task on one base version, and why not where nothing is."""
 
-    base: str
+    base_id: BaseId
     task: str
     action: Literal["generate", "skip"]
     reason: str
@@ -48,13 +48,13 @@ def plan_releases(
         refusal = refusals[base.spec.digest]
         for task in tasks:
             if (base.id, base.fingerprint, task) in released:
-                items.append(PlanItem(base=base.id, task=task, action="skip", reason="already released"))
+                items.append(PlanItem(base_id=base.id, task=task, action="skip", reason="already released"))
             elif refusal:
-                items.append(PlanItem(base=base.id, task=task, action="skip", reason=refusal))
+                items.append(PlanItem(base_id=base.id, task=task, action="skip", reason=refusal))
             else:
                 items.append(
                     PlanItem(
-                        base=base.id,
+                        base_id=base.id,
                         task=task,
                         action="generate",
                         reason=_DUE,

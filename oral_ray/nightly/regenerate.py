@@ -14,7 +14,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -30,7 +30,7 @@ from oral_ray.pipeline.bases import resolve_bases
 from oral_ray.pipeline.run import Run, open_run
 from oral_ray.pipeline.walk import Trained, walk
 from oral_ray.store.generators import Lineage, current_generator, generator_lineage
-from oral_ray.store.heads import Head, latest_of
+from oral_ray.store.latest import LatestRelease, latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Survey:
     bases: dict[str, BaseRecord]
     skipped: list[SkippedBase]
     plan: list[PlanItem]
-    heads: dict[str, Head]
+    latest: dict[str, LatestRelease]
 
 
 def watch(config: Config) -> Iterator[RegenerationSummary]:
@@ -74,35 +74,33 @@ def run_night(run: Run, only: Collection[str] | None = None) -> RegenerationSumm
 def regenerate(trained: Trained, only: Collection[str] | None = None) -> RegenerationSummary:
     """Regenerate everything that is due (of the bases `only`); a second run finds it released and does nothing."""
     started, run, recipe = datetime.now(UTC), trained.run, trained.recipe
-    found = survey(run, recipe, only)
-    items = _items(trained, found)
+    surveyed = survey(run, recipe, only)
+    items = _items(trained, surveyed)
     known = [_decided(run, item) for item in items]
     outcomes = [outcome for outcome in known if outcome is not None and outcome.decision.arm is None]
     todo = [item for item, outcome in zip(items, known, strict=True) if outcome is None or outcome.decision.arm]
     made, failed = _work(run, recipe, todo)
-    heads, lost = _afterwards(run) if todo else (found.heads, [])
+    latest, lost = _afterwards(run) if todo else (surveyed.latest, [])
     summary = RegenerationSummary(
         started=started.isoformat(timespec="seconds"),
         wall_s=(datetime.now(UTC) - started).total_seconds(),
         generator=recipe,
-        skipped_bases=tuple(found.skipped),
-        plan=tuple(found.plan),
+        skipped_bases=tuple(surveyed.skipped),
+        plan=tuple(surveyed.plan),
         outcomes=tuple(outcomes + made),
         failed=(*failed, *lost),
-        published=tuple(
-            row for base_id in found.bases for row in _published(heads.get(base_id), base_id, run.objects.uri)
-        ),
+        published=_published(latest, surveyed.bases, run.objects.uri),
     )
     return _kept(run, summary, started) if todo else summary
 
 
-def _afterwards(run: Run) -> tuple[dict[str, Head], list[FailedItem]]:
+def _afterwards(run: Run) -> tuple[dict[str, LatestRelease], list[FailedItem]]:
     """What is released after a run; where the store cannot say, a failure that says so: the run's summary is not lost."""
     try:
         return latest_of(run.objects, run.config.name), []
     except StoreError as error:
         reason = f"what is released cannot be read ({_one_line(error)}); see oral-ray list"
-        return {}, [FailedItem(base="*", task="*", reason=reason)]
+        return {}, [FailedItem(base_id="*", task="*", reason=reason)]
 
 
 def _kept(run: Run, summary: RegenerationSummary, started: datetime) -> RegenerationSummary:
@@ -110,7 +108,7 @@ def _kept(run: Run, summary: RegenerationSummary, started: datetime) -> Regenera
     try:
         run.objects.put(f"runs/{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json", canonical_json(summary).encode())
     except StoreError as error:
-        lost = FailedItem(base="*", task="*", reason=f"this summary is not kept in the store: {_one_line(error)}")
+        lost = FailedItem(base_id="*", task="*", reason=f"this summary is not kept in the store: {_one_line(error)}")
         return summary.model_copy(update={"failed": (*summary.failed, lost)})
     return summary
 
@@ -121,13 +119,13 @@ def dry_run(run: Run) -> RegenerationSummary:
     recipe = current_generator(run.objects, name)
     if recipe is None:
         raise GeneratorError(f"{uri} has no generator of {name!r}; run jobs/train.py, or without --dry-run")
-    found = survey(run, recipe)
+    surveyed = survey(run, recipe)
     return RegenerationSummary(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         generator=recipe,
-        skipped_bases=tuple(found.skipped),
-        plan=tuple(found.plan),
-        published=tuple(row for base_id in found.bases for row in _published(found.heads.get(base_id), base_id, uri)),
+        skipped_bases=tuple(surveyed.skipped),
+        plan=tuple(surveyed.plan),
+        published=_published(surveyed.latest, surveyed.bases, uri),
     )
 
 
@@ -137,26 +135,25 @@ def survey(run: Run, recipe: str, only: Collection[str] | None = None) -> Survey
     landed, skipped = run.base_store.discover(config.regenerate.quiet_period_s, only)
     chosen = [base for base in landed if any(fnmatch.fnmatch(base.id, glob) for glob in config.regenerate.bases)]
     if only is None:  # a mistyped pattern would do nothing, every night, and say so to nobody
-        names = [base.id for base in (*landed, *skipped)]
-        patterns = {"bases": config.regenerate.bases, "served_names": tuple(config.regenerate.served_names)}
-        skipped += [
-            SkippedBase(
-                id=glob, reason=f"nothing under {config.bases.prefix}/ has such a name; see regenerate.{setting}"
-            )
-            for setting, globs in patterns.items()
-            for glob in globs
-            if not fnmatch.filter(names, glob)
-        ]
-    heads = latest_of(run.objects, config.name)
-    released = {
-        (base.id, base.fingerprint, adapter.task)
-        for base in chosen
-        if base.id in heads
-        for adapter in _current(config, heads[base.id].release, base, recipe)
-    }
+        skipped += _matching_nothing(config, [base.id for base in (*landed, *skipped)])
+    latest = latest_of(run.objects, config.name)
+    released: set[tuple[str, str, str]] = set()
+    for base in chosen:
+        release = latest[base.id].release if base.id in latest else None
+        released |= {(base.id, base.fingerprint, adapter.task) for adapter in _current(config, release, base, recipe)}
     architectures = run.generator_card(recipe).spec.architectures
     plan = plan_releases(chosen, config.tasks.ids, architectures, config.lora, released)
-    return Survey({base.id: base for base in chosen}, skipped, plan, heads)
+    return Survey({base.id: base for base in chosen}, skipped, plan, latest)
+
+
+def _matching_nothing(config: Config, names: list[str]) -> list[SkippedBase]:
+    """The patterns of the configuration that no base's name fits, each with the setting in which it stands."""
+    patterns = {"bases": config.regenerate.bases, "served_names": tuple(config.regenerate.served_names)}
+    missed = []
+    for setting, globs in patterns.items():
+        reason = f"nothing under {config.bases.prefix}/ has such a name; see regenerate.{setting}"
+        missed += [SkippedBase(id=glob, reason=reason) for glob in globs if not fnmatch.filter(names, glob)]
+    return missed
 
 
 def _needed(run: Run) -> list[BaseVersion]:
@@ -168,7 +165,7 @@ def _needed(run: Run) -> list[BaseVersion]:
     ]
 
 
-def _items(trained: Trained, found: Survey) -> list[Item]:
+def _items(trained: Trained, surveyed: Survey) -> list[Item]:
     """What is to be done, with the adapters of the corpus that each could reuse; trained where they are missing."""
     run = trained.run
     config, known = run.config, run.bases
@@ -179,23 +176,24 @@ def _items(trained: Trained, found: Survey) -> list[Item]:
         return corpus.plan_run(run, task_id, [known[base_id] for base_id in base_ids], config.corpus.seeds[0])
 
     def reusable(planned: PlanItem) -> dict[str, corpus.CorpusRun]:
-        base = found.bases[planned.base]
+        base = surveyed.bases[planned.base_id]
         same = [base_id for base_id in seen if known[base_id].spec.digest == base.spec.digest]
-        newest = [base_id for base_id in (corpus.newest_seen(config, base.id),) if base_id in same] or same[-1:]
-        together = same if config.corpus.targets == "joint" else []
-        return {
-            name: of_corpus(tuple(base_ids), planned.task)
-            for name, base_ids in (("joint", together), ("reuse_new", newest), ("reuse_old", same[:1]))
-            if name in config.regenerate.candidates and base_ids
+        ancestor = corpus.newest_seen(config, base.id)
+        trained_on = {
+            "joint": same if config.corpus.targets == "joint" else [],
+            "reuse_new": [ancestor] if ancestor in same else same[-1:],
+            "reuse_old": same[:1],
         }
+        wanted = {name: ids for name, ids in trained_on.items() if ids and name in config.regenerate.candidates}
+        return {name: of_corpus(tuple(ids), planned.task) for name, ids in wanted.items()}
 
-    due = [(planned, reusable(planned)) for planned in found.plan if planned.action == "generate"]
+    due = [(planned, reusable(planned)) for planned in surveyed.plan if planned.action == "generate"]
     trainings = [training for _, reuse in due for training in reuse.values()]
     digests = {entry.run.recipe: entry.digests[-1] for entry in corpus.train_runs(run, trainings)}
     fingerprints = {task_id: run.task(task_id).fingerprint for task_id in config.tasks.ids}
     return [
         Item(
-            base=found.bases[planned.base],
+            base=surveyed.bases[planned.base_id],
             task=planned.task,
             task_fingerprint=fingerprints[planned.task],
             recipe=trained.recipe,
@@ -246,7 +244,7 @@ def _failure(base_id: str, task: str, error: Exception) -> FailedItem:
     """What failed and why; what is no error meant for a user goes to the log whole."""
     if not isinstance(error, OralError):
         logger.error("%s on %s failed", task, base_id, exc_info=error)
-    return FailedItem(base=base_id, task=task, reason=_one_line(error))
+    return FailedItem(base_id=base_id, task=task, reason=_one_line(error))
 
 
 def _release(run: Run, generator: Lineage, base: BaseRecord, adapters: Collection[ReleasedAdapter]) -> None:
@@ -261,7 +259,7 @@ def _release(run: Run, generator: Lineage, base: BaseRecord, adapters: Collectio
         tasks = {adapter.task: adapter for adapter in adapters}
         tasks |= {adapter.task: adapter for adapter in _current(config, before, base, generator.recipe)}
         return Release(
-            base=base.id,
+            base_id=base.id,
             base_fingerprint=base.fingerprint,
             generator=generator.recipe,
             name=config.name,
@@ -283,19 +281,24 @@ def _current(config: Config, release: Release | None, base: BaseRecord, recipe: 
     return release.adapters if fresh else ()
 
 
-def _published(head: Head | None, base_id: str, store_uri: str) -> list[dict[str, str]]:
-    """Rows of what the latest release of a base holds; `path` is empty where the store is no folder."""
-    return [
-        {
-            "base": base_id,
-            "task": adapter.task,
-            "arm": adapter.arm,
-            "adapter_id": adapter.adapter_id,
-            "uri": adapter.uri_in(store_uri),
-            "path": adapter.uri_in(store_uri).removeprefix("file://") if store_uri.startswith("file://") else "",
-        }
-        for adapter in (head.release.adapters if head else ())
-    ]
+def _published(
+    latest: Mapping[str, LatestRelease], base_ids: Iterable[str], store_uri: str
+) -> tuple[dict[str, str], ...]:
+    """Rows of what the latest releases of bases hold; `path` is empty where the store is no folder."""
+    rows = []
+    for base_id in base_ids:
+        adapters = latest[base_id].release.adapters if base_id in latest else ()
+        for adapter in adapters:
+            uri = adapter.uri_in(store_uri)
+            rows.append({
+                "base": base_id,
+                "task": adapter.task,
+                "arm": adapter.arm,
+                "adapter_id": adapter.adapter_id,
+                "uri": uri,
+                "path": uri.removeprefix("file://") if store_uri.startswith("file://") else "",
+            })  # fmt: skip
+    return tuple(rows)
 
 
 def _one_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from oral_ray.bases.catalog import SkippedBase
-from oral_ray.config import Record
+from oral_ray.config import BaseId, Record
 from oral_ray.errors import ConfigError, StoreError, printable
 from oral_ray.evaluation.report.aligned import aligned
 from oral_ray.nightly.gate import Outcome
@@ -31,7 +31,7 @@ class FailedItem(Record):
     The task `*` stands for all that was due on the base, or for its release.
     """
 
-    base: str
+    base_id: BaseId
     task: str
     reason: Annotated[str, BeforeValidator(printable)]
 
@@ -62,11 +62,11 @@ class RegenerationSummary(Record):
     @property
     def _num_failed(self) -> int:
         """Pairs that failed, and releases."""
-        known = {(item.base, item.task) for item in (*self.outcomes, *self.failed)}
+        known = {(item.base_id, item.task) for item in (*self.outcomes, *self.failed)}
         undecided = Counter(
-            item.base for item in self.plan if item.action == "generate" and (item.base, item.task) not in known
+            item.base_id for item in self.plan if item.action == "generate" and (item.base_id, item.task) not in known
         )
-        return sum(max(1, undecided[item.base]) if item.task == WHOLE_BASE else 1 for item in self.failed)
+        return sum(max(1, undecided[item.base_id]) if item.task == WHOLE_BASE else 1 for item in self.failed)
 
 
 def once_a_base(failed: Sequence[FailedItem], due: Mapping[str, int]) -> list[FailedItem]:
@@ -74,36 +74,42 @@ def once_a_base(failed: Sequence[FailedItem], due: Mapping[str, int]) -> list[Fa
 
     So a base that does not load is one line, however many tasks there are. `due` counts what was due on each base.
     """
-    alike = Counter((item.base, item.reason) for item in failed)
+    alike = Counter((item.base_id, item.reason) for item in failed)
     found = {
-        (item.base, WHOLE_BASE if alike[item.base, item.reason] == due[item.base] > 1 else item.task, item.reason)
+        (
+            item.base_id,
+            WHOLE_BASE if alike[item.base_id, item.reason] == due[item.base_id] > 1 else item.task,
+            item.reason,
+        )
         for item in failed
     }
-    return [FailedItem(base=base, task=task, reason=reason) for base, task, reason in sorted(found)]
+    return [FailedItem(base_id=base, task=task, reason=reason) for base, task, reason in sorted(found)]
 
 
 def tables(summary: RegenerationSummary) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
     """(title, columns, rows) of everything that there is to say."""
-    yield "failed", ("base", "task", "reason"), [(item.base, item.task, item.reason) for item in summary.failed]
+    yield "failed", ("base", "task", "reason"), [(item.base_id, item.task, item.reason) for item in summary.failed]
     yield "skipped checkpoints", ("base", "reason"), [(item.id, item.reason) for item in summary.skipped_bases]
-    decided = {(outcome.base, outcome.task) for outcome in summary.outcomes}
-    broken = {(item.base, item.task) for item in summary.failed}
+    decided = {(outcome.base_id, outcome.task) for outcome in summary.outcomes}
+    broken = {(item.base_id, item.task) for item in summary.failed}
     due = [item for item in summary.plan if item.action == "generate"]
     undone = [
-        item for item in due if (item.base, item.task) not in decided | broken and (item.base, WHOLE_BASE) not in broken
+        item
+        for item in due
+        if (item.base_id, item.task) not in decided | broken and (item.base_id, WHOLE_BASE) not in broken
     ]
-    yield "to do", ("base", "task", "reason"), [(item.base, item.task, item.reason) for item in undone]
-    skips = Counter((item.base, item.reason) for item in summary.plan if item.action == "skip")
+    yield "to do", ("base", "task", "reason"), [(item.base_id, item.task, item.reason) for item in undone]
+    skips = Counter((item.base_id, item.reason) for item in summary.plan if item.action == "skip")
     yield "not due", ("base", "tasks", "reason"), [(base, str(n), reason) for (base, reason), n in skips.items()]
     yield (
         "decided",
         ("base", "task", "published", "reason"),
-        [(o.base, o.task, o.decision.arm or "nothing", o.decision.reason) for o in summary.outcomes],
+        [(o.base_id, o.task, o.decision.arm or "nothing", o.decision.reason) for o in summary.outcomes],
     )
     yield (
         "refused candidates",
         ("base", "task", "candidate", "reason"),
-        [(o.base, o.task, name, reason) for o in summary.outcomes for name, reason in sorted(o.refused.items())],
+        [(o.base_id, o.task, name, reason) for o in summary.outcomes for name, reason in sorted(o.refused.items())],
     )
     rows = [(row["base"], row["task"], row["arm"], row["uri"]) for row in summary.published]
     yield "current release", ("base", "task", "arm", "uri"), rows

@@ -15,7 +15,16 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
 from oral_ray.cluster import Call
-from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Record, derive_seed, fingerprint
+from oral_ray.config import (
+    BaseIds,
+    Config,
+    EvolveOrigin,
+    LoraSettings,
+    PretrainOrigin,
+    Record,
+    derive_seed,
+    fingerprint,
+)
 from oral_ray.errors import ArtifactError, ConfigError, StoreError
 from oral_ray.pipeline.answers import check_answers
 from oral_ray.pipeline.own_tasks import check_unseen, unseen_among
@@ -33,7 +42,7 @@ class CorpusRun(Record):
     """One LoRA training: a task on one base, or on several together (`joint`); `recipe` names its result."""
 
     task: str
-    bases: tuple[str, ...]
+    base_ids: BaseIds
     lora: LoraSettings
     seed: int
     recipe: str
@@ -62,14 +71,14 @@ def check_start(run: Run) -> None:
     config = run.config
     if not config.corpus.start:
         return
-    kinds = {(run.bases[planned.bases[0]].spec.digest, planned.lora): planned for planned in plan_targets(run)}
+    kinds = {(run.bases[planned.base_ids[0]].spec.digest, planned.lora): planned for planned in plan_targets(run)}
     if len(kinds) > 1:
         raise ConfigError(
             f"'corpus.start' is one adapter, and the corpus has {len(kinds)} kinds (architectures of bases.versions, "
             "corpus.kinds); leave it out, or configure one kind"
         )
     for planned in kinds.values():
-        layout = _layout(run.bases[planned.bases[0]], planned)
+        layout = _layout(run.bases[planned.base_ids[0]], planned)
         made = _start(run.adapters, config.corpus.start, layout).provenance
         record = run.records.get("static", made.recipe) or {"run": {"tasks": [made.task], "further": []}}
         if pair := unseen_among(config, run.tasks, [*record["run"]["tasks"], *record["run"]["further"]]):
@@ -138,12 +147,11 @@ def plan_learned(run: Run) -> list[CorpusRun]:
 def _plan_seeds(run: Run, seeds: Sequence[int]) -> list[CorpusRun]:
     config = run.config
     together = families(run) if config.corpus.targets == "joint" else [(base_id,) for base_id in seen_ids(config)]
+    records = [[run.bases[base_id] for base_id in base_ids] for base_ids in together]
+    kinds = config.corpus.kinds or (config.lora,)
     return [
-        plan_run(run, task_id, [run.bases[base_id] for base_id in base_ids], seed, lora)
-        for lora in config.corpus.kinds or (config.lora,)
-        for task_id in config.tasks.ids
-        for base_ids in together
-        for seed in seeds
+        plan_run(run, task_id, bases, seed, lora)
+        for lora, task_id, bases, seed in itertools.product(kinds, config.tasks.ids, records, seeds)
     ]
 
 
@@ -160,7 +168,7 @@ def plan_run(
         "corpus", RECIPE_VERSION, run.task(task_id).fingerprint, [r.fingerprint for r in records],
         [r.id for r in records], config.bases.dtype, lora, training, run_seed,
     )  # fmt: skip
-    return CorpusRun(task=task_id, bases=tuple(r.id for r in records), lora=lora, seed=run_seed, recipe=recipe)
+    return CorpusRun(task=task_id, base_ids=tuple(r.id for r in records), lora=lora, seed=run_seed, recipe=recipe)
 
 
 def training_task(run: Run, task_id: str) -> Task:
@@ -177,10 +185,10 @@ def train_runs(run: Run, planned: Sequence[CorpusRun], first: Sequence[Call] = (
 
     def train(missing: dict[str, CorpusRun]) -> dict[str, Finished]:
         check_answers(
-            run, [((work.task,), [run.bases[base_id] for base_id in work.bases]) for work in missing.values()]
+            run, [((work.task,), [run.bases[base_id] for base_id in work.base_ids]) for work in missing.values()]
         )
-        longest_first = sorted(missing.values(), key=lambda work: -len(work.bases))
-        calls = [(train_run, (run.config, work, [run.bases[b] for b in work.bases])) for work in longest_first]
+        longest_first = sorted(missing.values(), key=lambda work: -len(work.base_ids))
+        calls = [(train_run, (run.config, work, [run.bases[b] for b in work.base_ids])) for work in longest_first]
         done = on_cluster(calls)
         return {work.recipe: record for work, record in zip(longest_first, done, strict=True)}
 

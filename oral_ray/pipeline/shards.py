@@ -56,7 +56,7 @@ def _tokenise(
 
     objects, tokens = run.objects, run.config.tokens
     layouts = [
-        AdapterLayout.of(run.bases[entry.run.bases[0]].spec, entry.run.lora, tokens.token_dim) for entry in entries
+        AdapterLayout.of(run.bases[entry.run.base_ids[0]].spec, entry.run.lora, tokens.token_dim) for entry in entries
     ]
     items = plan_rows(entries, layouts, tokens.last_checkpoints)
     if not items:
@@ -82,7 +82,7 @@ def _tokenise(
             files=tuple(key.removeprefix(prefix) for key in keys),
             num_rows=len(items),
             layouts=by_digest,
-            bases=tuple(seen_ids(run.config)),
+            base_ids=tuple(seen_ids(run.config)),
             prompts=dict(prompts),
             scales=tuple((role, factor, rows) for (role, factor), rows in stats.scales.items()),
         )
@@ -99,13 +99,15 @@ def plan_rows(
 
     `layouts` are those of the entries, in their order.
     """
-    items = [
-        {"digest": digest, "layout": layout.digest, "base": base_id, "task": entry.run.task, "seed": entry.run.seed,
-         "step": step}
-        for entry, layout in zip(entries, layouts, strict=True)
-        for base_id in entry.run.bases
-        for step, digest in list(enumerate(entry.digests))[-(last_checkpoints or len(entry.digests)) :]
-    ]  # fmt: skip
+    items = []
+    for entry, layout in zip(entries, layouts, strict=True):
+        checkpoints = list(enumerate(entry.digests))[-(last_checkpoints or len(entry.digests)) :]
+        for base_id in entry.run.base_ids:
+            for step, digest in checkpoints:
+                items.append({  # in the order of the columns
+                    "digest": digest, "layout": layout.digest, "base": base_id, "task": entry.run.task,
+                    "seed": entry.run.seed, "step": step,
+                })  # fmt: skip
     return sorted(items, key=lambda item: hashlib.sha256(f"{item['digest']}/{item['step']}".encode()).digest())
 
 

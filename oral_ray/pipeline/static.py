@@ -1,12 +1,12 @@
 """Static adapters: trained on mixes of base versions, or on one, from scratch or from another adapter.
 
 Those on virtual versions get as many task gradients as the generator gets: those of the functional phase, or
-`evaluation.task_gradients` where that is set. evaluation/arms/{joint_virtual,multitask,refined}.py say who trains what.
+`evaluation.control_steps` where that is set. evaluation/arms/{joint_virtual,multitask,refined}.py say who trains what.
 """
 
 from collections.abc import Sequence
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, Field
 
 from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.layout import AdapterLayout
@@ -14,7 +14,7 @@ from oral_ray.adapters.lora import initial_factors
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
-from oral_ray.config import Config, Record, derive_seed, fingerprint
+from oral_ray.config import BaseIds, Config, Record, derive_seed, fingerprint
 from oral_ray.errors import EvaluationError
 from oral_ray.generator.functional import FunctionalSource, train_static
 from oral_ray.pipeline.answers import check_answers
@@ -27,10 +27,10 @@ RECIPE_VERSION = 2
 
 
 class StaticRun(Record):
-    """One training on mixes of `bases`: its tasks, the adapter it starts from (empty: a fresh one), its length."""
+    """One training on mixes of the versions `base_ids`: tasks, the digest it starts from (empty: afresh), length."""
 
     arm: str
-    bases: tuple[str, ...]
+    base_ids: BaseIds
     tasks: tuple[str, ...]
     auxiliary: tuple[str, ...] = Field(
         default=(), serialization_alias="further", validation_alias=AliasChoices("further", "auxiliary")
@@ -39,16 +39,15 @@ class StaticRun(Record):
     start: str = ""
     steps: int
     seed: int
-    model_config = ConfigDict(serialize_by_alias=True)
 
 
-def num_task_gradients(config: Config) -> int:
+def num_control_steps(config: Config) -> int:
     """Steps that a static adapter on virtual versions gets for all tasks together; EvaluationError when none are set."""
     phase = config.training.functional
-    if not (number := config.evaluation.task_gradients or phase.steps * phase.tasks_per_step):
+    if not (number := config.evaluation.control_steps or phase.steps * phase.tasks_per_step):
         raise EvaluationError(
             "static adapters on virtual versions get the task gradients of the functional phase, and there are none: set "
-            "evaluation.task_gradients or training.functional.steps (an evaluation can also leave joint_virtual and "
+            "evaluation.control_steps or training.functional.steps (an evaluation can also leave joint_virtual and "
             "multitask out of evaluation.arms)"
         )
     return number
@@ -91,7 +90,7 @@ def _train(run: Run, planned: StaticRun, bases: Sequence[BaseRecord], recipe: st
     device = run.device
     source = FunctionalSource(
         [load_base(base, config.bases.dtype, device) for base in bases],
-        lineages(config, planned.bases),
+        lineages(config, planned.base_ids),
         [training_task(run, task_id) for task_id in planned.tasks],
         [training_task(run, task_id) for task_id in planned.auxiliary],
         [layout],
@@ -105,7 +104,7 @@ def _train(run: Run, planned: StaticRun, bases: Sequence[BaseRecord], recipe: st
     factors = train_static(source, start, planned.steps, config.corpus.learning_rate, seed)
     provenance = Provenance(
         origin=planned.arm,
-        base=bases[-1].id,
+        base_id=bases[-1].id,
         base_fingerprint=bases[-1].fingerprint,
         task=planned.tasks[0] if len(planned.tasks) == 1 else "",
         seed=planned.seed,
@@ -119,7 +118,7 @@ def _train(run: Run, planned: StaticRun, bases: Sequence[BaseRecord], recipe: st
 
 
 def _bases(run: Run, planned: StaticRun) -> list[BaseRecord]:
-    return [run.bases[base_id] for base_id in planned.bases]
+    return [run.bases[base_id] for base_id in planned.base_ids]
 
 
 def _adapters_of(record: Finished) -> list[str]:
@@ -130,7 +129,7 @@ def _recipe(run: Run, planned: StaticRun, bases: Sequence[BaseRecord]) -> str:
     config = run.config
     tasks = [run.task(task_id).fingerprint for task_id in (*planned.tasks, *planned.auxiliary)]
     return fingerprint(
-        "static", RECIPE_VERSION, planned, tasks, [base.fingerprint for base in bases], lineages(config, planned.bases),
+        "static", RECIPE_VERSION, planned, tasks, [base.fingerprint for base in bases], lineages(config, planned.base_ids),
         config.bases.dtype, config.lora, config.corpus.learning_rate, config.corpus.init_seed,
         config.training.functional, config.corpus.num_examples,
     )  # fmt: skip

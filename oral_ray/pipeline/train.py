@@ -169,7 +169,7 @@ class _Place:
 def _train(run: Run, manifest: ShardManifest, place: _Place) -> None:
     config, resume = run.config, place.resume
     encoder = ConditionEncoder(config.condition)
-    bases = {base_id: run.base_store.record(base_id) for base_id in manifest.bases}
+    bases = {base_id: run.base_store.record(base_id) for base_id in manifest.base_ids}
     tables, probe_stats = tables_of(run, manifest, bases, encoder)
     spec = GeneratorSpec(
         generator=config.generator,

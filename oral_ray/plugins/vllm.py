@@ -164,7 +164,7 @@ class OralResolver:
     def _is_for(self, base_model_name: str, digest: str, folder: Path) -> bool:
         """Whether an adapter names the base that is served, by the base's id or by a name that it is served under."""
         artifact = read_folder(folder)
-        named = {artifact.provenance.base, str(artifact.config.get("base_model_name_or_path"))} - {""}
+        named = {artifact.provenance.base_id, str(artifact.config.get("base_model_name_or_path"))} - {""}
         served = {base_model_name, *(self._names or [_last_part(base_model_name)])}
         if named & served or (not self._names and named & {*self._source.served_as(base_model_name)}):
             return True

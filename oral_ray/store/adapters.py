@@ -271,11 +271,11 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 def _card(use: Use, adapter_id: str, digest: str) -> str:
     p = use.provenance
-    name = p.served_name or p.base
+    name = p.served_name or p.base_id
     base_model = (
         name if re.fullmatch(r"[A-Za-z0-9][\w./-]*", name) else json.dumps(name)
     )  # what YAML reads as it stands
-    made_for = f", made for `{p.source_base}` (fingerprint `{p.source_base_fingerprint}`)" if p.source else ""
+    made_for = f", made for `{p.source_base_id}` (fingerprint `{p.source_base_fingerprint}`)" if p.source else ""
     return (
         f"---\nlibrary_name: peft\nbase_model: {base_model}\ntags: [lora, oral-ray]\n---\n\n# {adapter_id}\n\n"
         f"LoRA adapter, made by oral_ray {p.code_version} (`{p.origin}`{made_for}) for base `{name}` "

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from oral_ray.bases.catalog import BaseRecord, Look, SkippedBase, describe_base, discover
+from oral_ray.bases.catalog import BaseRecord, CatalogSnapshot, SkippedBase, describe_base, discover
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, fingerprint
 from oral_ray.errors import BaseModelError, MissingObjectError
@@ -17,13 +17,13 @@ from oral_ray.objects import Objects, open_objects
 class BaseStore:
     """Base checkpoints under `<prefix>/<id>/` of a store.
 
-    What was seen of them within the last `look_s` seconds is taken for what there is; by default each call looks anew.
+    What was seen of them within the last `snapshot_s` seconds is taken for what there is; by default each call lists anew.
     """
 
-    def __init__(self, objects: Objects, prefix: str, look_s: float = 0.0) -> None:
-        self._objects, self._prefix, self._look_s = objects, prefix, look_s
-        self._look: Look | None = None
-        self._looked_s = 0.0
+    def __init__(self, objects: Objects, prefix: str, snapshot_s: float = 0.0) -> None:
+        self._objects, self._prefix, self._snapshot_s = objects, prefix, snapshot_s
+        self._snapshot: CatalogSnapshot | None = None
+        self._taken_s = 0.0
 
     def key_prefix(self, base_id: str) -> str:
         """Where a version lies."""
@@ -32,7 +32,7 @@ class BaseStore:
     def has(self, base_id: str) -> bool:
         """Whether a checkpoint has landed (complete or not)."""
         config = f"{self.key_prefix(base_id)}config.json"
-        landed = self._last().listed(self._objects, base_id) if self._look_s else None
+        landed = self._last().listed(self._objects, base_id) if self._snapshot_s else None
         if landed is None:
             return self._objects.exists(config)
         return any(info.key == config for info in landed.infos)
@@ -44,7 +44,7 @@ class BaseStore:
                 f"base {base_id!r} is not in {self._objects.uri}/{self._prefix}; import it with jobs/corpus.py or "
                 "put its files there"
             )
-        if self._look_s:
+        if self._snapshot_s:
             return self._last().record(self._objects, base_id)
         return describe_base(self._objects, self.key_prefix(base_id), base_id)
 
@@ -52,19 +52,19 @@ class BaseStore:
         self, quiet_period_s: float, only: Collection[str] | None = None
     ) -> tuple[list[BaseRecord], list[SkippedBase]]:
         """All complete checkpoints, and all others with a reason, both sorted by id; see `bases.catalog.discover`."""
-        look = self._last() if self._look_s else None
+        snapshot = self._last() if self._snapshot_s else None
         self.forget()  # the catalog may be another one from now on
-        return discover(self._objects, self._prefix, quiet_period_s, only, look)
+        return discover(self._objects, self._prefix, quiet_period_s, only, snapshot)
 
     def forget(self) -> None:
-        """Look again from now on: something has been put there."""
-        self._look = None
+        """List again from now on: something has been put there."""
+        self._snapshot = None
 
-    def _last(self) -> Look:
-        """The last look, or one that begins now."""
-        if self._look is None or time.monotonic() > self._looked_s + self._look_s:
-            self._look, self._looked_s = Look.at(self._objects, self._prefix), time.monotonic()
-        return self._look
+    def _last(self) -> CatalogSnapshot:
+        """The last snapshot, or one that begins now."""
+        if self._snapshot is None or time.monotonic() > self._taken_s + self._snapshot_s:
+            self._snapshot, self._taken_s = CatalogSnapshot.at(self._objects, self._prefix), time.monotonic()
+        return self._snapshot
 
 
 def stored_probes(objects: Objects, record: BaseRecord, config: ConditionConfig) -> dict[str, Tensor]:

@@ -48,8 +48,8 @@ def find_faults(objects: Objects, published: str = "published", public_key: Path
     yield from _releases(objects, store, published, whole, public_key)
     yield from damaged_tasks(objects)
     for recipe in sorted({info.key.split("/")[1] for info in objects.list("generators/")}):
-        for ask in (verify_generator, read_metrics):
-            if fault := _fault(lambda ask=ask, recipe=recipe: ask(objects, recipe)):
+        for check in (verify_generator, read_metrics):
+            if fault := _fault(lambda check=check, recipe=recipe: check(objects, recipe)):
                 yield fault
                 break
 
@@ -60,7 +60,7 @@ def _records(objects: Objects, whole: set[str]) -> Iterator[str]:
     keys = [info.key.split("/") for info in objects.list("records/")]
     named = [(parts[1], parts[2].removesuffix(".json")) for parts in keys if len(parts) == 3]
 
-    def look(place: tuple[str, str]) -> list[str]:
+    def faults_of(place: tuple[str, str]) -> list[str]:
         namespace, fingerprint = place
         try:
             record = records.get(namespace, fingerprint) or {}
@@ -72,7 +72,7 @@ def _records(objects: Objects, whole: set[str]) -> Iterator[str]:
             if f"adapters/{digest}" not in whole
         ]
 
-    for faults in in_parallel(objects, look, named):
+    for faults in in_parallel(objects, faults_of, named):
         yield from faults
 
 
@@ -103,9 +103,9 @@ def _released(
     again = (
         f"; delete the releases that name it, such as {key.path}, and run jobs/regenerate.py, which publishes it again"
     )
-    who = f"release {key.number} of base {key.base!r} ({release.name})"
+    who = f"release {key.number} of base {key.base_id!r} ({release.name})"
     for adapter in release.adapters:
-        where = f"{published}/{key.base}/{adapter.adapter_id}"
+        where = f"{published}/{key.base_id}/{adapter.adapter_id}"
         if f"adapters/{adapter.digest}" not in whole:
             yield f"{who} names adapter {adapter.digest}, which is not there{again}"
         if where not in whole:
@@ -114,9 +114,9 @@ def _released(
             yield f"{fault}{again}" if "has digest" in fault else fault
 
 
-def _fault(ask: Callable[[], object]) -> str:
+def _fault(check: Callable[[], object]) -> str:
     try:
-        ask()
+        check()
     except OralError as error:
         return str(error)
     return ""

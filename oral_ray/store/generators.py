@@ -1,4 +1,5 @@
-"""Generators in the store: `generators/<recipe>/<hash>/<file>`, then manifest.json, which names files and hashes.
+"""Generators in the store: `generators/<recipe>/<hash>/<file>`, then manifest.json, which names files, hashes and
+the code that trained them.
 
 Two runs of one recipe at once cannot mix their files; the first manifest counts.
 """
@@ -20,6 +21,7 @@ from oral_ray.generator.spec import GeneratorSpec
 from oral_ray.local.parquet import parse_table
 from oral_ray.objects import Objects
 from oral_ray.store.records import Journal
+from oral_ray.version import code_version
 
 METRICS = "metrics.parquet"
 _MANIFEST = "manifest.json"
@@ -36,7 +38,7 @@ def put_generator(objects: Objects, recipe: str, folder: Path, corpus: str = "")
         if (folder / name).is_file():
             hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             objects.upload(folder / name, _key(recipe, name, hashes[name]))
-    manifest = {"corpus": corpus, "files": hashes}
+    manifest = {"code_version": code_version(), "corpus": corpus, "files": hashes}
     objects.put_if_absent(f"generators/{recipe}/{_MANIFEST}", canonical_json(manifest).encode())
 
 
@@ -67,11 +69,15 @@ def _journal(objects: Objects, name: str) -> Journal:
 
 
 def generator_manifest(objects: Objects, recipe: str) -> dict[str, Any] | None:
-    """The manifest of a generator, or None when it is not (wholly) there."""
+    """The manifest of a generator, or None when it is not (wholly) there.
+
+    `files` are hashes by name; `code_version` and `corpus` are empty where they are not recorded.
+    """
     key = f"generators/{recipe}/{_MANIFEST}"
     try:
         manifest = json.loads(objects.get(key))
-        return {"corpus": str(manifest.get("corpus", "")), "files": dict(manifest["files"])}
+        about = {key: str(manifest.get(key, "")) for key in ("code_version", "corpus")}
+        return about | {"files": dict(manifest["files"])}
     except MissingObjectError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):

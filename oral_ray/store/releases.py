@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError, field_validator, model_validator
 
-from oral_ray.config import Record
+from oral_ray.config import BaseId, Record
 from oral_ray.errors import ReleaseError
 from oral_ray.objects import Objects
 from oral_ray.store.records import Journal
@@ -62,7 +62,7 @@ class Release(Record):
     a recipe, `generator_digest` is over its files, `corpus` names the shards that it was trained on.
     """
 
-    base: str
+    base_id: BaseId
     base_fingerprint: str
     generator: str
     name: str
@@ -90,14 +90,14 @@ class Release(Record):
 class ReleaseKey(NamedTuple):
     """Where a release lies; `name` is None where its content has to say it."""
 
-    base: str
+    base_id: str
     name: str | None
     number: int
 
     @property
     def path(self) -> str:
         """The key in the store."""
-        return f"releases/{self.base}/{f'{self.name}/' if self.name else ''}{self.number:08d}.json"
+        return f"releases/{self.base_id}/{f'{self.name}/' if self.name else ''}{self.number:08d}.json"
 
 
 def parse_key(key: str) -> ReleaseKey | None:
@@ -113,8 +113,8 @@ def read_release(objects: Objects, key: ReleaseKey) -> Release:
     except (ValueError, ValidationError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ReleaseError(
-            f"release {key.number} of base {key.base!r} is damaged; delete {key.path}, the next run of jobs/regenerate.py "
-            f"releases again: {reason}"
+            f"release {key.number} of base {key.base_id!r} is damaged; delete {key.path}, the next run of "
+            f"jobs/regenerate.py releases again: {reason}"
         ) from None
 
 
@@ -126,7 +126,7 @@ class ReleaseStore:
 
     def bases(self) -> list[str]:
         """The ids of all bases with a release."""
-        return sorted({key.base for info in self._objects.list("releases/") if (key := parse_key(info.key))})
+        return sorted({key.base_id for info in self._objects.list("releases/") if (key := parse_key(info.key))})
 
     def names(self, base_id: str) -> list[str]:
         """The names of the configurations that have a release of a base."""
@@ -227,7 +227,7 @@ class ReleaseStore:
 
     def append(self, release: Release) -> int:
         """Add a release and return its number; an equal latest release is not added again."""
-        return self.amend(release.base, release.name, lambda _: release)
+        return self.amend(release.base_id, release.name, lambda _: release)
 
     def amend(self, base_id: str, name: str, change: Callable[[Release | None], Release]) -> int:
         """Add what `change` makes of the latest release and return its number; an equal one is not added again.

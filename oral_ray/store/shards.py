@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenStats
-from oral_ray.config import Record, canonical_json
+from oral_ray.config import BaseIds, Record, canonical_json
 from oral_ray.errors import MissingObjectError, StoreError
 from oral_ray.generator.data import CorpusRow
 from oral_ray.local.parquet import parse_table
@@ -32,7 +32,7 @@ class ShardManifest(Record):
     files: tuple[str, ...]
     num_rows: int
     layouts: dict[str, AdapterLayout]
-    bases: tuple[str, ...]
+    base_ids: BaseIds
     prompts: dict[str, tuple[str, ...]]
     scales: tuple[tuple[str, str, tuple[tuple[float, float], ...]], ...]
 

@@ -76,11 +76,11 @@ def run_quickstart(config: Config) -> str:
         f"published {item['base']} / {item['task']} ({item['arm']}): {item['uri']}" for item in summary["published"]
     ]
     lines += [
-        f"nothing published for {outcome.base} / {outcome.task}: {outcome.decision.reason}"
+        f"nothing published for {outcome.base_id} / {outcome.task}: {outcome.decision.reason}"
         for outcome in regenerated.outcomes
         if outcome.decision.arm is None
     ]
-    lines += [f"failed {item.base} / {item.task}: {item.reason}" for item in regenerated.failed]
+    lines += [f"failed {item.base_id} / {item.task}: {item.reason}" for item in regenerated.failed]
     lines += [f"report: {report}", f"{wall_s['total']:.0f} s, peak memory {summary['peak_rss_bytes'] / 1e9:.1f} GB"]
     return "\n".join(lines)
 

@@ -117,7 +117,7 @@ def screen(suite: Suite) -> str:
     limit = config.evaluation.max_validation
     wanted = [
         Cell(
-            base=first.id,
+            base_id=first.id,
             dtype=config.bases.dtype,
             task=task_id,
             digests=tuple(sorted(arms[task_id].values())),

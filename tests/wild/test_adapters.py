@@ -215,7 +215,7 @@ def test_verify_warns_of_other_weights_and_refuses_another_architecture(
     ADAPTERS["wrong base name"].build(tmp_path / "a")
     found = verify_adapter(tmp_path / "a", str(tiny_llama))
     assert found.verdict == "other weights" and "'meta-llama/Llama-3.1-70B'" in found.reason
-    provenance = Provenance(origin="trained", base="v1", base_fingerprint="f" * 32)
+    provenance = Provenance(origin="trained", base_id="v1", base_fingerprint="f" * 32)
     (tmp_path / "a" / "provenance.json").write_text(provenance.model_dump_json())
     found = verify_adapter(tmp_path / "a", str(tiny_llama))
     assert found.verdict == "other weights" and "another version of the same architecture" in found.reason
@@ -284,7 +284,7 @@ def test_an_export_has_the_scale_that_peft_uses(settings: dict[str, object], sca
     tensors = factors({module: (8, 8)})
     artifact = AdapterArtifact(
         peft_settings(**{"target_modules": ["to_q"], **settings}), tensors,
-        Provenance(origin="unknown", base="", base_fingerprint=""),
+        Provenance(origin="unknown", base_id="", base_fingerprint=""),
     )  # fmt: skip
     found = diffusers_tensors(artifact)
     wanted = tensors[f"base_model.model.{module}.lora_B.weight"] @ tensors[f"base_model.model.{module}.lora_A.weight"]

@@ -188,7 +188,7 @@ def _clusters(options: Options, rates: Rates) -> Iterator[Row]:
 def _requests_of_an_adapter() -> int:
     """Calls of one adapter that is stored and then read."""
     layout = layout_of("gpt2", "q,v", 4, 1024)
-    about = Provenance(origin="generated", base="gpt2", base_fingerprint="0", code_version="bench")
+    about = Provenance(origin="generated", base_id="gpt2", base_fingerprint="0", code_version="bench")
     artifact = build_artifact(initial_factors(layout, 0), layout, about)
     with tempfile.TemporaryDirectory() as name:
         counted: Any = plan.CountedObjects(FileObjects(Path(name)))

@@ -111,7 +111,7 @@ def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
     """The corpus of the store's shards of this fingerprint, of the newest where it is empty."""
     run = open_run(config)
     manifest, encoder = _manifest(run.objects, shards), ConditionEncoder(config.condition)
-    tables, _ = tables_of(run, manifest, {base: run.base_store.record(base) for base in manifest.bases}, encoder)
+    tables, _ = tables_of(run, manifest, {base: run.base_store.record(base) for base in manifest.base_ids}, encoder)
     rows = list(corpus_rows(shard_records(run.objects, manifest), manifest.layouts))
     held_out = sorted((row for row in rows if is_held_out(row.digest, held_out_frac)), key=lambda row: row.digest)
     if not held_out:

@@ -22,7 +22,7 @@ from oral_ray.bench.harness import BenchOptions, Result, Row, with_peak_memory
 from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.nightly.plan import PlanItem, plan_releases
 from oral_ray.objects import FileObjects, ObjectInfo, Objects
-from oral_ray.store.heads import latest_of
+from oral_ray.store.latest import latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
 KEYS_PER_CALL = 1000

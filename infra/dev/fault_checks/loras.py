@@ -76,8 +76,8 @@ def verified_ok(place: Place, name: str) -> None:
         raise FaultError(said.last)
 
 
-@check("9a", "a scaled candidate says its strength",
-       "tests/test_evaluation_arms.py::test_a_scaled_adapter_says_its_strength")  # fmt: skip
+@check("9a", "a scaled candidate says its scale",
+       "tests/test_evaluation_arms.py::test_a_scaled_adapter_says_its_scale")  # fmt: skip
 def scaled_candidate(place: Place) -> None:
     from oral_ray.adapters.artifact import Provenance, build_artifact
     from oral_ray.adapters.layout import AdapterLayout
@@ -91,10 +91,10 @@ def scaled_candidate(place: Place) -> None:
     layout = AdapterLayout.of(opened(place.inputs / LLAMA).record.spec, LoraSettings(r=2), token_dim=32)
     factors = {slot.module: (torch.ones(2, slot.d_in), torch.ones(slot.d_out, 2)) for slot in layout.slots}
     store = AdapterStore(FileObjects(place.work / "store"))
-    digest = store.put(build_artifact(factors, layout, Provenance(origin="trained", base="b", base_fingerprint="f")))
-    found = store.get(scaled(store, digest, layout, 0.5)).provenance.strength
+    digest = store.put(build_artifact(factors, layout, Provenance(origin="trained", base_id="b", base_fingerprint="f")))
+    found = store.get(scaled(store, digest, layout, 0.5)).provenance.scale
     if found != 0.5:
-        raise FaultError(f"scaled by 0.5, its provenance says strength={found}")
+        raise FaultError(f"scaled by 0.5, its provenance says scale={found}")
 
 
 def _has_arms() -> bool:

@@ -281,8 +281,8 @@ def generated(config: Any, arm: str, task: str, prompt_of: str) -> str:
     run = regenerate.open_run(config) if has_runs() else config
     recipe = regenerate.dry_run(run).generator
     request = cells.Request(
-        arm=arm, base=BASE, task=task, prompt=find("load_task", "oral_ray.tasks")(prompt_of).prompt, seed=0, recipe=recipe,
-        num_steps=config.sampling.num_steps,
+        arm=arm, base_id=BASE, task=task, prompt=find("load_task", "oral_ray.tasks")(prompt_of).prompt, seed=0,
+        recipe=recipe, num_steps=config.sampling.num_steps,
     )  # fmt: skip
     bases = regenerate.survey(run, recipe).bases
     return cells.generate_here(run, [request], bases[BASE] if has_runs() else bases)[0]

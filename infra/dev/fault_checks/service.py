@@ -45,7 +45,7 @@ def report(place: Place) -> None:
 
     def put(factor: float, run: str) -> str:
         tensors = {name: factor * t if ".lora_B." in name else t for name, t in made.tensors.items()}
-        where = Provenance(origin="trained", base="v1", base_fingerprint="f", task=run)
+        where = Provenance(origin="trained", base_id="v1", base_fingerprint="f", task=run)
         digest = store.put(AdapterArtifact(made.config, tensors, where))
         Records(objects).commit("corpus", run, {"digests": [digest]})
         return digest

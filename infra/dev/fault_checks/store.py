@@ -31,7 +31,7 @@ def artifact(place: Place, seed: int = 0) -> Any:
         slot.module: (torch.randn(2, slot.d_in, generator=rng), torch.randn(slot.d_out, 2, generator=rng))
         for slot in layout.slots
     }
-    return build_artifact(factors, layout, Provenance(origin="trained", base="b", base_fingerprint="f"))
+    return build_artifact(factors, layout, Provenance(origin="trained", base_id="b", base_fingerprint="f"))
 
 
 def stored(place: Place) -> tuple[Any, str]:
@@ -60,7 +60,7 @@ def released(place: Place) -> Path:
     uri = store.publish(digest, "published", "b", "spam-1")
     adapter = ReleasedAdapter(task="t", arm="a", adapter_id="spam-1", digest=digest, uri=uri, score=1.0, scores={})
     name: dict[str, Any] = {"name" if "name" in Release.model_fields else "recipe": "one"}
-    ReleaseStore(objects).append(Release(base="b", base_fingerprint="f", generator="g", adapters=(adapter,), **name))
+    ReleaseStore(objects).append(Release(base_id="b", base_fingerprint="f", generator="g", adapters=(adapter,), **name))
     return objects.root
 
 

@@ -147,7 +147,7 @@ def count_wrong(store: Path, config: str, answers: dict[int, str]) -> int:
     for number, (seed, digest) in enumerate(answers.items()):
         artifact = adapters.get(digest)  # raises where the content is not what the id names
         origin = artifact.provenance
-        wrong += (origin.prompt, origin.base, origin.seed) != (wording(seed), BASE, seed)
+        wrong += (origin.prompt, origin.base_id, origin.seed) != (wording(seed), BASE, seed)
         if number % max(1, len(answers) // 12) == 0:
             if origin.generator not in services:
                 services[origin.generator] = open_service(settings, recipe=origin.generator)

@@ -30,12 +30,12 @@ def _planner(source: str) -> Callable[[EvaluationContext], Plan]:
         candidates: dict[tuple[str, str], list[str]] = {}
         for (base_id, task_id, _), digest in sorted(evaluation.made_by(source).items()):
             layout = AdapterLayout.of(evaluation.run.bases[base_id].spec, config.lora, config.tokens.token_dim)
-            for scale in config.evaluation.strengths:
+            for scale in config.evaluation.scales:
                 if (digest, scale) not in evaluation.scaled:
                     evaluation.scaled[digest, scale] = scaled(evaluation.run, digest, layout, scale)
                 candidates.setdefault((base_id, task_id), []).append(evaluation.scaled[digest, scale])
         return {
-            (base_id, task_id, 0): Choice(base=base_id, task=task_id, candidates=tuple(digests))
+            (base_id, task_id, 0): Choice(base_id=base_id, task=task_id, candidates=tuple(digests))
             for (base_id, task_id), digests in candidates.items()
         }
 
@@ -45,7 +45,7 @@ def _planner(source: str) -> Callable[[EvaluationContext], Plan]:
 def _best(name: str, source: str, order: int, colour: str, against: tuple[str, ...] = ()) -> Arm:
     return Arm(
         name=name,
-        description=f"Of all adapters of `{source}`, at every strength, the best on a few validation examples.",
+        description=f"Of all adapters of `{source}`, at every scale, the best on a few validation examples.",
         order=order,
         colour=colour,
         plan=_planner(source),

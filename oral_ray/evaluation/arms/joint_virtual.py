@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from oral_ray.config import Config
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.context import EvaluationContext, Plan
-from oral_ray.pipeline.static import StaticRun, num_task_gradients
+from oral_ray.pipeline.static import StaticRun, num_control_steps
 
 
 def joint_virtual_run(config: Config, task_id: str, seen: Sequence[str], joint: str, seed: int) -> StaticRun:
     """From the `joint` adapter of a task (its digest): the task's share of the task gradients, as a task of the corpus."""
     of_corpus = 1.0 - config.training.functional.further_frac if config.tasks.further else 1.0
-    steps = max(1, round(num_task_gradients(config) * of_corpus / len(config.tasks.ids)))
-    return StaticRun(arm="joint_virtual", bases=tuple(seen), tasks=(task_id,), start=joint, steps=steps, seed=seed)
+    steps = max(1, round(num_control_steps(config) * of_corpus / len(config.tasks.ids)))
+    return StaticRun(arm="joint_virtual", base_ids=tuple(seen), tasks=(task_id,), start=joint, steps=steps, seed=seed)
 
 
 def plan_joint_virtual(evaluation: EvaluationContext) -> Plan:

@@ -19,7 +19,7 @@ def plan_mean(evaluation: EvaluationContext) -> Plan:
         if layout.digest not in stats.means:
             continue
         provenance = Provenance(
-            origin="mean", base=base_id, base_fingerprint=record.fingerprint, code_version=code_version()
+            origin="mean", base_id=base_id, base_fingerprint=record.fingerprint, code_version=code_version()
         )
         digest = evaluation.run.adapters.put(
             build_artifact(detokenize(stats.means[layout.digest], layout), layout, provenance)

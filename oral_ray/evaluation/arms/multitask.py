@@ -9,7 +9,7 @@ from oral_ray.config import Config
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.context import EvaluationContext, Plan
 from oral_ray.pipeline.material import auxiliary_tasks
-from oral_ray.pipeline.static import StaticRun, num_task_gradients
+from oral_ray.pipeline.static import StaticRun, num_control_steps
 
 INSTRUCTED = "instructed/"
 
@@ -21,10 +21,10 @@ def multitask_run(
     frame = INSTRUCTED if instructed else ""
     return StaticRun(
         arm="multitask_instructed" if instructed else "multitask",
-        bases=tuple(seen),
+        base_ids=tuple(seen),
         tasks=tuple(frame + task_id for task_id in config.tasks.ids),
         auxiliary=tuple(frame + task_id for task_id in auxiliary),
-        steps=num_task_gradients(config),
+        steps=num_control_steps(config),
         seed=seed,
     )
 

@@ -11,7 +11,7 @@ from oral_ray.pipeline.static import StaticRun
 def refined_run(config: Config, arm: str, base_id: str, task_id: str, start: str, seed: int) -> StaticRun:
     """A few steps on the base itself, from another adapter (empty: a fresh one)."""
     steps = config.evaluation.refine_steps
-    return StaticRun(arm=arm, bases=(base_id,), tasks=(task_id,), start=start, steps=steps, seed=seed)
+    return StaticRun(arm=arm, base_ids=(base_id,), tasks=(task_id,), start=start, steps=steps, seed=seed)
 
 
 def _planner(arm: str, source: str | None) -> Callable[[EvaluationContext], Plan]:

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _CACHE = "cache/heads.json"
 
 
-class Head(Record):
+class LatestRelease(Record):
     """A latest release with its number."""
 
     number: int
@@ -37,18 +37,18 @@ class _Known(Record):
     releases: dict[str, _Read] = Field(default={})
 
 
-def latest_releases(objects: Objects) -> dict[str, dict[str, Head]]:
+def latest_releases(objects: Objects) -> dict[str, dict[str, LatestRelease]]:
     """Latest releases by base id and name; one that is damaged is reported in the log and left out."""
     known = _read(objects)
     newest: dict[tuple[str, str | None, int], tuple[ReleaseKey, str]] = {}
     for info in objects.list("releases/"):
         if key := parse_key(info.key):
-            place = (key.base, key.name, 0 if key.name else key.number)  # without a name, each may be of another one
+            place = (key.base_id, key.name, 0 if key.name else key.number)  # without a name, each may be of another one
             newest[place] = max(newest.get(place, (key, info.tag)), (key, info.tag), key=lambda found: found[0].number)
     kept: dict[str, _Read] = {}
-    heads: dict[str, dict[str, Head]] = {}
+    latest: dict[str, dict[str, LatestRelease]] = {}
     for key, tag in sorted(newest.values(), key=lambda found: found[0].number):
-        of_base = heads.setdefault(key.base, {})
+        of_base = latest.setdefault(key.base_id, {})
         try:
             read = known.releases.get(key.path)
             release = read.release if read and read.tag == tag else read_release(objects, key)
@@ -57,15 +57,15 @@ def latest_releases(objects: Objects) -> dict[str, dict[str, Head]]:
             of_base.pop(key.name or "", None)
             continue
         kept[key.path] = _Read(tag=tag, release=release)
-        of_base[key.name or release.name] = Head(number=key.number, release=release)
+        of_base[key.name or release.name] = LatestRelease(number=key.number, release=release)
     if kept != known.releases:
         _keep(objects, _Known(releases=kept))
-    return {base_id: dict(sorted(heads[base_id].items())) for base_id in sorted(heads) if heads[base_id]}
+    return {base_id: dict(sorted(latest[base_id].items())) for base_id in sorted(latest) if latest[base_id]}
 
 
-def latest_of(objects: Objects, name: str) -> dict[str, Head]:
+def latest_of(objects: Objects, name: str) -> dict[str, LatestRelease]:
     """The latest releases of one name, by base id."""
-    return {base_id: heads[name] for base_id, heads in latest_releases(objects).items() if name in heads}
+    return {base_id: by_name[name] for base_id, by_name in latest_releases(objects).items() if name in by_name}
 
 
 def _keep(objects: Objects, known: _Known) -> None:
