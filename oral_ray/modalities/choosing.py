@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from oral_ray.errors import TaskError
-from oral_ray.modalities.metrics import Metric, Values
+from oral_ray.modalities.metrics import ACCURACY, Metric, Values
 from oral_ray.modalities.protocol import Batch, TaskReader
 from oral_ray.modalities.text import text_lengths
 from oral_ray.tasks.task import Example
@@ -36,9 +36,12 @@ class ChoosingReader(ABC):
 
 
 class LabelChoice(ChoosingReader):
-    """A reader of a task with labels: one choice per example, calibrated by what the bare base always likes."""
+    """A reader of a task with labels: one choice per example, calibrated by what the bare base always likes.
 
-    metric: Metric
+    A dataclass whose fields include `metric: Metric = ACCURACY`: a task that names another metric of choices has it there.
+    """
+
+    metric: Metric = ACCURACY
 
     def prior(self, model: nn.Module, batches: Iterable[Batch]) -> Tensor:
         """The log of the mean probability of each label [K]."""
