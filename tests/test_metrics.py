@@ -9,20 +9,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from factory_fixtures import base_of, toy_task
+from factory_fixtures import base_of, toy_task, words_task
 from test_evaluation_report import write_tables
 
-from oral_ray.errors import EvaluationError
+from oral_ray.bases.tokenizer import check_task
+from oral_ray.errors import EvaluationError, TaskError
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.answers import answer_rows, by_metric, values_by_task
 from oral_ray.evaluation.cells import CellValues
 from oral_ray.evaluation.report import figures
 from oral_ray.evaluation.report.page import write_report
 from oral_ray.evaluation.report.tables import arm_table, arms_text, spread_text
-from oral_ray.evaluation.scoring import Score, majority_values, metric_of
+from oral_ray.evaluation.scoring import Score, example_values, majority_values, metric_of
 from oral_ray.evaluation.statistics import mean_over_tasks, paired_difference
 from oral_ray.modalities import ACCURACY, MODALITIES, Metric, metric_named
-from oral_ray.modalities.encoder import EncoderReader
+from oral_ray.modalities.encoder import Encoder
+from oral_ray.modalities.metrics import MACRO_F1
 from oral_ray.study.evidence import headline, headline_text, task_table, variant_table
 
 SPREAD = Metric("spread", higher_is_better=False, figure=lambda rows: float(np.linalg.norm(np.std(rows, axis=0))))
@@ -76,7 +78,7 @@ def test_fractions_are_printed_in_percent_and_other_figures_as_they_are():
 @pytest.mark.usefixtures("known")
 def test_a_metric_is_found_by_its_name_and_an_unknown_or_ambiguous_one_is_refused(monkeypatch: pytest.MonkeyPatch):
     assert metric_named("spread") is SPREAD
-    with pytest.raises(EvaluationError, match="no kind of base has a metric 'luck'; there are accuracy, error, spread"):
+    with pytest.raises(EvaluationError, match="has a metric 'luck'; there are accuracy, error, macro_f1, spread"):
         metric_named("luck")
     monkeypatch.setattr(type(MODALITIES["causal"]), "metrics", (dataclasses.replace(ERROR, decimals=1),))
     with pytest.raises(EvaluationError, match="two kinds of base have a metric 'error', and they differ"):
@@ -84,8 +86,8 @@ def test_a_metric_is_found_by_its_name_and_an_unknown_or_ambiguous_one_is_refuse
 
 
 def test_a_reader_whose_metric_its_modality_does_not_name_is_refused(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(EncoderReader, "metric", SPREAD)
-    with pytest.raises(EvaluationError, match="metric 'spread', which the modality 'encoder' does not name"):
+    monkeypatch.setattr(Encoder, "metrics", (SPREAD,))
+    with pytest.raises(EvaluationError, match="metric 'accuracy', which the modality 'encoder' does not name"):
         metric_of(base_of(tiny_bert), toy_task())
 
 
@@ -114,6 +116,65 @@ def test_a_mean_comes_out_the_same_whether_it_is_taken_over_all_draws_at_once_or
     assert ERROR.is_mean and not one_by_one.is_mean
     fast, slow = (mean_over_tasks(values, metric, 200) for metric in (ERROR, one_by_one))
     assert fast.model_dump() == pytest.approx(slow.model_dump(), abs=1e-6)
+
+
+def test_macro_f1_is_the_mean_over_labels_that_are_chosen_or_wanted():
+    wanted, chosen = np.array([0, 0, 0, 0, 1, 2]), np.array([0, 0, 0, 1, 1, 4])
+    f1 = [6 / 7, 2 / 3, 0.0, 0.0]  # of 0, 1, 2 and 4; 3 is neither chosen nor wanted
+    assert MACRO_F1.of_choices and ACCURACY.of_choices
+    assert MACRO_F1.figure(MACRO_F1.of_choices(chosen, wanted)) == pytest.approx(np.mean(f1))
+    assert MACRO_F1.figure(MACRO_F1.of_choices(wanted, wanted)) == 1.0
+    assert ACCURACY.figure(ACCURACY.of_choices(chosen, wanted)) == pytest.approx(4 / 6)
+
+
+def test_the_most_frequent_answer_is_worth_little_by_macro_f1_where_labels_are_rare():
+    task = toy_task()
+    rare = task.model_copy(
+        update={"test": tuple(e for i, e in enumerate(task.test) if e.label == "animal" or i % 8 == 7)}
+    )
+    share = np.mean(majority_values(ACCURACY, rare, "test", 100))
+    assert share > 0.75 and MACRO_F1.figure(np.array(majority_values(MACRO_F1, rare, "test", 100))) < 0.5
+
+
+def test_a_task_is_measured_by_the_metric_that_it_names(tiny_bert: Path):
+    base, plain = base_of(tiny_bert), toy_task()
+    task = plain.model_copy(update={"metric": "macro_f1"})
+    assert (metric_of(base, plain), metric_of(base, task)) == (ACCURACY, MACRO_F1)
+    [right], [rows] = (example_values(base, of, [None], "test", 100) for of in (plain, task))
+    assert [float(chosen == wanted) for chosen, wanted in np.array(rows)] == right
+    assert [wanted for _, wanted in np.array(rows)] == [task.labels.index(example.label) for example in task.test]
+
+
+def test_a_metric_that_does_not_measure_a_task_is_refused_before_it_is_trained_for(
+    tiny_bert: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bert = base_of(tiny_bert)
+    with pytest.raises(
+        TaskError, match="no metric 'luck' scores a base of kind 'encoder'; there are accuracy, macro_f1"
+    ):
+        check_task(bert.record, bert.tokenizer, toy_task().model_copy(update={"metric": "luck"}))
+    with pytest.raises(
+        TaskError, match="'macro_f1' cannot measure what a FreeTextReader answers, which has 'accuracy'"
+    ):
+        metric_of(base_of(tiny_llama), words_task().model_copy(update={"metric": "macro_f1"}))
+    monkeypatch.setattr(Encoder, "metrics", (ACCURACY, ERROR))
+    with pytest.raises(TaskError, match="'error' cannot measure what a EncoderReader answers"):
+        metric_of(bert, toy_task().model_copy(update={"metric": "error"}))
+
+
+def test_a_task_that_names_no_metric_is_the_task_that_it_was():
+    task = toy_task()
+    assert "metric" not in task.model_dump() and task.fingerprint == "6bcfb38e73cf1f8732bbd4181b5f3944"
+    assert task.model_copy(update={"metric": "macro_f1"}).fingerprint != task.fingerprint
+
+
+def test_a_mean_outside_its_interval_is_drawn():
+    axes = plt.figure().subplots()
+    row = {"metric": "accuracy", "arm": "base", "base": "t0", "base_seen": True, "mean": 0.0, "low": 0.1, "high": 0.2}
+    figures.plot_arms(axes, pd.DataFrame([row]))
+    [interval] = axes.collections[0].get_paths()
+    plt.close("all")
+    assert sorted(y for _, y in interval.vertices) == [0.1, 0.2]
 
 
 @pytest.mark.usefixtures("known")

@@ -1,7 +1,6 @@
 """The tokenizer of a base without its weights: for checks before anything is trained."""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.errors import BaseModelError
 from oral_ray.modalities import modality_of
 from oral_ray.objects import FileObjects, open_objects
+from oral_ray.tasks import Task
 
 MAX_FILE_BYTES = 64 * 2**20  # the largest tokenizer.json are half of that
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".msgpack")
@@ -26,9 +26,12 @@ def load_tokenizer(record: BaseRecord) -> Any:
         return _load(Path(name), record)
 
 
-def check_labels(record: BaseRecord, tokenizer: Any, labels: Sequence[str]) -> None:
-    """TaskError where a base, by its tokenizer, cannot tell the labels of a task apart, or cannot write one."""
-    modality_of(record.spec.kind).check_labels(tokenizer, labels)
+def check_task(record: BaseRecord, tokenizer: Any, task: Task) -> None:
+    """TaskError where a base, by its tokenizer, cannot tell the labels of a task apart, or cannot write one, or where its
+    kind has no metric of the name that the task gives."""
+    modality = modality_of(record.spec.kind)
+    modality.check_metric(task.metric)
+    modality.check_labels(tokenizer, task.labels)
 
 
 def _load(folder: Path, record: BaseRecord) -> Any:

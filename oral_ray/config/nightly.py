@@ -30,7 +30,8 @@ class RegenerateConfig(Section):
     refine_steps: PositiveInt = Field(default=10, description="Training steps of the candidate `refined`.")
     min_gain_over_base: float = Field(
         default=0.0,
-        description="Publish nothing unless the best candidate's score is better than the bare base's by more than this.",
+        description="Publish nothing unless the best candidate's score is better than the bare base's by more than this, "
+        "in the unit of the task's metric (accuracy and macro_f1: 0.01 is one point).",
     )
     quiet_period_s: float = Field(
         default=0.0, description="Seconds that a landed checkpoint must have been unchanged; a file READY waives it."

@@ -70,7 +70,7 @@ class Cell(Record):
 class CellValues:
     """The values of a cell's examples by digest, [N] or [N, D], and the metric that they all have.
 
-    A digest is missing where it has no values (`majority`, where the metric does not count right answers).
+    A digest is missing where it has no values (`majority`, where the metric is not of choices).
     """
 
     metric: Metric

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,7 +24,8 @@ from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
 from oral_ray.config import BaseId, Record
 from oral_ray.errors import EvaluationError
-from oral_ray.modalities import Batch, Metric, TaskReader, Values, batches, modality_of
+from oral_ray.modalities import Batch, Metric, TaskReader, Values, batches, metric_named, modality_of
+from oral_ray.modalities.choosing import measured_by
 from oral_ray.tasks import Split, Task
 
 
@@ -44,12 +46,21 @@ class Score(Record):
     digest: str
 
 
+def reader_of(base: LoadedBase, task: Task) -> TaskReader:
+    """How a base reads a task, measured by the metric that the task names; TaskError where it cannot be."""
+    reader = base.reader(task.labels)
+    if task.metric in ("", reader.metric.name):
+        return reader
+    modality_of(base.record.spec.kind).check_metric(task.metric)
+    return measured_by(reader, metric_named(task.metric))
+
+
 def metric_of(base: LoadedBase, task: Task) -> Metric:
     """What the values of a task's examples are on a base, and how they become one figure.
 
     EvaluationError where the base's modality does not name the metric: a table could not find it again.
     """
-    modality, metric = modality_of(base.record.spec.kind), base.reader(task.labels).metric
+    modality, metric = modality_of(base.record.spec.kind), reader_of(base, task).metric
     if metric not in modality.metrics:
         raise EvaluationError(
             f"task {task.id!r} has the metric {metric.name!r}, which the modality {modality.name!r} does not name in its "
@@ -70,7 +81,7 @@ def example_values(
     What lies below the first adapted layer is kept in the folder `keep`, where there is one.
     """
     examples = task.examples(split)[:limit]
-    reader = base.reader(task.labels)
+    reader = reader_of(base, task)
     read = {0: list(batches(reader, examples))}  # by first layer: what lies below it has been computed
     found = []
     for artifact in artifacts:
@@ -108,10 +119,13 @@ def _values(
 def majority_values(metric: Metric, task: Task, split: Split, limit: int) -> Values:
     """The `majority` arm: always the most frequent label of the training examples (ties: the first).
 
-    Nothing where the metric does not count right answers: there is no most frequent image.
+    Nothing where the metric is not of choices: there is no most frequent image.
     """
-    if not metric.counts_right_answers:
+    if not metric.of_choices:
         return []
     counts = Counter(example.label for example in task.examples("train"))
     most = max(task.labels or counts, key=lambda label: counts[label])
-    return [float(example.label == most) for example in task.examples(split)[:limit]]
+    wanted = [example.label for example in task.examples(split)[:limit]]
+    place = {answer: i for i, answer in enumerate(dict.fromkeys((*task.labels, most, *wanted)))}
+    wanted_N = np.array([place[answer] for answer in wanted])
+    return metric.of_choices(np.full_like(wanted_N, place[most]), wanted_N).tolist()

@@ -3,6 +3,9 @@
 A bootstrap draw takes the same examples (and seeds) for both arms, which is what pairs them. The figure of a drawn set is
 the metric's, be it a mean over examples or a function of the whole set; all tasks of one call have one metric.
 
+A distance between two distributions is larger in a draw, which has some examples twice, than in the set that it is drawn
+from: where the set's is close to 0, its interval lies above it. A paired difference has that in both arms.
+
     mean_over_tasks({"x": values_SN}, ACCURACY, num_draws=2000)
 
 Letters: N examples, S seeds, R bootstrap draws. Values are [S, N], or [S, N, ...] where the figure is one of features.

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from oral_ray.errors import BaseModelError, TaskError
 from oral_ray.modalities.choosing import ChoosingReader, LabelChoice
 from oral_ray.modalities.kind import loads
-from oral_ray.modalities.metrics import ACCURACY, Metric
+from oral_ray.modalities.metrics import ACCURACY, CHOICE_METRICS, Metric
 from oral_ray.modalities.protocol import Batch, Modality, TaskReader
 from oral_ray.modalities.text import (
     PROBE_TEXT,
@@ -43,7 +43,7 @@ class Causal(Modality):
     noun = "language model"
     auto_class = "AutoModelForCausalLM"
     writes_text = True
-    metrics = (ACCURACY,)
+    metrics = CHOICE_METRICS
 
     def claims(self, config: Mapping[str, Any], own: Any) -> bool:
         """By the class that loads it. Types of both kinds (BERT's family) read both ways unless they say they decode."""
@@ -87,6 +87,7 @@ class LabelReader(LabelChoice):
     labels: tuple[str, ...]
     label_token_K: Tensor
     max_tokens: int
+    metric: Metric = ACCURACY
 
     def read(self, examples: Sequence[Example]) -> Batch:
         tokens = encode(self.tokenizer, [example.text for example in examples], ANSWER, self.max_tokens)

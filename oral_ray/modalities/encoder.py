@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from oral_ray.errors import TaskError
 from oral_ray.modalities.choosing import LabelChoice
 from oral_ray.modalities.kind import model_class_of
-from oral_ray.modalities.metrics import ACCURACY
+from oral_ray.modalities.metrics import ACCURACY, CHOICE_METRICS, Metric
 from oral_ray.modalities.protocol import Batch, Modality, TaskReader, Tokens
 from oral_ray.modalities.text import PROBE_TEXT, check_answers, encode, label_indices, label_tokens, text_limit
 from oral_ray.tasks.task import Example
@@ -32,7 +32,7 @@ class Encoder(Modality):
     auto_class = "AutoModel"
     heads_may_lie = True
     embeds_text = True
-    metrics = (ACCURACY,)
+    metrics = CHOICE_METRICS
 
     def claims(self, config: Mapping[str, Any], own: Any) -> bool:
         """Whatever no other kind claims: a masked language model and a classifier are encoders with a head."""
@@ -78,6 +78,7 @@ class EncoderReader(LabelChoice):
     labels: tuple[str, ...]
     label_KH: Tensor
     max_tokens: int
+    metric: Metric = ACCURACY
 
     def read(self, examples: Sequence[Example]) -> Batch:
         tokens = encode(self.tokenizer, [example.text for example in examples], max_tokens=self.max_tokens)

@@ -1,7 +1,8 @@
 """What the values of a task's examples are, and how the values of a set of examples become one figure.
 
-A metric is one definition beside the reader whose values it describes, named in `metrics` of its modality. Tables are read
-by its name, so whatever compares figures, takes means of values or prints them asks the metric how.
+A metric is one definition beside the reader whose values it describes, named in `metrics` of its modality; those of tasks
+with labels, which readers of several modalities share, are at the end of this file. Tables are read by its name, so
+whatever compares figures, takes means of values or prints them asks the metric how.
 
     ACCURACY = Metric("accuracy", is_fraction=True, counts_right_answers=True)
     RMSE = Metric("rmse", higher_is_better=False, figure=lambda errors_N: float(np.sqrt(np.mean(errors_N**2))))
@@ -27,6 +28,28 @@ def mean(values_N: np.ndarray) -> float:
     return float(np.mean(values_N))
 
 
+def right(chosen_N: np.ndarray, wanted_N: np.ndarray) -> np.ndarray:
+    """1 where the choice is the wanted one, else 0 [N]."""
+    return 1.0 * (chosen_N == wanted_N)
+
+
+def pairs(chosen_N: np.ndarray, wanted_N: np.ndarray) -> np.ndarray:
+    """The choice and the wanted one side by side [N, 2], for a figure that needs to know which label it was."""
+    return 1.0 * np.stack([chosen_N, wanted_N], axis=1)
+
+
+def macro_f1(rows_N2: np.ndarray) -> float:
+    """The mean of the F1 scores of the labels that are chosen or wanted, from rows of a choice and what was wanted.
+
+    A label's F1 is 2 * right / (times chosen + times wanted), as scikit-learn's f1_score(average="macro") has it.
+    """
+    chosen_N, wanted_N = rows_N2.astype(int).T
+    size = int(rows_N2.max()) + 1
+    both_K = np.bincount(chosen_N, minlength=size) + np.bincount(wanted_N, minlength=size)
+    right_K = np.bincount(wanted_N[chosen_N == wanted_N], minlength=size)
+    return float(np.mean(2 * right_K[both_K > 0] / both_K[both_K > 0]))
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """What the values of a task's examples are, and how they become one figure."""
@@ -41,7 +64,11 @@ class Metric:
     decimals: int = 3
     """Digits behind the point of a figure that is no fraction."""
     counts_right_answers: bool = False
-    """Whether a value is 1 for a right answer and 0 for any other: always giving the most frequent one then has values."""
+    """Whether a value is 1 for a right answer and 0 for any other."""
+    of_choices: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """Makes the values of examples, as `figure` takes them, of the labels chosen and the labels wanted, [N] each, by their
+    places among the task's labels. A metric that has it can be named by any task with labels, and `majority` has values.
+    """
 
     @property
     def is_mean(self) -> bool:
@@ -89,5 +116,11 @@ class Metric:
         return unit if self.higher_is_better else f"{unit}, plus is better"
 
 
-ACCURACY = Metric("accuracy", is_fraction=True, counts_right_answers=True)
+ACCURACY = Metric("accuracy", is_fraction=True, counts_right_answers=True, of_choices=right)
 """The fraction of examples that are answered rightly; a free answer is right where it is exactly the wanted text."""
+
+MACRO_F1 = Metric("macro_f1", is_fraction=True, figure=macro_f1, of_choices=pairs)
+"""Of a task with labels: the mean over labels of their F1 scores, so that a rare label counts as much as a frequent one."""
+
+CHOICE_METRICS = (ACCURACY, MACRO_F1)
+"""What every kind of base that chooses labels can be measured by: the first unless the task names another one."""

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from oral_ray.errors import TaskError
 from oral_ray.modalities.kind import Kind
 from oral_ray.modalities.metrics import Metric, Values
 from oral_ray.tasks.task import Example
@@ -99,6 +100,11 @@ class Modality(Kind):
     @abstractmethod
     def reader(self, model: nn.Module, processor: Any, labels: Sequence[str]) -> TaskReader:
         """The reader of a task with these labels (none: free text) on a bare base; TaskError where it cannot be."""
+
+    def check_metric(self, name: str) -> None:
+        """TaskError where a task names a metric (empty: none) that bases of this kind are not scored by."""
+        if name and name not in (known := [metric.name for metric in self.metrics]):
+            raise TaskError(f"no metric {name!r} scores a base of kind {self.name!r}; there are {', '.join(known)}")
 
 
 def batches(reader: TaskReader, examples: Sequence[Example], size: int = 16) -> Iterable[tuple[list[int], Batch]]:

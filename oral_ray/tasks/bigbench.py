@@ -107,12 +107,15 @@ def load_bigbench_task(name: str) -> Task:
         prompts, held_out = paraphrases(source.given, tuple(source.labels))
     else:
         prompts, held_out = answer_paraphrases(source.given, source.answer)
+    kept: dict[Split, tuple[Example, ...]] = {
+        split: balanced_order(list(found.values()))[: MAX_EXAMPLES[split]] for split, found in splits.items()
+    }
     return Task(
         id=f"bigbench/{name}",
         labels=tuple(source.labels or ()),
         prompts=prompts,
         held_out_prompts=held_out,
-        **{split: balanced_order(list(found.values()))[: MAX_EXAMPLES[split]] for split, found in splits.items()},
+        **kept,
     )
 
 

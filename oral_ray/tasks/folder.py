@@ -5,6 +5,7 @@
     text = "a customer mail"            # what an input is, for the wordings of the prompt
     prompts = ["Route a customer mail to refund or delivery."]    # optional, put before the generated wordings
     name = "routing"                    # optional, what the task is called; the folder's name by default
+    metric = "macro_f1"                 # optional, what it is scored by; accuracy by default
 
 Each line of a .jsonl file is `{"text": "...", "label": "..."}`. Files are UTF-8. The task's id is `folder/<name>`.
 """
@@ -41,6 +42,7 @@ class _Header(BaseModel):
     text: str = "a text"
     prompts: tuple[str, ...] = ()
     name: str | None = None
+    metric: str = ""
 
 
 def load_task_folder(folder: Path) -> Task:
@@ -71,7 +73,9 @@ def load_task_folder(folder: Path) -> Task:
     wordings, held_out = paraphrases(header.text, header.labels)
     prompts = tuple(dict.fromkeys((*header.prompts, *wordings)))
     try:
-        task = Task(id=name, labels=header.labels, prompts=prompts, held_out_prompts=held_out, **splits)
+        task = Task(
+            id=name, labels=header.labels, prompts=prompts, held_out_prompts=held_out, metric=header.metric, **splits
+        )
     except ValidationError as error:
         reasons = [str(item["msg"]).removeprefix("Value error, ") for item in error.errors()]
         raise TaskError(f"task folder {_shown(folder)!r}: {'; '.join(reasons)}") from None

@@ -12,7 +12,7 @@ import json
 import unicodedata
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from oral_ray.errors import TaskError
 from oral_ray.local.record import Record
@@ -32,7 +32,8 @@ class Example(Record):
 class Task(Record):
     """Choose one of `labels`, or, where there are none, write the answer (scored by exact match).
 
-    `prompts` are used in training, `held_out_prompts` never are; `prompts[0]` is the default.
+    `prompts` are used in training, `held_out_prompts` never are; `prompts[0]` is the default. `metric` is the name of the
+    metric that it is scored by; empty: the one that a base's kind takes for its answers.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Task(Record):
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+    metric: str = Field(default="", exclude_if=lambda name: not name)
 
     @model_validator(mode="after")
     def _check(self) -> "Task":

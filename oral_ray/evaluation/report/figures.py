@@ -50,10 +50,10 @@ def plot_arms(axes: Any, table: pd.DataFrame) -> None:
     for i, arm in enumerate(arms):
         part = table[table["arm"] == arm].set_index("base").reindex(bases)
         x = np.arange(len(bases)) + (i - (len(arms) - 1) / 2) * 0.8 / len(arms)
-        error = [part["mean"] - part["low"], part["high"] - part["mean"]]
-        axes.bar(
-            x, part["mean"], 0.8 / len(arms), yerr=error, color=arm_of(arm).colour, label=arm, error_kw={"lw": 0.8}
-        )
+        axes.bar(x, part["mean"], 0.8 / len(arms), color=arm_of(arm).colour, label=arm)
+        axes.vlines(
+            x, part["low"], part["high"], colors="black", lw=0.8
+        )  # no yerr: a mean may lie outside its interval
     axes.set_xticks(
         range(len(bases)), [f"{b}\n{'seen' if seen else 'unseen'}" for b, seen in seen_by_base(table).items()]
     )
