@@ -244,7 +244,7 @@ def test_an_item_that_fails_is_named_and_the_others_are_released_and_the_next_ru
 
     def broken(config: Config, item):
         tried.append(item.task)
-        if (item.base_id.id, item.task) == ("v9", "wordnet/mind"):
+        if (item.base.id, item.task) == ("v9", "wordnet/mind"):
             raise StoreError("the store is tired")
         return real(config, item)
 
@@ -269,7 +269,7 @@ def test_whatever_one_item_raises_is_said_of_it_by_name_and_the_others_are_relea
     real = regenerate.regenerate_item
 
     def broken(config: Config, item):
-        if (item.base_id.id, item.task) == ("v9", "wordnet/mind"):
+        if (item.base.id, item.task) == ("v9", "wordnet/mind"):
             raise error
         return real(config, item)
 
@@ -306,7 +306,7 @@ def test_a_decision_that_cannot_be_read_fails_its_item_and_no_other(
     real = gate.decided
 
     def broken(run: Run, item):
-        if (item.base_id.id, item.task) == ("v9", "wordnet/mind"):
+        if (item.base.id, item.task) == ("v9", "wordnet/mind"):
             raise StoreError("record is damaged")
         return real(run, item)
 
