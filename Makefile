@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 .PHONY: quickstart test test-s3 test-browser lint bench chaos node-loss clean bench-serve serve-faults serve-soak serve-autoscale
 
 quickstart: $(VENV)/quickstart.ok
-	$(BIN)/python jobs/quickstart.py --config infra/configs/quickstart.toml $(if $(STORE),--store $(STORE)) $(ARGS)
+	$(BIN)/python jobs/quickstart.py $(if $(STORE),--store $(STORE)) $(ARGS)
 
 test: $(VENV)/test.ok
 	$(BIN)/python -m pytest $(ARGS)
@@ -28,7 +28,8 @@ lint: $(VENV)/dev.ok
 
 bench: $(VENV)/bench.ok
 	$(BIN)/oral-ray bench all
-	$(BIN)/oral-ray bench growth folder=docs/results/bench
+	$(BIN)/python infra/dev/bench all
+	$(BIN)/python infra/dev/bench growth folder=docs/results/bench
 
 # Measurements of the service: out/bench/serve*.json, copies under docs/results. STORE is that of `make quickstart`.
 bench-serve serve-faults serve-soak serve-autoscale: $(VENV)/quickstart.ok

@@ -2,27 +2,28 @@
 
 Reads tasks and base versions; writes base versions that are made here, `adapters/<digest>/`, `records/corpus/`.
 
-    python jobs/corpus.py --config infra/configs/quickstart.toml corpus.steps=50
-    ray job submit --working-dir . -- python jobs/corpus.py --config infra/configs/quickstart.toml
+    python jobs/corpus.py --config quickstart corpus.steps=50
+    ray job submit --working-dir . -- python jobs/corpus.py --config quickstart
 """
 
 import sys
 from typing import Any
 
 from oral_ray.cli import run_job
-from oral_ray.cluster import session
 from oral_ray.config import Config
-from oral_ray.pipeline import corpus
-from oral_ray.pipeline.own_tasks import enter_tasks
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.corpus import train_corpus
+from oral_ray.pipeline.run import begin_run
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train what is missing and return a summary row."""
-    config = enter_tasks(config)
-    with session(config.cluster, config.determinism):
-        found = corpus.run(config)
-        entries = corpus.train_runs(config, corpus.plan_targets(config, found), found)
-    return {"bases": list(found), "runs": len(entries), "adapters": sum(len(entry.digests) for entry in entries)}
+    run = begin_run(config)
+    with run.session():
+        run = resolve_bases(run)
+        corpus = train_corpus(run)
+    adapters = sum(len(entry.digests) for entry in corpus.values())
+    return {"bases": list(run.bases), "runs": len(corpus), "adapters": adapters}
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ answers.parquet, curve.parquet, distances.parquet, metrics.parquet, summary.json
 `tasks.unseen` the same arms are scored on those tasks too (scores and answers in `out`/unseen). An ablation is a list
 of overrides:
 
-    python jobs/evaluate.py --config infra/configs/quickstart.toml
-    python jobs/evaluate.py --config infra/configs/quickstart.toml condition.model=metadata out=out/no-probes
+    python jobs/evaluate.py --config quickstart
+    python jobs/evaluate.py --config quickstart condition.model=metadata out=out/no-probes
 """
 
 import json
@@ -18,36 +18,36 @@ from pathlib import Path
 import pandas as pd
 
 from oral_ray.cli import run_job
-from oral_ray.cluster import session
 from oral_ray.config import Config
-from oral_ray.evaluation import evaluate
+from oral_ray.evaluation.evaluate import check_evaluation, evaluate_arms, evaluate_unseen
 from oral_ray.evaluation.report.page import write_report
 from oral_ray.evaluation.report.tables import arm_table, arms_text
-from oral_ray.objects import open_objects
-from oral_ray.pipeline import train
-from oral_ray.pipeline.own_tasks import enter_tasks
-from oral_ray.store.generators import read_metrics
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.run import begin_run
+from oral_ray.pipeline.walk import train_seeds, walk
 
 
 def main(config: Config) -> str:
     """Evaluate, write the report, and return the table of arms as text, for unseen tasks another one."""
     started = time.perf_counter()
-    config = enter_tasks(config)
-    evaluate.check_evaluation(config)
+    run = begin_run(config)
+    config = run.config
+    check_evaluation(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    with session(config.cluster, config.determinism):
-        evaluate.run(config)
-        recipe = train.run(config)
+    with run.session():
+        trained = walk(resolve_bases(run))
+        generators = train_seeds(trained)
+        evaluate_arms(trained, generators)
         folders = [out]
         if config.tasks.unseen:
-            evaluate.run_unseen(config)
+            evaluate_unseen(trained, generators)
             folders.append(out / "unseen")
-    pd.DataFrame(read_metrics(open_objects(config.store), recipe)).to_parquet(out / "metrics.parquet")
+    pd.DataFrame(run.training_log(trained.recipe)).to_parquet(out / "metrics.parquet")
     summary = {
         "command": shlex.join(sys.argv),
         "config": config.model_dump(mode="json"),
-        "generator": recipe,
+        "generator": trained.recipe,
         "num_bootstrap": config.evaluation.num_bootstrap,
         "wall_s": {"evaluate": time.perf_counter() - started},
     }

@@ -4,42 +4,38 @@ It gets `evaluation.task_gradients` steps, or those of the functional phase, on 
 phase, `tasks.further`; it is the arm `multitask`. Reads tasks and base versions; writes base versions that are made here,
 `adapters/<digest>/`, `records/static/`; prints a digest for every architecture.
 
-    python jobs/multitask.py --config infra/configs/unseen.toml
-    python jobs/train.py --config infra/configs/unseen.toml corpus.start=DIGEST
+    python jobs/multitask.py --config unseen
+    python jobs/train.py --config unseen corpus.start=DIGEST
 """
 
 import sys
 
 from oral_ray.cli import run_job
-from oral_ray.cluster import session
 from oral_ray.config import Config
 from oral_ray.errors import ConfigError
-from oral_ray.evaluation import static
 from oral_ray.evaluation.arms.multitask import multitask_run
-from oral_ray.objects import open_objects
-from oral_ray.pipeline import bases, corpus
-from oral_ray.pipeline.material import further_tasks
-from oral_ray.pipeline.own_tasks import enter_tasks
-from oral_ray.store.adapters import AdapterStore
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.corpus import families, seen_ids
+from oral_ray.pipeline.material import auxiliary_tasks
+from oral_ray.pipeline.run import begin_run
+from oral_ray.pipeline.static import train_all
 
 
 def main(config: Config) -> dict[str, str]:
     """Train what is missing; the digest by the newest seen version of an architecture."""
-    config = enter_tasks(config)
-    corpus.check_unseen(config)
+    run = begin_run(config)
+    config = run.config
     if not config.tasks.ids:
         raise ConfigError("'tasks.ids' is empty; name the tasks to train on")
-    if not corpus.seen_ids(config):
+    if not seen_ids(config):
         raise ConfigError("'bases.versions' has no seen version; add one to train on, or set `seen` of one")
-    with session(config.cluster, config.determinism):
-        found = bases.run(config)
-        together = corpus.families(config, found)
-        further, seed = further_tasks(config), config.corpus.seeds[0]
-        runs = [multitask_run(config, seen, further, False, seed) for seen in together]
-        digests = static.train_all(config, runs, found)
-        store = AdapterStore(open_objects(config.store))
+    with run.session():
+        run = resolve_bases(run)
+        together = families(run)
+        auxiliary, seed = auxiliary_tasks(run), config.corpus.seeds[0]
+        digests = train_all(run, [multitask_run(config, seen, auxiliary, False, seed) for seen in together])
         for digest in digests:
-            store.get(digest)  # refused here rather than by who starts from it
+            run.adapters.get(digest)  # refused here rather than by who starts from it
     return {seen[-1]: digest for seen, digest in zip(together, digests, strict=True)}
 
 

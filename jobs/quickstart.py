@@ -3,7 +3,7 @@
 Reads nothing but installed packages and the repository; writes the store and, in `out`: scores.parquet, summary.json,
 report.html and the tables of `jobs/evaluate.py`.
 
-    python jobs/quickstart.py --config infra/configs/quickstart.toml seed=1 --store s3://bucket/prefix
+    python jobs/quickstart.py --config quickstart seed=1 --store s3://bucket/prefix
 """
 
 import sys

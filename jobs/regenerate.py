@@ -4,9 +4,9 @@ Reads landed bases under `<store>/<bases.prefix>/`, generators, corpus; writes `
 `releases/<base>/<name>/<seq>.json`. Idempotent: what is released is skipped. Prints a summary; exit code 0: all that was
 due is done, 3: some items failed (named in the summary, tried again by the next run), 2: nothing could be done.
 
-    python jobs/regenerate.py --config infra/configs/quickstart.toml --dry-run
-    python jobs/regenerate.py --config infra/configs/quickstart.toml --summary night.json --summary night.html
-    ray job submit --working-dir . -- python jobs/regenerate.py --config infra/configs/quickstart.toml --watch
+    python jobs/regenerate.py --config quickstart --dry-run
+    python jobs/regenerate.py --config quickstart --summary night.json --summary night.html
+    ray job submit --working-dir . -- python jobs/regenerate.py --config quickstart --watch
 """
 
 import argparse
@@ -15,12 +15,11 @@ import sys
 from pathlib import Path
 
 from oral_ray.cli import SOME_FAILED, Closing, run_job
-from oral_ray.cluster import session
 from oral_ray.config import Config
-from oral_ray.nightly import regenerate
+from oral_ray.nightly.regenerate import dry_run, run_night, watch
 from oral_ray.nightly.summary import RegenerationSummary, summary_text, write_summary
-from oral_ray.objects import open_objects, probe
-from oral_ray.pipeline.own_tasks import enter_tasks
+from oral_ray.objects import probe
+from oral_ray.pipeline.run import begin_run
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +37,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(config: Config, args: argparse.Namespace) -> Closing:
     """Regenerate what is due; the closing text is the summary."""
     if args.dry_run:
-        return _closing(regenerate.dry_run(enter_tasks(config, keep=False)), args)
-    probe(open_objects(config.store))
-    config = enter_tasks(config)
-    with session(config.cluster, config.determinism):
-        for summary in regenerate.watch(config) if args.watch else ():
+        return _closing(dry_run(begin_run(config, keep=False)), args)
+    run = begin_run(config)
+    probe(run.objects)
+    with run.session():
+        for summary in watch(run.config) if args.watch else ():
             logger.info("%s", _closing(summary, args).text)
-        return _closing(regenerate.run(config), args)
+        return _closing(run_night(run), args)
 
 
 def _closing(summary: RegenerationSummary, args: argparse.Namespace) -> Closing:

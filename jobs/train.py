@@ -3,28 +3,26 @@
 Reads `shards/<fingerprint>/` (made first where missing); writes checkpoints to `training/<recipe>/`, the generator and
 its metrics to `generators/<recipe>/`. Resumes after a lost worker and when it is run again; a finished recipe is left.
 
-    python jobs/train.py --config infra/configs/quickstart.toml training.engine.kind=torch
-    ray job submit --working-dir . -- python jobs/train.py --config infra/configs/quickstart.toml
+    python jobs/train.py --config quickstart training.engine.kind=torch
+    ray job submit --working-dir . -- python jobs/train.py --config quickstart
 """
 
 import sys
 from typing import Any
 
 from oral_ray.cli import run_job
-from oral_ray.cluster import session
 from oral_ray.config import Config
-from oral_ray.objects import open_objects
-from oral_ray.pipeline import train
-from oral_ray.pipeline.own_tasks import enter_tasks
-from oral_ray.store.generators import read_metrics
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.run import begin_run
+from oral_ray.pipeline.walk import walk
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train unless it is done, and return a summary row."""
-    config = enter_tasks(config)
-    with session(config.cluster, config.determinism):
-        recipe = train.run(config)
-    last = read_metrics(open_objects(config.store), recipe)[-1]
+    run = begin_run(config)
+    with run.session():
+        recipe = walk(resolve_bases(run)).recipe
+    last = run.training_log(recipe)[-1]
     return {"generator": recipe, "uri": f"{config.store.uri}/generators/{recipe}", **last}
 
 

@@ -14,9 +14,9 @@ from starlette.concurrency import run_in_threadpool
 from oral_ray import __version__
 from oral_ray.config import IDENTIFIER, Config
 from serve.broker import Answer, Broker
-from serve.catalog import Catalog
 from serve.edge import Edge
 from serve.headers import etag_matches, parse_prefer, parse_range, range_applies
+from serve.listings import Listings
 from serve.metrics import IngressMetrics
 from serve.problems import RefusedError, add_handlers, as_problems
 from serve.schema import (
@@ -44,7 +44,7 @@ _bearer = HTTPBearer(auto_error=False, description="A token of serve.tokens; nee
 
 
 def build_api(
-    config: Config, broker: Broker, catalog: Catalog, guard: Guard, metrics: IngressMetrics,
+    config: Config, broker: Broker, listings: Listings, guard: Guard, metrics: IngressMetrics,
     scrape: Callable[[], str],
 ) -> FastAPI:  # fmt: skip
     """The FastAPI application of an ingress."""
@@ -56,7 +56,7 @@ def build_api(
     api.add_middleware(Edge, config=config.serve, metrics=metrics)
     add_handlers(api)
     add_generation(api, broker, guard)
-    add_reading(api, broker, catalog, guard)
+    add_reading(api, broker, listings, guard)
     add_operation(api, broker, guard, scrape)
     add_page(api)
     as_problems(api)
@@ -104,7 +104,7 @@ def add_generation(api: FastAPI, broker: Broker, guard: Guard) -> None:
         return await broker.cancel(job_id)
 
 
-def add_reading(api: FastAPI, broker: Broker, catalog: Catalog, guard: Guard) -> None:
+def add_reading(api: FastAPI, broker: Broker, listings: Listings, guard: Guard) -> None:
     """What can be looked at."""
     reader = [Depends(_needs(guard, "read"))]
 
@@ -114,18 +114,18 @@ def add_reading(api: FastAPI, broker: Broker, catalog: Catalog, guard: Guard) ->
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> AdapterPage:
         """Stored adapters, those of the corpus too, in the order of their ids."""
-        return await run_in_threadpool(catalog.adapters, after, limit)
+        return await run_in_threadpool(listings.adapters, after, limit)
 
     @api.get("/v1/adapters/{adapter_id}", tags=["read"], dependencies=reader, responses=_problems(404, 422))
     async def adapter(adapter_id: Digest) -> AdapterInfo:
         """A stored adapter."""
         info = await broker.info(adapter_id)
-        return info.used(await run_in_threadpool(catalog.released_as, adapter_id))
+        return info.used(await run_in_threadpool(listings.released_as, adapter_id))
 
     @api.get("/v1/adapters/{adapter_id}/report", tags=["read"], dependencies=reader, responses=_problems(404, 422))
     async def report(adapter_id: Digest) -> AdapterReport:
         """What an adapter looks like, and what of the corpus is near it."""
-        return await run_in_threadpool(catalog.report, adapter_id)
+        return await run_in_threadpool(listings.report, adapter_id)
 
     @api.get(
         "/v1/adapters/{adapter_id}/files/{name}", tags=["read"], dependencies=reader, response_class=Response,
@@ -136,13 +136,13 @@ def add_reading(api: FastAPI, broker: Broker, catalog: Catalog, guard: Guard) ->
     async def file(request: Request, adapter_id: Digest, name: FileName) -> Response:
         """A file of an adapter, or one range of it."""
         tag, asked = f'"{adapter_id}-{name}"', request.headers
-        num_bytes = await run_in_threadpool(catalog.num_bytes, adapter_id, name)
+        num_bytes = await run_in_threadpool(listings.num_bytes, adapter_id, name)
         headers = _IMMUTABLE | {
             "ETag": tag, "Accept-Ranges": "bytes", "Content-Disposition": f'attachment; filename="{name}"',
         }  # fmt: skip
         if etag_matches(", ".join(asked.getlist("if-none-match")), tag):
             return Response(status_code=304, headers=headers)
-        if link := await run_in_threadpool(catalog.link, adapter_id, name):
+        if link := await run_in_threadpool(listings.link, adapter_id, name):
             return RedirectResponse(link, 307)
         try:
             counts = range_applies(asked.get("if-range", ""), tag)
@@ -154,28 +154,28 @@ def add_reading(api: FastAPI, broker: Broker, catalog: Catalog, guard: Guard) ->
         if part:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{num_bytes}"
         headers["Content-Length"] = str(stop - start)
-        pieces = () if request.scope.get("is_head") else catalog.read(adapter_id, name, start, stop)
+        pieces = () if request.scope.get("is_head") else listings.read(adapter_id, name, start, stop)
         return StreamingResponse(pieces, 206 if part else 200, headers, "application/octet-stream")
 
     @api.get("/v1/bases", tags=["read"], dependencies=reader, responses=_problems())
     async def bases() -> BaseList:
         """Base versions of the store, and what may be asked for each."""
-        return await run_in_threadpool(catalog.bases)
+        return await run_in_threadpool(listings.bases)
 
     @api.get("/v1/tasks", tags=["read"], dependencies=reader, responses=_problems())
     async def tasks() -> TaskList:
         """The tasks of the configuration: examples of prompts."""
-        return await run_in_threadpool(catalog.tasks)
+        return await run_in_threadpool(listings.tasks)
 
     @api.get("/v1/releases", tags=["read"], dependencies=reader, responses=_problems(422))
     async def releases(base: Annotated[str, Query(pattern=f"^$|{IDENTIFIER}")] = "") -> ReleaseList:
         """The latest release of every base, or all of one."""
-        return await run_in_threadpool(catalog.releases, base)
+        return await run_in_threadpool(listings.releases, base)
 
     @api.get("/v1/models", tags=["read"], dependencies=reader, responses=_problems())
     async def models() -> ModelList:
         """Bases and published adapters, in OpenAI's shape."""
-        return await run_in_threadpool(catalog.models)
+        return await run_in_threadpool(listings.models)
 
 
 def add_operation(api: FastAPI, broker: Broker, guard: Guard, scrape: Callable[[], str]) -> None:
@@ -189,8 +189,8 @@ def add_operation(api: FastAPI, broker: Broker, guard: Guard, scrape: Callable[[
     @api.get("/readyz", tags=["operate"], responses=_problems())
     async def readyz() -> Health:
         """The store is there and has a generator."""
-        await run_in_threadpool(broker.stock.check)
-        return Health(status="ok", generator=await run_in_threadpool(lambda: broker.stock.recipe))
+        await run_in_threadpool(broker.catalog.check)
+        return Health(status="ok", generator=await run_in_threadpool(lambda: broker.catalog.recipe))
 
     @api.get(
         "/metrics",

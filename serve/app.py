@@ -1,6 +1,6 @@
 """The generation service on Ray Serve: an ingress that takes requests, replicas with a generator that answer them.
 
-    serve run serve.app:build_app config=infra/configs/quickstart.toml store.uri=./oral-store
+    serve run serve.app:build_app config=quickstart store.uri=./oral-store
     curl -s localhost:8000/v1/adapters -H 'content-type: application/json' \\
          -d '{"prompt": "Classify a dictionary definition.", "base": "minilm-l6-t3", "seed": 0}'
 
@@ -17,29 +17,25 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.concurrency import run_in_threadpool
 
-from oral_ray.cluster import scrape_metrics, store_uri
-from oral_ray.config import Config, load_config
+from oral_ray.cluster.metrics import scrape_metrics
+from oral_ray.config import DEFAULT_CONFIG, Config, load_config
+from oral_ray.config.place import with_absolute_store
 from oral_ray.errors import OralError
-from oral_ray.generation.service import Stock
+from oral_ray.generation.catalog import GeneratorCatalog
 from oral_ray.objects import open_objects
-from oral_ray.pipeline.own_tasks import enter_tasks
+from oral_ray.pipeline.own_tasks import resolve_tasks
 from serve.api import build_api
 from serve.broker import Broker
-from serve.catalog import Catalog
+from serve.listings import Listings
 from serve.metrics import IngressMetrics
-from serve.problems import BusyError
 from serve.replica import Replica
-from serve.schema import GenerateRequest, Made, Problem
 from serve.security import Guard, refuse_open_bind
 
 logger = logging.getLogger("ray.serve.oral")
-ATTEMPTS = 3
 FAST = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -52,14 +48,14 @@ FAST = {
 def build_app(config: Config | Mapping[str, str]) -> serve.Application:
     """The Serve application of a configuration.
 
-    `serve run` passes its `key=value` arguments as a mapping: `config` names the TOML file, the others override it.
+    `serve run` passes its `key=value` arguments as a mapping: `config` is a path or a shipped name, the others override it.
     """
     if not isinstance(config, Config):
         overrides = [f"{key}={value}" for key, value in config.items() if key != "config"]
-        config = load_config(config.get("config", "infra/configs/quickstart.toml"), overrides)
-    config = config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
+        config = load_config(config.get("config", DEFAULT_CONFIG), overrides)
+    config = with_absolute_store(config)
     try:
-        config = enter_tasks(config)
+        config = resolve_tasks(config, open_objects(config.store))
     except OralError as error:  # it serves without them; only the list of tasks is shorter
         logger.warning("/v1/tasks leaves out tasks of one's own: %s", error)
     settings, logs = config.serve, LoggingConfig(encoding="JSON", enable_access_log=False)
@@ -101,19 +97,19 @@ class Ingress:
     """The deployment that speaks HTTP."""
 
     def __init__(self, config: Config, generator: DeploymentHandle) -> None:
-        self._config, self._generator = config, generator
+        self._config = config
         self._guard = Guard(config.serve)
         refuse_open_bind(self._guard, _http_host())
         self._metrics = IngressMetrics()
-        self._stock = Stock(config, open_objects(config.store))
-        self._broker = Broker(config, self._stock, self._generate, self._metrics)
-        self._catalog = Catalog(config, self._stock)
+        catalog = GeneratorCatalog(config, open_objects(config.store))
+        self._broker = Broker(config, catalog, lambda condition: generator.generate.remote(condition), self._metrics)
+        self._listings = Listings(config, catalog)
         self._resumed: asyncio.Task[None] | None = None
         self._leave_s = 0.0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application, once this replica is made."""
-        return build_api(self._config, self._broker, self._catalog, self._guard, self._metrics, scrape_metrics)
+        return build_api(self._config, self._broker, self._listings, self._guard, self._metrics, scrape_metrics)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds: goes on with the jobs of ingresses that have died, and counts releases.
@@ -131,25 +127,12 @@ class Ingress:
             if num_jobs:
                 logger.info("went on with %d jobs", num_jobs)
             self._broker.count_open_jobs()
-            releases = (await run_in_threadpool(self._catalog.releases, "")).items
-            released = Counter((release.base, adapter.arm) for release in releases for adapter in release.adapters)
-            for (base, arm), num in released.items():
-                self._metrics.released.set(num, {"base": base, "arm": arm})
+            releases = (await run_in_threadpool(self._listings.releases, "")).items
+            released = Counter((release.base_id, adapter.arm) for release in releases for adapter in release.adapters)
+            for (base_id, arm), num in released.items():
+                self._metrics.released.set(num, {"base": base_id, "arm": arm})
         except OralError as error:
             logger.warning("jobs and releases are not looked after at the moment: %s", error)
-
-    async def _generate(self, request: GenerateRequest) -> Made | Problem:
-        """Ask a replica. One that dies on the way is replaced by another: an answer is the same whoever gives it."""
-        for attempt in range(ATTEMPTS):
-            try:
-                return await self._generator.generate.remote(request)
-            except BackPressureError:
-                raise BusyError("too many requests wait for a generator; come back in a few seconds") from None
-            except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
-                logger.warning(
-                    "attempt %d of %d: a generator was lost: %s", attempt + 1, ATTEMPTS, type(error).__name__
-                )
-        raise BusyError(f"{ATTEMPTS} generators were lost on this request; come back in a few seconds")
 
 
 def _http_host() -> str:

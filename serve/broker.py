@@ -18,14 +18,16 @@ from starlette.concurrency import run_in_threadpool
 
 from oral_ray.config import Config
 from oral_ray.errors import OralError
-from oral_ray.generation.service import Order, Stock
+from oral_ray.generation.catalog import GeneratorCatalog
+from oral_ray.generation.condition import Condition
 from serve.jobs import Job, JobStore
 from serve.metrics import IngressMetrics
 from serve.problems import BusyError, RefusedError, describe
+from serve.retry import ask_again_when_lost
 from serve.schema import AdapterInfo, GenerateRequest, JobInfo, Made, Problem, lora_of
 
 logger = logging.getLogger("ray.serve.oral")
-Generate = Callable[[GenerateRequest], Awaitable[Made | Problem]]
+Generate = Callable[[Condition], Awaitable[Made | Problem]]
 MAX_KNOWN = 4096
 PAUSE_S = 1.0
 T = TypeVar("T")
@@ -40,13 +42,13 @@ class Answer:
 
 
 class Broker:
-    """The ingress without its routes. `generate` reaches the replicas and raises BusyError when too much waits there."""
+    """The ingress without its routes. `generate` asks a replica (serve/replica.py); where it is lost another is asked."""
 
-    def __init__(self, config: Config, stock: Stock, generate: Generate, metrics: IngressMetrics) -> None:
-        self.stock, self.jobs = stock, JobStore(stock.objects)
+    def __init__(self, config: Config, catalog: GeneratorCatalog, generate: Generate, metrics: IngressMetrics) -> None:
+        self.catalog, self.jobs = catalog, JobStore(catalog.objects)
         self._config, self._generate, self._metrics = config, generate, metrics
         self._known: OrderedDict[str, AdapterInfo] = OrderedDict()  # by digest: content never changes
-        self._digests: OrderedDict[str, str] = OrderedDict()  # by key of an order
+        self._digests: OrderedDict[str, str] = OrderedDict()  # by key of an answer
         self._coming: dict[str, asyncio.Task[Made]] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(config.serve.batch_size * config.serve.max_replicas)
@@ -58,17 +60,17 @@ class Broker:
 
         Raises OralError for what cannot be made, RefusedError for what the service does not take now.
         """
-        order, key, adapter = await self._look_up(request)
+        condition, key, adapter = await self._resolve(request)
         if idempotency_key:
             await run_in_threadpool(self._claim, caller, idempotency_key, request)
         if adapter is not None:
             self._metrics.answers.inc(1, {"source": "stored"})
             return Answer(adapter, None)
-        is_large = self.stock.num_tokens(order) > self._config.serve.wait_tokens
+        is_large = self.catalog.num_tokens(condition) > self._config.serve.wait_tokens
         if wait_s is None:
             wait_s = 0.0 if is_large else self._config.serve.max_wait_s
         if wait_s > 0:
-            task = self._begin(request, key)
+            task = self._begin(condition, key)
             with contextlib.suppress(TimeoutError):
                 made = await asyncio.wait_for(asyncio.shield(task), min(wait_s, self._config.serve.max_wait_s))
                 return Answer(made.adapter, made)
@@ -105,42 +107,42 @@ class Broker:
         """Tell the metric; now and then too, for Ray forgets a gauge that nobody sets."""
         self._metrics.open_jobs.set(len(self._running), {})
 
-    async def _look_up(self, request: GenerateRequest) -> tuple[Order, str, AdapterInfo | None]:
-        """The order, its key, and the adapter where it is stored already."""
-        order, key, digest = await run_in_threadpool(self._order, request)
+    async def _resolve(self, request: GenerateRequest) -> tuple[Condition, str, AdapterInfo | None]:
+        """What is asked for, the key of its answer, and the adapter where it is stored already."""
+        condition, key, digest = await run_in_threadpool(self._look_up, request)
         if digest is None:
-            return order, key, None
+            return condition, key, None
         _remember(self._digests, key, digest)
-        return order, key, await self.info(digest)
+        return condition, key, await self.info(digest)
 
-    def _order(self, request: GenerateRequest) -> tuple[Order, str, str | None]:
+    def _look_up(self, request: GenerateRequest) -> tuple[Condition, str, str | None]:
         lora = lora_of(request, self._config.lora)
-        order = self.stock.order(request.prompt, request.base, request.seed, lora, request.strength)
-        key = self.stock.key(order, self.stock.recipe)
-        return order, key, self._digests.get(key) or self.stock.find(key)
+        condition = self.catalog.condition(request.prompt, request.base_id, request.seed, lora, request.scale)
+        key = self.catalog.answer_key(condition, self.catalog.recipe)
+        return condition, key, self._digests.get(key) or self.catalog.find_answer(key)
 
     def _claim(self, caller: str, idempotency_key: str, request: GenerateRequest) -> None:
-        self.stock.check()
+        self.catalog.check()
         self.jobs.claim_key(caller, idempotency_key, request)
 
     def _info(self, digest: str) -> AdapterInfo:
         try:
-            return AdapterInfo.of(digest, self.stock.uri(digest), *self.stock.about(digest))
+            return AdapterInfo.of(digest, self.catalog.uri(digest), *self.catalog.describe(digest))
         except OralError:
-            self.stock.check()
+            self.catalog.check()
             raise
 
-    def _begin(self, request: GenerateRequest, key: str) -> "asyncio.Task[Made]":
+    def _begin(self, condition: Condition, key: str) -> "asyncio.Task[Made]":
         """The task that makes the answer of a key; the one that does so already, when there is one."""
         if task := self._coming.get(key):
             self._metrics.answers.inc(1, {"source": "joined"})
             return task
-        task = self._coming[key] = asyncio.create_task(self._make(request))
+        task = self._coming[key] = asyncio.create_task(self._make(condition))
         task.add_done_callback(lambda done: self._ended(key, done))
         return task
 
-    async def _make(self, request: GenerateRequest) -> Made:
-        made = await self._generate(request)
+    async def _make(self, condition: Condition) -> Made:
+        made = await ask_again_when_lost(lambda: self._generate(condition))
         if isinstance(made, Problem):
             raise RefusedError(made.status, made.title, made.detail)
         self._metrics.answers.inc(1, {"source": "generated"})
@@ -155,7 +157,7 @@ class Broker:
     async def _accept(self, request: GenerateRequest, caller: str, idempotency_key: str) -> Job:
         if len(self._running) >= self._config.serve.max_jobs:
             raise BusyError(f"{len(self._running)} jobs are waiting already; come back later")
-        await run_in_threadpool(self.stock.check)
+        await run_in_threadpool(self.catalog.check)
         job = await run_in_threadpool(self.jobs.create, request, caller, idempotency_key)
         self._start(job)
         return job
@@ -182,10 +184,10 @@ class Broker:
     async def _outcome(self, job: Job) -> AdapterInfo | Problem:
         """The adapter, or the problem that will not pass; raises OralError for one that may."""
         try:
-            _, key, adapter = await self._look_up(job.request)
+            condition, key, adapter = await self._resolve(job.request)
             if adapter is not None:
                 return adapter
-            return (await asyncio.shield(self._begin(job.request, key))).adapter
+            return (await asyncio.shield(self._begin(condition, key))).adapter
         except OralError as error:
             told = describe(error)
             if told.status == 503:

@@ -10,9 +10,9 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from oral_ray.config import canonical_json, fingerprint
+from oral_ray.config import Record, canonical_json, fingerprint
 from oral_ray.errors import MissingObjectError, StoreError
 from oral_ray.objects import Objects
 from serve.problems import RefusedError
@@ -21,10 +21,8 @@ from serve.schema import AdapterInfo, GenerateRequest, JobInfo, Problem
 _OPEN, _DONE, _KEYS = "jobs/open/", "jobs/done/", "jobs/keys/"
 
 
-class Job(BaseModel):
+class Job(Record):
     """What was asked for, and when."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     request: GenerateRequest

@@ -15,7 +15,7 @@ from oral_ray.adapters.distance import change_norm, relative_distances
 from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.errors import ArtifactError, LayoutError, StoreError
-from oral_ray.generation.service import Stock
+from oral_ray.generation.catalog import GeneratorCatalog
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 from serve.schema import AdapterReport, ModuleNorm, Neighbour, SkippedAdapter
@@ -24,11 +24,11 @@ NUM_NEAREST, MAX_COMPARED = 5, 500
 _RECORDS = "records/corpus/"
 
 
-def read_report(stock: Stock, digest: str) -> AdapterReport:
+def read_report(catalog: GeneratorCatalog, digest: str) -> AdapterReport:
     """The report of a stored adapter; ArtifactError, BaseModelError where it or its base is not there or is damaged."""
-    artifact = AdapterStore(stock.objects).get(digest)
-    spec = stock.base(artifact.provenance.base).spec
-    lora = artifact.lora.model_copy(update={"last_layers": stock.config.lora.last_layers})
+    artifact = AdapterStore(catalog.objects).get(digest)
+    spec = catalog.base(artifact.provenance.base).spec
+    lora = artifact.lora.model_copy(update={"last_layers": catalog.config.lora.last_layers})
     layout = AdapterLayout.of(spec, lora, spec.hidden_size)
     changes = _changes(artifact, layout)
     norms = tuple(
@@ -39,8 +39,8 @@ def read_report(stock: Stock, digest: str) -> AdapterReport:
         for slot in layout.slots if slot.factor == "A"
     )  # fmt: skip
     skipped: list[SkippedAdapter] = []
-    others = list(_others(stock, artifact, layout, skipped))
-    stock.check()  # what went away while it was read looks like a store without a corpus
+    others = list(_others(catalog, artifact, layout, skipped))
+    catalog.check()  # what went away while it was read looks like a store without a corpus
     return AdapterReport(id=digest, norms=norms, nearest=_nearest(changes, others), skipped=tuple(skipped))
 
 
@@ -59,22 +59,22 @@ def _nearest(changes: Factors, others: list[tuple[AdapterArtifact, Factors]]) ->
 
 
 def _others(
-    stock: Stock, artifact: AdapterArtifact, layout: AdapterLayout, skipped: list[SkippedAdapter]
+    catalog: GeneratorCatalog, artifact: AdapterArtifact, layout: AdapterLayout, skipped: list[SkippedAdapter]
 ) -> Iterator[tuple[AdapterArtifact, Factors]]:
     """Trained adapters of this layout with their changes, each content once, not the adapter's own.
 
     They are the last ones of every run on record, of at most MAX_COMPARED runs. What cannot be compared is told.
     """
     seen = {_content(artifact)}
-    for name, digest in _recorded(stock, skipped):
+    for name, digest in _recorded(catalog, skipped):
         try:
-            other = AdapterStore(stock.objects).get(digest)
+            other = AdapterStore(catalog.objects).get(digest)
             if not _is_of(other, layout) or _content(other) in seen:
                 continue
             seen.add(_content(other))
             changes = _changes(other, layout)
         except (ArtifactError, StoreError) as error:
-            stock.check()  # a store that is away is no damaged adapter
+            catalog.check()  # a store that is away is no damaged adapter
             skipped.append(SkippedAdapter(id=digest, run=name, reason=str(error)))
             continue
         if not any(change_norm(a, b) > 0 for a, b in changes.values()):
@@ -83,14 +83,14 @@ def _others(
         yield other, changes
 
 
-def _recorded(stock: Stock, skipped: list[SkippedAdapter]) -> Iterator[tuple[str, str]]:
+def _recorded(catalog: GeneratorCatalog, skipped: list[SkippedAdapter]) -> Iterator[tuple[str, str]]:
     """(run, digest of its last adapter) of the runs on record."""
-    for info in islice(stock.objects.list(_RECORDS), MAX_COMPARED):
+    for info in islice(catalog.objects.list(_RECORDS), MAX_COMPARED):
         name = PurePosixPath(info.key).stem
         try:
-            record = Records(stock.objects).get("corpus", name)
+            record = Records(catalog.objects).get("corpus", name)
         except StoreError as error:
-            stock.check()
+            catalog.check()
             skipped.append(SkippedAdapter(id="", run=name, reason=str(error)))
             continue
         if record is None:  # deleted since it was listed

@@ -5,11 +5,11 @@ Every body is one of these models; every error is a `Problem` (RFC 9457) as appl
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from oral_ray.adapters.artifact import Provenance
-from oral_ray.config import Identifier, LoraSettings
-from oral_ray.generator.condition import MAX_PROMPT_CHARS
+from oral_ray.config import Identifier, LoraSettings, Record
+from oral_ray.generation.condition import MAX_PROMPT_CHARS
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -17,8 +17,10 @@ ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,256}$"
 FileName = Literal["adapter_model.safetensors", "adapter_config.json", "provenance.json"]
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Message(Record):
+    """Python names say what they are (`base_id`, `scale`); on the wire, and where a message is made, the alias counts."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
 
 class GenerateRequest(_Message):
@@ -35,12 +37,14 @@ class GenerateRequest(_Message):
         description="The task in words, with at least one visible character.",
         json_schema_extra={"minLength": 1, "maxLength": MAX_PROMPT_CHARS, "pattern": r"\S"},
     )]  # fmt: skip
-    base: Annotated[Identifier, Field(description="Id of a base version in the store, never a path or uri.")]
+    base_id: Annotated[
+        Identifier, Field(alias="base", description="Id of a base version in the store, never a path or uri.")
+    ]
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Same prompt, base, generator and seed: same adapter.")] = 0
     r: Annotated[int, Field(ge=1, le=1024)] | None = None
     lora_alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
     target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=1024)] | None = None
-    strength: Annotated[float, Field(gt=0, le=4)] = 1.0
+    scale: Annotated[float, Field(alias="strength", gt=0, le=4)] = 1.0
 
 
 class LoraChoice(_Message):
@@ -61,13 +65,13 @@ class AdapterInfo(_Message):
     id: str
     uri: str
     origin: str
-    base: str
+    base_id: str = Field(alias="base")
     base_fingerprint: str
     task: str
     arm: str = ""
     prompt: str
     seed: int
-    strength: float
+    scale: float = Field(alias="strength")
     generator: str
     r: int
     lora_alpha: float
@@ -80,7 +84,7 @@ class AdapterInfo(_Message):
         return cls(
             id=digest, uri=uri, r=lora.r, lora_alpha=lora.lora_alpha, target_modules=lora.target_modules,
             **origin.model_dump(include={
-                "origin", "base", "base_fingerprint", "task", "prompt", "seed", "strength", "generator",
+                "origin", "base", "base_fingerprint", "task", "prompt", "seed", "scale", "generator",
             }),
         )  # fmt: skip
 
@@ -120,7 +124,7 @@ class Neighbour(_Message):
     """Another trained adapter of the store; `distance` is |dW - dW'| / |dW'|, dW' its own change."""
 
     id: str
-    base: str
+    base_id: str = Field(alias="base")
     task: str
     prompt: str
     distance: float
@@ -212,7 +216,7 @@ class ReleaseInfo(_Message):
     `served_name` is what the adapters call their base; empty in older releases.
     """
 
-    base: str
+    base_id: str = Field(alias="base")
     name: str = ""
     served_name: str = ""
     sequence: int

@@ -10,7 +10,7 @@ from oral_ray.adapters.artifact import AdapterArtifact, Provenance, build_artifa
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenStats
 from oral_ray.bases.catalog import describe_base
-from oral_ray.config import ConditionConfig, GeneratorConfig, LoraSettings
+from oral_ray.config import ConditionConfig, GeneratorConfig, LoraSettings, MlpDenoiserConfig
 from oral_ray.generator.condition import ConditionEncoder, ProbeStats
 from oral_ray.generator.model import Generator, build_network, save_generator
 from oral_ray.generator.spec import GeneratorSpec
@@ -33,7 +33,12 @@ def build_place(root: Path, bert: Path) -> Path:
     condition = ConditionConfig(text_encoder=str(bert), num_components=2)
     encoder = ConditionEncoder(condition)
     sizes = GeneratorConfig(
-        width=16, num_layers=1, state_dim=8, head_dim=8, chunk_size=16, denoiser_width=16, denoiser_blocks=1
+        width=16,
+        num_layers=1,
+        state_dim=8,
+        head_dim=8,
+        chunk_size=16,
+        denoiser=MlpDenoiserConfig(width=16, num_blocks=1),
     )
     about = GeneratorSpec(
         generator=sizes, condition=condition, token_dim=16, text_dim=encoder.text_dim, model_dim=encoder.model_dim,

@@ -11,7 +11,14 @@ from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenMoments, TokenStats, tokenize
 from oral_ray.bases.loading import LoadedBase, open_base
-from oral_ray.config import ConditionConfig, DiffusionObjective, GeneratorConfig, LoraSettings, RegressionObjective
+from oral_ray.config import (
+    ConditionConfig,
+    DiffusionObjective,
+    GeneratorConfig,
+    LoraSettings,
+    MlpDenoiserConfig,
+    RegressionObjective,
+)
 from oral_ray.generator.model import build_network
 from oral_ray.generator.network import Network
 from oral_ray.generator.spec import GeneratorSpec
@@ -90,8 +97,8 @@ def small_spec(
     **generator: object,
 ) -> GeneratorSpec:
     sizes = {
-        "width": 32, "num_layers": 2, "state_dim": 8, "head_dim": 16, "chunk_size": 16, "denoiser_width": 48,
-        "denoiser_blocks": 2, "kernel": "torch",
+        "width": 32, "num_layers": 2, "state_dim": 8, "head_dim": 16, "chunk_size": 16, "kernel": "torch",
+        "denoiser": MlpDenoiserConfig(width=48, num_blocks=2),
     }  # fmt: skip
     return GeneratorSpec(
         generator=GeneratorConfig(**{**sizes, **generator, "objective": objective or DiffusionObjective()}),

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from cryptography.hazmat.primitives import serialization as pem
@@ -10,6 +11,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import load_file, save_file
 
 from oral_ray.config import Config, load_config
+from oral_ray.nightly import regenerate
+from oral_ray.nightly.gate import Item
+from oral_ray.nightly.regenerate import Survey
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.corpus import train_corpus
+from oral_ray.pipeline.run import begin_run, open_run
+from oral_ray.pipeline.shards import write_shards
+from oral_ray.pipeline.train import train_in_task
+from oral_ray.pipeline.walk import Trained, train_current
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +35,23 @@ def tiny_config(store: str | Path, source: Path, *overrides: str) -> Config:
     """tests/tiny.toml over a store, tasks run in this process."""
     about = [f"store.uri={store}", f"bases.versions.0.origin.source={source}", "cluster.address=none"]
     return load_config(ROOT / "tests" / "tiny.toml", [*about, *overrides])
+
+
+def items_of(config: Config, recipe: str, found: Survey | None = None) -> list[Item]:
+    """What workers would be given, by a survey of the store or another one, with this generator."""
+    run = open_run(config)
+    run = resolve_bases(run, regenerate._needed(run))
+    manifest: Any = None  # nothing here reads the shards
+    return regenerate._items(Trained(run, {}, manifest, recipe), found or regenerate.survey(run, recipe))
+
+
+def trained_here(config: Config) -> Trained:
+    """The walk in this process: the generator is trained as a task is, without Ray Train. Shards need `shards_here`."""
+    run = resolve_bases(begin_run(config))
+    corpus = train_corpus(run)
+    manifest = write_shards(run, corpus)
+    train_in_task(run.config, manifest.fingerprint)
+    return train_current(run, corpus, manifest)
 
 
 def land(store: Path, base_id: str, noise: float = 1e-3, like: str = "tiny-t2") -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 BY_NAME = {"import_module", "__import__", "run_module", "resolve_name"}
 BY_FILE = {"run_path", "spec_from_file_location", "SourceFileLoader"}
-OUTSIDE = ("jobs", "serve", "docs", "tests", "infra/dev")
+OUTSIDE = ("jobs", "serve", "docs", "tests", "infra")
 """Folders of the repository that an installed library does not have, or stands below."""
 
 _TAKE_PATHS = {"Path", "PurePath", "PosixPath", "PurePosixPath", "open", "joinpath", "join", "glob", "rglob", "chdir"}

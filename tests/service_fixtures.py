@@ -10,14 +10,15 @@ from typing import Any
 import httpx
 
 from oral_ray.config import Config, load_config
-from oral_ray.generation.service import Stock
+from oral_ray.generation.catalog import GeneratorCatalog
+from oral_ray.generation.condition import Condition
 from oral_ray.objects import open_objects
 from serve.api import build_api
 from serve.broker import Broker
-from serve.catalog import Catalog
+from serve.listings import Listings
 from serve.metrics import IngressMetrics
-from serve.replica import Maker
-from serve.schema import GenerateRequest, Made, Problem
+from serve.replica import Sampled, Worker
+from serve.schema import GenerateRequest, Made, Problem, lora_of
 from serve.security import Guard
 
 
@@ -26,22 +27,28 @@ class Service:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.maker = Maker(config)
-        self.stock = Stock(config, open_objects(config.store.uri))
+        self.worker = Worker(config)
+        self.catalog = GeneratorCatalog(config, open_objects(config.store.uri))
         metrics = IngressMetrics()
-        self.broker = Broker(config, self.stock, self.generate, metrics)
+        self.broker = Broker(config, self.catalog, self.generate, metrics)
         self.api = build_api(
-            config, self.broker, Catalog(config, self.stock), Guard(config.serve), metrics, lambda: "ray_oral_x 1\n"
+            config, self.broker, Listings(config, self.catalog), Guard(config.serve), metrics, lambda: "ray_oral_x 1\n"
         )
 
-    async def generate(self, request: GenerateRequest) -> Made | Problem:
+    async def generate(self, condition: Condition) -> Made | Problem:
         """What the deployment does, in batches of one."""
-        return (await asyncio.to_thread(self.make, [request]))[0]
+        return (await asyncio.to_thread(self.make, [condition]))[0]
 
-    def make(self, requests: Sequence[GenerateRequest]) -> list[Made | Problem]:
+    def make(self, conditions: Sequence[Condition]) -> list[Made | Problem]:
         """One batch, sampled and stored."""
-        sampled = self.maker.sample([(request, time.perf_counter()) for request in requests])
-        return [one if isinstance(one, Problem) else self.maker.keep(one) for one in sampled]
+        sampled = self.worker.sample([(condition, time.perf_counter()) for condition in conditions])
+        return [self.worker.store(one) if isinstance(one, Sampled) else one for one in sampled]
+
+    def condition(self, **body: Any) -> Condition:
+        """What the ingress sends to a replica for the body of a request."""
+        request = GenerateRequest.model_validate(body)
+        lora = lora_of(request, self.config.lora)
+        return self.catalog.condition(request.prompt, request.base_id, request.seed, lora, request.scale)
 
     @asynccontextmanager
     async def client(self, **options: Any) -> AsyncIterator[httpx.AsyncClient]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from dev.bench import plan
+from dev.bench.plan import CountedObjects
 from safetensors.torch import load_file, save_file
 
 from oral_ray.bases import catalog
@@ -17,8 +19,6 @@ from oral_ray.bases.checkpoint import read_checkpoint
 from oral_ray.bases.fingerprint import content_fingerprint
 from oral_ray.bases.headers import Files
 from oral_ray.bases.spec import read_spec
-from oral_ray.bench import plan
-from oral_ray.bench.plan import CountedObjects
 from oral_ray.objects import FileObjects, Objects, S3Objects
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from wild.on_meta import LAYOUTS
 
-from oral_ray.bases import skeleton
+from oral_ray.bases import building, skeleton
 from oral_ray.bases.skeleton import Linear, build_skeleton
 from oral_ray.errors import BaseModelError
 
@@ -103,7 +103,7 @@ def test_building_leaves_random_numbers_the_default_device_and_the_log_as_they_w
 
 def test_a_config_is_built_once(monkeypatch: pytest.MonkeyPatch):
     build_skeleton(LLAMA, "x")
-    monkeypatch.setattr(skeleton, "_of_transformers", None)
+    monkeypatch.setattr(skeleton, "build_on_meta", None)
     assert build_skeleton(dict(reversed(LLAMA.items())), "elsewhere").kind == "causal"
 
 
@@ -138,7 +138,7 @@ def test_what_is_no_base_is_refused_with_what_its_class_says(config: Any, reason
 
 
 def test_a_model_of_too_many_modules_is_given_up_while_it_is_built(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(skeleton, "MAX_MODULES", 40)
+    monkeypatch.setattr(building, "MAX_MODULES", 40)
     with pytest.raises(BaseModelError, match="more than 40 modules; check its numbers"):
         build_skeleton(LLAMA | {"num_hidden_layers": 30}, "x")
 

@@ -15,7 +15,7 @@ from oral_ray.bases import states
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
 from oral_ray.config import CorpusConfig, LoraSettings, build_config
-from oral_ray.evaluation.scoring import correct_answers
+from oral_ray.evaluation.scoring import example_values
 from oral_ray.modalities import causal, modality_of
 from oral_ray.pipeline.corpus import training_task
 from oral_ray.tasks import Example, Task, load_task
@@ -105,13 +105,13 @@ def test_answers_on_kept_states_are_the_answers(base: LoadedBase, tmp_path: Path
     layout = AdapterLayout.of(base.record.spec, settings, 24)
     training = CorpusConfig(steps=60, batch_size=16, learning_rate=2e-2, keep_last=1)
     arms = [train_adapter([base], task, layout, training, seed=0)[0], random_artifact(layout), None]
-    plain = correct_answers(base, task, arms, "test", 30)
-    assert correct_answers(base, task, arms, "test", 30, tmp_path) == plain and sum(plain[0]) > 0
+    plain = example_values(base, task, arms, "test", 30)
+    assert example_values(base, task, arms, "test", 30, tmp_path) == plain and sum(plain[0]) > 0
     monkeypatch.setattr(causal, "skip_layers", lambda *_: pytest.fail("computed again"))
-    assert correct_answers(base, task, arms, "test", 30, tmp_path) == plain
+    assert example_values(base, task, arms, "test", 30, tmp_path) == plain
     monkeypatch.undo()
-    correct_answers(base, task, arms, "test", 20, tmp_path)
-    correct_answers(base, task, arms, "validation", 30, tmp_path)
+    example_values(base, task, arms, "test", 20, tmp_path)
+    example_values(base, task, arms, "validation", 30, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 

@@ -1,6 +1,8 @@
 """The benchmark harness: what it times, fits, records and prints, and what it refuses."""
 
 import json
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from dev.bench.registry import DEV_BENCH
 
 from oral_ray.bench import registry
 from oral_ray.bench.harness import (
@@ -21,10 +24,10 @@ from oral_ray.bench.harness import (
     table,
     with_peak_memory,
 )  # fmt: skip
-from oral_ray.bench.registry import BENCHMARKS, run_benchmark
+from oral_ray.bench.registry import BENCH, Benchmarks
 from oral_ray.cli import main
 from oral_ray.config import build_section
-from oral_ray.errors import ConfigError
+from oral_ray.errors import ConfigError, OralError
 
 
 def test_candidates_are_timed_in_turn_after_one_warm_up_and_compared_with_the_first():
@@ -75,7 +78,7 @@ def planted(monkeypatch: pytest.MonkeyPatch):
     def run(options: Planted) -> Result:
         return Result(rows=({"what": "a", "size": options.size},))
 
-    monkeypatch.setitem(BENCHMARKS, "planted", "a benchmark that takes no time")
+    monkeypatch.setitem(BENCH.about, "planted", "a benchmark that takes no time")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "oral_ray.bench.planted", SimpleNamespace(Options=Planted, run=run))
 
 
@@ -113,21 +116,21 @@ def test_a_report_prints_every_part_and_a_row_that_lacks_a_column_shows_it():
 
 
 def test_an_unknown_benchmark_or_option_is_refused_by_name(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(ConfigError, match=r"unknown benchmark 'fast'; there are .*ssd, sample, .* and all"):
-        run_benchmark("fast")
-    assert main(["bench", "ssd", "depth=3"]) == 2
+    with pytest.raises(ConfigError, match=r"unknown benchmark 'fast'; there are generate, sample, .* and all"):
+        BENCH.report("fast")
+    assert main(["bench", "sample", "depth=3"]) == 2
     assert "unknown configuration key 'depth'; valid here: repetitions" in capsys.readouterr().err
-    assert main(["bench", "ssd", "repetitions=0"]) == 2
+    assert main(["bench", "sample", "repetitions=0"]) == 2
     assert "'repetitions'" in capsys.readouterr().err
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(registry, "run_benchmark", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(Benchmarks, "report", lambda *_: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     for wrong in (tmp_path, tmp_path / "file" / "report.json"):
-        assert main(["bench", "ssd", "--json", str(wrong)]) == 2
+        assert main(["bench", "sample", "--json", str(wrong)]) == 2
         assert str(wrong if wrong == tmp_path else wrong.parent) in capsys.readouterr().err
     registry.check_report(tmp_path / "new" / "report.json")
     assert [*(tmp_path / "new").rglob("*")] == []
@@ -142,32 +145,54 @@ def test_a_report_replaces_the_one_before_it_and_leaves_nothing_else(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "override", "says"),
+    ("which", "name", "override", "says"),
     [
-        ("generate", 'targets=["nope"]', "no targets 'nope'; there are q,v and all-linear"),
-        ("generate", 'models=["nope"]', "no configuration of 'nope'"),
-        ("generate", "ranks=[100000]", "bert-base q,v r=100000: "),
-        ("generate", "device=gpu", "no device 'gpu' here"),
-        ("generate", "token_dim=100", "multiple of 32"),
-        ("generate", "models=[]", "at least 1 item"),
-        ("heads", "held_out_frac=0", "greater than 0"),
-        ("latent", "held_out_frac=2", "less than 1"),
-        ("plan", "num_bases=[-1]", "greater than 0"),
-        ("growth", "adapters=[]", "at least 1 item"),
+        (BENCH, "generate", 'targets=["nope"]', "no targets 'nope'; there are q,v and all-linear"),
+        (BENCH, "generate", 'models=["nope"]', "no configuration of 'nope'"),
+        (BENCH, "generate", "ranks=[100000]", "bert-base q,v r=100000: "),
+        (BENCH, "generate", "device=gpu", "no device 'gpu' here"),
+        (BENCH, "generate", "token_dim=100", "multiple of 32"),
+        (BENCH, "generate", "models=[]", "at least 1 item"),
+        (DEV_BENCH, "heads", "held_out_frac=0", "greater than 0"),
+        (DEV_BENCH, "latent", "held_out_frac=2", "less than 1"),
+        (DEV_BENCH, "plan", "num_bases=[-1]", "greater than 0"),
+        (DEV_BENCH, "growth", "adapters=[]", "at least 1 item"),
     ],
 )
-def test_options_that_cannot_be_are_refused_in_a_line(
-    name: str, override: str, says: str, capsys: pytest.CaptureFixture[str]
-):
-    assert main(["bench", name, override]) == 2
-    assert says in capsys.readouterr().err
+def test_options_that_cannot_be_are_refused_in_a_line(which: Benchmarks, name: str, override: str, says: str):
+    with pytest.raises(OralError, match=re.escape(says)):
+        which.report(name, [override])
 
 
-@pytest.mark.parametrize("name", sorted(BENCHMARKS))
-def test_every_benchmark_has_options_with_defaults_and_a_run(name: str):
-    module = registry.benchmark_module(name)
+@pytest.mark.parametrize(("which", "name"), [(which, name) for which in (BENCH, DEV_BENCH) for name in which.about])
+def test_every_benchmark_has_options_with_defaults_and_a_run(which: Benchmarks, name: str):
+    module = which.module(name)
     assert build_section(module.Options, []).repetitions >= 1
     assert callable(module.run)
+
+
+def test_all_are_run_in_turn_with_a_report_each_but_for_those_apart(tmp_path: Path):
+    def run(options: Planted) -> Result:
+        return Result(rows=({"what": "a", "size": options.size},))
+
+    names = {"one": "", "two": "", "three": ""}
+    which = Benchmarks("measure", names, lambda _: SimpleNamespace(Options=Planted, run=run), apart=("two",))
+    shown: list[str] = []
+    which.run("all", ["size=3"], tmp_path, shown.append)
+    assert [text.partition(":")[0] for text in shown] == ["one", "three"]
+    assert {path.name for path in tmp_path.iterdir()} == {"one.json", "three.json"}
+    assert json.loads((tmp_path / "one.json").read_text())["command"] == "measure one size=3"
+
+
+def test_all_benchmarks_for_developers_are_those_that_measure():
+    assert DEV_BENCH.apart == ("growth",)  # it reads the reports of the others
+
+
+def test_a_benchmark_for_developers_is_run_from_any_folder(tmp_path: Path):
+    folder = Path(__file__).parents[1] / "infra/dev/bench"
+    words = [sys.executable, str(folder), "growth", f"folder={tmp_path}"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: no adapt*.json in"), done.stderr
 
 
 def test_the_store_benchmark_moves_the_same_adapters_both_ways_and_leaves_nothing(
@@ -177,7 +202,7 @@ def test_the_store_benchmark_moves_the_same_adapters_both_ways_and_leaves_nothin
 
     uri = f"s3://{s3_objects.bucket}/bench"
     sizes = ["num_small=3", "small_mb=0.1", "num_large=1", "large_mb=24", "repetitions=1"]
-    report = run_benchmark("store", [*sizes, f'uri="{uri}"'])
+    report = BENCH.report("store", [*sizes, f'uri="{uri}"'])
     assert [row["what"] for row in report.result.rows] == [
         f"{action} {size}" for size in ("3 x 0.1 MB", "1 x 24 MB") for action in ("put", "publish", "pull")
     ]
@@ -185,4 +210,4 @@ def test_the_store_benchmark_moves_the_same_adapters_both_ways_and_leaves_nothin
         assert float(row["ours / raw"]) == pytest.approx(float(row["raw, s"]) / float(row["ours, s"]))  # type: ignore[arg-type]
     assert list(S3Objects(s3_objects.bucket, "").list()) == []
     with pytest.raises(ConfigError, match="give s3://bucket/prefix"):
-        run_benchmark("store", ["uri=/tmp/x"])
+        BENCH.report("store", ["uri=/tmp/x"])

@@ -4,26 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from dev.bench import floors, peers
 from factory_fixtures import randn, small_spec
 
-from oral_ray.bench import floors, generate
-from oral_ray.config import ConditionConfig, build_section
+from oral_ray.bench import generate
+from oral_ray.config import ConditionConfig, ConvDenoiserConfig, build_section
 from oral_ray.generator.conv_denoiser import ConvDenoiser
 from oral_ray.generator.denoiser import Denoiser
 from oral_ray.generator.model import build_network
 
 
-def test_the_benchmark_times_a_layout_lists_one_that_is_too_large_and_sets_floors_beside(
-    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_benchmark_times_a_layout_and_lists_one_that_is_too_large(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(generate, "ConditionConfig", lambda: ConditionConfig(text_encoder=str(tiny_bert)))
-    monkeypatch.setattr(floors, "_matmul_flops", lambda device, dtype: 1e11)
-    monkeypatch.setattr(floors, "_copy_bytes", lambda device: 1e10)
-    monkeypatch.setattr(generate, "OUR_TOKENS", 2)
-    monkeypatch.setattr(generate, "RPG_TOKENS", 2)
     options = build_section(
         generate.Options,
-        ['models=["bert-base"]', "ranks=[4,2,8]", "max_parameters=300000", "token_dim=256", "rpg_steps=3"],
+        ['models=["bert-base"]', "ranks=[4,2,8]", "max_parameters=300000", "token_dim=256"],
     )
     result = generate.run(options)
     assert [row["what"] for row in result.rows] == [
@@ -36,9 +31,20 @@ def test_the_benchmark_times_a_layout_lists_one_that_is_too_large_and_sets_floor
     assert float(third["seconds"] or 0) > 0
     assert not any("seconds" in row for row in others)
     assert [fit.what for fit in result.exponents] == ["seconds of parameters", "peak memory of parameters"]
-    assert [row["steps"] for row in result.peers] == [2, 1, 2, 3]
-    assert all(float(row["ns_per_parameter"] or 0) > 0 for row in result.peers)
-    assert len({row["generator_parameters"] for row in result.peers}) == 2  # ours and RPG's
+
+
+def test_heads_are_timed_for_one_parameter_each_and_floors_stand_beside_ours(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(peers, "ConditionConfig", lambda: ConditionConfig(text_encoder=str(tiny_bert)))
+    monkeypatch.setattr(floors, "_matmul_flops", lambda device, dtype: 1e11)
+    monkeypatch.setattr(floors, "_copy_bytes", lambda device: 1e10)
+    monkeypatch.setattr(peers, "OUR_TOKENS", 2)
+    monkeypatch.setattr(peers, "RPG_TOKENS", 2)
+    result = peers.run(build_section(peers.Options, ["token_dim=256", "rpg_steps=3", "repetitions=1"]))
+    assert [row["steps"] for row in result.rows] == [2, 1, 2, 3]
+    assert all(float(row["ns_per_parameter"] or 0) > 0 for row in result.rows)
+    assert len({row["generator_parameters"] for row in result.rows}) == 2  # ours and RPG's
     assert {"matmul float32", "copy"} <= {row["what"] for row in result.floors}
     assert all(float(row["factor"] or 0) > 0 for row in result.floors if "factor" in row)
 
@@ -60,4 +66,4 @@ def test_the_convolutional_head_sees_its_token_its_prototype_and_the_time_and_no
 
 def test_the_head_is_chosen_by_configuration():
     assert isinstance(build_network(small_spec(), 0).denoiser, Denoiser)
-    assert isinstance(build_network(small_spec(denoiser="conv", conv_channels=(4,)), 0).denoiser, ConvDenoiser)
+    assert isinstance(build_network(small_spec(denoiser=ConvDenoiserConfig(channels=(4,))), 0).denoiser, ConvDenoiser)

@@ -1,12 +1,13 @@
-"""`bench heads` and `bench adapt` on the smallest models: what is compared is alike, what is said is what was done."""
+"""`heads`, `latent` and `adapt` on the smallest models: what is compared is alike, what is said is what was done."""
 
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dev.bench import adapt, heads, latent
 
-from oral_ray.bench import adapt, heads, latent, runs
+from oral_ray.bench import runs
 from oral_ray.config import build_section
 from oral_ray.errors import ConfigError
 
@@ -20,12 +21,14 @@ def test_heads_learn_the_same_rows_and_are_judged_on_the_same_held_out_ones(
     manifest = runs.build_corpus(store, runs.Shape(hidden=32, layers=2, r=2, token_dim=32), num_rows=24, num_files=2)
     encoder = SimpleNamespace(text_dim=runs.EMBEDDING, model_dim=runs.EMBEDDING, fingerprint="")
     monkeypatch.setattr(heads, "ConditionEncoder", lambda config: encoder)
-    monkeypatch.setattr(heads, "BaseShelf", lambda objects, prefix: SimpleNamespace(record=lambda base_id: base_id))
+    monkeypatch.setattr(
+        "oral_ray.pipeline.run.BaseStore", lambda objects, prefix: SimpleNamespace(record=lambda base_id: base_id)
+    )
     monkeypatch.setattr(heads, "tables_of", lambda *about: (runs.tables(manifest, store), None))
     given: list[Any] = []
-    real = heads.train
+    real = heads.TrainingLoop
     monkeypatch.setattr(
-        heads, "train", lambda *about, **more: (given.append((about[2](), about[3])), real(*about, **more))
+        heads, "TrainingLoop", lambda *about, **more: (given.append((about[2](), about[3])), real(*about, **more))[1]
     )
     options = build_section(
         heads.Options,
@@ -71,13 +74,17 @@ def test_the_flattened_baseline_and_ours_learn_every_corpus_smallest_first(
     manifests = {m.fingerprint: m for m in (runs.build_corpus(store, shape, 24, 2) for shape in shapes)}
     encoder = SimpleNamespace(text_dim=runs.EMBEDDING, model_dim=runs.EMBEDDING, fingerprint="")
     monkeypatch.setattr(heads, "ConditionEncoder", lambda config: encoder)
-    monkeypatch.setattr(heads, "BaseShelf", lambda objects, prefix: SimpleNamespace(record=lambda base_id: base_id))
-    monkeypatch.setattr(heads, "tables_of", lambda config, objects, manifest, *_: (runs.tables(manifest, store), None))
+    monkeypatch.setattr(
+        "oral_ray.pipeline.run.BaseStore", lambda objects, prefix: SimpleNamespace(record=lambda base_id: base_id)
+    )
+    monkeypatch.setattr(heads, "tables_of", lambda run, manifest, *_: (runs.tables(manifest, store), None))
     monkeypatch.setattr(latent, "ProcessPoolExecutor", _Here)
     monkeypatch.setattr(latent.resource, "setrlimit", lambda *_: None)
     overrides = [f"store={store}", f"config={TINY}", "steps=3", "held_out_frac=0.3", "num_errors=2", "window_tokens=16"]
-    real, windows = heads.train, []
-    monkeypatch.setattr(heads, "train", lambda *a, **more: (windows.append(a[3].window_tokens), real(*a, **more)))
+    real, windows = heads.TrainingLoop, []
+    monkeypatch.setattr(
+        heads, "TrainingLoop", lambda *a, **more: (windows.append(a[3].window_tokens), real(*a, **more))[1]
+    )
     result = latent.run(build_section(latent.Options, overrides))
     small, large = (layout.num_parameters for m in (*manifests.values(),)[::-1] for layout in m.layouts.values())
     assert [(row["what"], row["parameters"]) for row in result.rows] == [

@@ -1,6 +1,7 @@
 """Layouts of real models by config alone: their sizes, and that plain peft takes such adapters on meta models."""
 
 import time
+from pathlib import Path
 
 import pytest
 from wild.on_meta import differences, model_on_meta
@@ -44,6 +45,12 @@ def test_layers_are_counted_through_the_vision_part_and_then_the_language_part()
     vision = {module.layer for module in modules if module.name.startswith("model.visual.")}
     language = {module.layer for module in modules if module.name.startswith("model.language_model.")}
     assert (vision, language) == (set(range(32)), set(range(32, 60)))
+
+
+def test_the_layout_of_ones_own_model_is_derived_from_its_folder(tiny_llama: Path):
+    layout = layout_of(str(tiny_llama), "all-linear", 2, 64)
+    assert layout.lora.r == 2
+    assert {slot.role for slot in layout.slots} == {"q", "k", "v", "o", "gate", "up", "down"}
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones():

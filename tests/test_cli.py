@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_fixtures import build_place, contents
+from safetensors.torch import load_file
 
 from oral_ray.adapters.artifact import read_folder
 from oral_ray.cli import _parser, main
@@ -34,7 +35,7 @@ def generate(**changed: str) -> list[str]:
 REFUSED = {
     "unknown key": ([*generate(), "corpus.step=3"], ["unknown configuration key 'corpus.step'", "steps, batch_size"]),
     "no override": ([*generate(), "seed"], ["override 'seed'", "section.key=value"]),
-    "no config": (generate(config="none.toml"), ["'none.toml' does not exist", "infra/configs/"]),
+    "no config": (generate(config="none.toml"), ["'none.toml' does not exist", "or a name: cluster, ", "quickstart"]),
     "empty prompt": (generate(prompt=""), ["prompt is empty", "describe the task"]),
     "blank prompt": (generate(prompt=" \n\t"), ["prompt is empty"]),
     "1 MB prompt": (generate(prompt="x" * 2**20), ["1048576 characters, at most 1000", "shorten it"]),
@@ -169,11 +170,12 @@ def test_a_request_is_refused_alone_and_reads_the_probes_that_its_generator_was_
     store = f"store.uri={place}/store"
     service = open_service(load_config(place / "run.toml", [store, "lora.r=80"]))
     with pytest.raises(LayoutError, match="rank r=80 is larger"):  # before it is in a batch with other requests
-        service.stock.order("a task", "v1", 0)
+        service.catalog.condition("a task", "v1", 0)
     service = open_service(load_config(place / "run.toml", [store, "condition.num_probes=3"]))
     assert service.factory.encoder.config.num_probes != 3
-    condition = service.condition(service.stock.order("a task", "v1", 0))
-    assert next(iter(condition.probes.values())).shape == (8, 8)
+    service.factory.generate([service.catalog.condition("a task", "v1", 0)])
+    read = [load_file(path) for path in (place / "store/probes").iterdir()]
+    assert {probe.shape for probes in read for probe in probes.values()} == {(8, 8)}
 
 
 def test_list_says_what_is_not_there(place: Path, capsys: pytest.CaptureFixture[str]):
@@ -276,6 +278,15 @@ def test_overrides_of_a_study_stand_before_or_after_its_options(order: tuple[str
     monkeypatch.setattr("oral_ray.study.stages.run_stage", lambda config, stage: asked.append(config.seed) or stage)
     assert main(["study", *order]) == 0
     assert asked == [7]
+
+
+def test_a_command_finds_its_configuration_wherever_the_shell_stands(tmp_path: Path):
+    shown = [run("-m", "oral_ray.cli", "config", "show", *words, cwd=tmp_path) for words in ([], ["--config", "multi"])]
+    assert [done.returncode for done in shown] == [0, 0], shown[0].stderr
+    assert 'name = "quickstart"' in shown[0].stdout and 'name = "multi"' in shown[1].stdout
+    assert f'store.uri = "file://{tmp_path}/oral-store"' in shown[0].stdout  # the store is where the shell stands
+    done = run(str(ROOT / "jobs/corpus.py"), "--config", "smollm2", 'tasks.ids=["no/task"]', cwd=tmp_path)
+    assert done.returncode == 2 and "no/task" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("extra", [("more",), ("--no-such",), ("--no-such=1",)])

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from oral_ray.cluster import device_of, run_workers, session, worker_report, worker_rows, write_parquet
+from oral_ray.cluster import device_of, run_tasks, session
+from oral_ray.cluster.data import write_parquet
 from oral_ray.cluster.failures import users_error
+from oral_ray.cluster.training import run_workers, worker_report, worker_rows
 from oral_ray.config import ClusterConfig, TrainingConfig
 from oral_ray.errors import ArtifactError, ConfigError
 
@@ -43,11 +45,26 @@ def test_a_worker_computes_where_it_was_given_a_gpu_and_never_quietly_elsewhere(
 
 
 def test_more_gpus_than_the_machine_has_are_refused_before_a_task_waits_for_them():
+    settings, begun = ClusterConfig(num_cpus=1, gpus_per_task=99), []
     with (
         pytest.raises(ConfigError, match=r"cluster.gpus_per_task=99, and this machine has \d GPUs; set 0"),
-        session(ClusterConfig(num_cpus=1, gpus_per_task=99), determinism=False),
+        session(settings, determinism=False),
     ):
-        pytest.fail("began")
+        run_tasks([(begun.append, (1,))], settings, determinism=False, retries=0, label="work")
+    assert begun == []
+
+
+def test_a_session_in_which_there_is_nothing_to_do_imports_no_ray_and_connects_to_none():
+    code = """
+import sys
+from oral_ray.cluster import run_tasks, session
+from oral_ray.config import ClusterConfig
+settings = ClusterConfig(address="no-such-cluster:6379")
+with session(settings, determinism=True):
+    assert run_tasks([], settings, determinism=True, retries=0, label="nothing") == []
+assert "ray" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)
 
 
 def test_a_run_whose_workers_hold_every_cpu_still_reads_its_shards(tmp_path: Path):

@@ -1,6 +1,7 @@
 """One configuration tree: faults are named with what would be valid, overrides reach everywhere, hashes are stable."""
 
 import hashlib
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,20 @@ from pydantic import ValidationError
 
 from oral_ray.config import (
     Config,
+    ConvDenoiserConfig,
     DeepSpeedEngine,
     EvolveOrigin,
+    GeneratorConfig,
+    LatentConfig,
     RegressionObjective,
+    VersionPool,
     build_config,
     canonical_json,
     derive_seed,
+    find_config,
     fingerprint,
     load_config,
+    shipped_names,
 )  # fmt: skip
 from oral_ray.config.explain import described_fields, explained, resolved_toml
 from oral_ray.errors import ConfigError
@@ -41,6 +48,29 @@ def refusal(file: Path, *overrides: str) -> str:
 
 def test_an_empty_file_is_the_default_tree(file: Path):
     assert load_config(file) == Config()
+
+
+def test_a_shipped_configuration_is_found_by_its_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"cluster", "multi", "quickstart", "smollm2", "unseen"} <= {*shipped_names()}
+    for name in shipped_names():
+        assert load_config(name) == load_config(ROOT / f"infra/configs/{name}.toml")
+    Path("quickstart").write_text('name = "mine"')
+    assert load_config("quickstart").name == "quickstart"
+    assert load_config("./quickstart").name == "mine"  # a path
+    with pytest.raises(
+        ConfigError, match=r"file 'quikstart' does not exist; give a path, or a name: cluster, .*smollm2"
+    ):
+        load_config("quikstart")
+
+
+def test_a_wheel_has_every_configuration_of_the_repository_and_no_other():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["oral_ray"]
+    packed = {path.resolve() for pattern in patterns for path in (ROOT / "oral_ray").glob(pattern)}
+    configs = {*(ROOT / "infra/configs").glob("*.toml")}
+    assert len(configs) >= 6 and {path for path in packed if path.suffix == ".toml"} == configs
+    assert {find_config(path.stem).resolve() for path in configs} == configs
 
 
 def test_an_unknown_key_of_a_file_is_an_error_that_names_the_valid_ones(file: Path):
@@ -117,6 +147,78 @@ def test_a_configuration_that_could_only_fail_later_is_refused_at_once(file: Pat
     message = refusal(file, override)
     assert reason in message
     assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("store.cache.max_bytes=5", "'store.cache': max_bytes=5 bounds a cache, and folder names none"),
+        ("corpus.seeds_per_generator=2", "'corpus': seeds_per_generator=2 and there are 1 seeds"),
+        ("regenerate.refine_steps=3", "'regenerate': refine_steps=3 is about the candidate 'refined'"),
+        ('regenerate.candidates=["joint"]', ""),
+        ("serve.min_replicas=9", "'serve': min_replicas=9 is above max_replicas=2"),
+        ("tokens.last_checkpoints=11", "configuration: tokens.last_checkpoints=11 is above corpus.keep_last=10"),
+    ],
+)
+def test_an_option_that_could_not_count_is_refused_with_what_it_needs(file: Path, override: str, reason: str):
+    if not reason:  # nothing was said about samples, so nothing is lost
+        load_config(file, [override])
+        reason = "'regenerate': num_candidates=2 is about the candidate 'generated'"
+        assert reason in refusal(file, override, "regenerate.num_candidates=2")
+    else:
+        assert reason in refusal(file, override)
+
+
+def test_an_option_counts_with_what_it_needs(file: Path):
+    load_config(file, ["store.cache.max_bytes=5", "store.cache.folder=/tmp/x"])
+    load_config(file, ["corpus.seeds_per_generator=2", "corpus.seeds=[0, 1]"])
+    load_config(file, ["regenerate.refine_steps=3", 'regenerate.candidates=["generated", "refined"]'])
+    load_config(file, ["tokens.last_checkpoints=11", "corpus.keep_last=11"])
+
+
+def test_a_latent_generator_is_not_trained_on_windows(file: Path):
+    load_config(file, ["training.window_tokens=8"])
+    message = refusal(file, "training.window_tokens=8", "generator.kind=latent")
+    assert message.startswith("configuration: training.window_tokens cuts adapters")
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("generator.denoiser_width=9", "generator.denoiser.width"),
+        ("generator.denoiser_blocks=9", "generator.denoiser.num_blocks"),
+        ("generator.conv_channels=[9]", "generator.denoiser.channels"),
+        ("generator.latent.patch=9", "generator.kind=latent"),
+        ("generator.latent={patch=9}", "generator.kind=latent"),
+        ("training.functional.num_versions=9", "training.functional.pool.num_versions"),
+        ("training.functional.version_examples=9", "training.functional.pool.num_examples"),
+    ],
+)
+def test_a_key_of_before_is_refused_with_the_one_that_says_the_same(file: Path, override: str, where: str):
+    key = override.partition("=")[0].removesuffix(".patch")
+    message = refusal(file, override)
+    assert f"configuration key '{key}' has moved" in message
+    assert where in message
+
+
+def test_a_choice_that_is_given_as_a_word_is_refused_with_the_key_of_its_kind(file: Path):
+    message = refusal(file, "generator.denoiser=conv")
+    assert (
+        message == "configuration key 'generator.denoiser' is a choice; set generator.denoiser.kind to one of mlp, conv"
+    )
+
+
+def test_another_generator_has_nothing_of_the_one_before(file: Path):
+    file.write_text("[generator]\nwidth = 9\ndenoiser = { width = 9 }")
+    assert load_config(file, ["generator.kind=latent", "generator.patch=9"]).generator == LatentConfig(patch=9)
+    found = load_config(file, ["generator.denoiser.kind=conv"]).generator
+    assert found == GeneratorConfig(width=9, denoiser=ConvDenoiserConfig())
+
+
+def test_an_override_reaches_into_an_option_that_is_off(file: Path):
+    assert Config().training.functional.pool is None
+    pool = load_config(file, ["training.functional.pool.num_versions=7"]).training.functional.pool
+    assert pool == VersionPool(num_versions=7)
 
 
 def test_every_fault_of_a_file_is_named_at_once(file: Path):
@@ -260,7 +362,7 @@ def test_a_derived_seed_is_the_same_for_ever_and_differs_by_seed_and_name():
 
 
 def test_every_key_has_a_description_that_is_a_sentence():
-    for key, field in described_fields():
+    for key, _, field in described_fields():
         assert field.description and field.description.endswith("."), f"{key} has no description"
 
 
@@ -278,7 +380,10 @@ def test_the_resolved_configuration_is_a_file_that_gives_the_same_one(tmp_path: 
         ("training.engine.zero_stage", ("one of 0, 1, 2, 3", "default: 2")),
         ("corpus.seeds_per_generator", ("whole number or none", "default: none")),
         ("bases.versions.id", ("none, it must be given",)),
-        ("sampling", ("sampling.num_steps: Denoising steps.",)),
+        ("sampling", ("sampling.num_steps: Denoising steps;",)),
+        ("bases.versions.origin.steps", ("(kind evolve)", "default: 60", "(kind pretrain)", "default: 40")),
+        ("generator", ("generator.patch (kind latent)", "generator.width (kind tokens)")),
+        ("generator.denoiser.kind", ("`conv`: RPG's", "one of mlp, conv", 'default: "mlp"')),
     ],
 )
 def test_a_key_is_explained_with_its_type_and_default(key: str, words: tuple[str, ...]):

@@ -65,3 +65,11 @@ def test_the_readme_names_every_room():
     layout = README[README.index("## Layout") : README.index("## Configuration")]
     rooms = {source.room for source in read_sources(ROOT).values()} - {""}
     assert {room for room in rooms if f"{room}/" not in layout and f"{room}.py" not in layout} == set()
+
+
+def test_a_second_ray_head_of_the_readme_has_ports_of_its_own_and_the_next_line_submits_to_it():
+    second = README[README.index("start a second head") :]
+    [head] = re.findall(r"^ray start --head .*--dashboard-port (\d+)", second, re.MULTILINE)
+    submitted = re.findall(r"^ray job submit --address http://127\.0\.0\.1:(\d+)", README, re.MULTILINE)
+    assert submitted == ["8265", head], "8265 is the first head's"
+    assert "--port 6380" in second and "`ray stop`" in README and "Ctrl-C" in second

@@ -15,11 +15,17 @@ from cli_fixtures import build_place
 from nightly_fixtures import copied, land, tiny_config
 from service_fixtures import open_test_service
 
+from oral_ray.adapters.artifact import AdapterArtifact, Provenance
+from oral_ray.adapters.sampled import SampledAdapter
+from oral_ray.generation.condition import Condition
 from oral_ray.nightly import regenerate
+from oral_ray.pipeline.run import open_run
+from serve.replica import Sampled
+from serve.schema import GenerateRequest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/dev/architecture.md").read_text(encoding="utf-8")
-THROUGH_RAY = ("serve/app.py", "serve/replica.py:Replica.")  # the service of these tests has no wire
+THROUGH_RAY = ("serve/replica.py:Replica.",)  # the service of these tests has no wire
 
 Step = str  # "file:function"
 
@@ -61,16 +67,66 @@ def first_out_of_order(steps: Sequence[Step], seen: Sequence[Step]) -> Step | No
     return next((step for step in steps if step not in left), None)
 
 
+ONCE = (
+    "oral_ray/generation/catalog.py:GeneratorCatalog.condition",
+    "oral_ray/generation/condition.py:Condition.__post_init__",
+    "oral_ray/generator/condition.py:check_prompt",
+    "oral_ray/generation/factory.py:AdapterFactory._provenance",
+)
+"""What makes or checks a carrier of the prompt."""
+CARRIERS = (GenerateRequest, Condition, Provenance, SampledAdapter, AdapterArtifact, Sampled)
+
+
+def carries(value: Any, prompt: str) -> bool:
+    """Whether an argument is the prompt, holds it, or is a list of what holds it."""
+    if isinstance(value, list | tuple):
+        return any(carries(item, prompt) for item in value)
+    return value == prompt if isinstance(value, str) else isinstance(value, CARRIERS)
+
+
+@contextlib.contextmanager
+def files_that_get(prompt: str) -> Iterator[set[str]]:
+    """The files of serve/ and oral_ray/ with a function that is given the prompt, in whatever carrier."""
+    seen = set[str]()
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith((f"{ROOT}/serve/", f"{ROOT}/oral_ray/")):
+            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4)]
+            if any(carries(frame.f_locals.get(name), prompt) for name in names):
+                seen.add(Path(code.co_filename).relative_to(ROOT).as_posix())
+
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+
+
 def test_a_prompt_goes_the_way_that_the_page_writes_down(tiny_bert: Path, tmp_path: Path):
-    steps = [step for step in steps_of("## A prompt") if not step.startswith(THROUGH_RAY)]
+    way = steps_of("## A prompt")
+    steps = [step for step in way if not step.startswith(THROUGH_RAY)]
     service = open_test_service(build_place(tmp_path, tiny_bert))
     body = {"prompt": "Which metal is it?", "base": "v1"}
-    with recorded(steps) as seen:
+    with recorded([*steps, *ONCE]) as seen:
         answer = service.ask(lambda client: client.post("/v1/adapters", json=body))
-    assert answer.status_code == 200 and len(steps) > 10
+    assert answer.status_code == 200 and len(way) == 6
     assert first_out_of_order(steps, seen) is None
-    assert seen.count("oral_ray/generation/service.py:Stock.order") == 2
-    assert seen.count("oral_ray/generation/service.py:GenerationService.condition") == 2
+    assert {step: seen.count(step) for step in ONCE} == dict.fromkeys(ONCE, 1)
+
+
+def test_no_file_gets_a_prompt_but_those_that_the_page_names(tiny_bert: Path, tmp_path: Path):
+    service = open_test_service(build_place(tmp_path, tiny_bert))
+    body = {"prompt": "Which metal is it?", "base": "v1"}
+    with files_that_get(body["prompt"]) as seen:
+        answer = service.ask(lambda client: client.post("/v1/adapters", json=body))
+    assert answer.status_code == 200
+    part = PAGE[PAGE.index("## A prompt") : PAGE.index("## A base id")]
+    named = set(re.findall(r"`((?:serve|oral_ray)/[\w/]+\.py)`", part))
+    assert seen <= named, sorted(seen - named)
+    assert {step.partition(":")[0] for step in steps_of("## A prompt")} <= seen
 
 
 def test_a_base_id_goes_the_way_that_the_page_writes_down(
@@ -81,7 +137,7 @@ def test_a_base_id_goes_the_way_that_the_page_writes_down(
     land(store, "v9")
     settings = ('regenerate.bases=["v9"]', 'regenerate.candidates=["generated"]', "regenerate.min_gain_over_base=-1.0")
     with recorded(steps) as seen:
-        summary = regenerate.run(tiny_config(store, tiny_bert, *settings))
+        summary = regenerate.run_night(open_run(tiny_config(store, tiny_bert, *settings)))
     torch.use_deterministic_algorithms(False)
     assert {row["base"] for row in summary.published} == {"v9"} and len(steps) > 10
     assert first_out_of_order(steps, seen) is None

@@ -4,22 +4,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from factory_fixtures import base_of, layout_of, random_artifact
 from test_pipeline_corpus import two_lines
 
 from oral_ray.config import Config
 from oral_ray.errors import EvaluationError
-from oral_ray.evaluation import cells, evaluate, static
+from oral_ray.evaluation import cells, evaluate
 from oral_ray.evaluation.arms.best import scaled
 from oral_ray.evaluation.arms.joint_virtual import joint_virtual_run
 from oral_ray.evaluation.arms.multitask import multitask_run
 from oral_ray.evaluation.arms.registry import arm_of
 from oral_ray.evaluation.context import Digests, EvaluationContext
 from oral_ray.evaluation.make import check_bases, make_arms
+from oral_ray.modalities import ACCURACY
 from oral_ray.objects import FileObjects
-from oral_ray.pipeline import material, train
-from oral_ray.pipeline.own_tasks import task_of
+from oral_ray.pipeline import material, static, train
+from oral_ray.pipeline.run import open_run
+from oral_ray.pipeline.work import look_up
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
 
@@ -37,7 +40,8 @@ def config(objects: FileObjects, **evaluation: Any) -> Config:
 def context(settings: Config, records: dict[str, Any], made: Digests) -> EvaluationContext:
     """Of one task on one version, with adapters that are there."""
     manifest: Any = None
-    return EvaluationContext(settings, ("wordnet/mind",), ("t3",), records, manifest, {}, made)
+    run, arms = open_run(settings).with_bases(records), settings.evaluation.arms
+    return EvaluationContext(run, arms, ("wordnet/mind",), ("t3",), manifest, {}, made)
 
 
 def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects: FileObjects):
@@ -47,9 +51,12 @@ def test_static_controls_get_the_task_gradients_of_the_functional_phase(objects:
     assert of_one.bases == ("t0", "n1")
     alone = found.model_copy(update={"tasks": found.tasks.model_copy(update={"further": ()})})
     assert joint_virtual_run(alone, "wordnet/mind", ["t0"], "", seed=1).steps == 60
-    of_all = multitask_run(found, ["t0"], material.further_tasks(found), True, seed=0)
-    assert of_all.steps == 120 and of_all.start == "" and len(of_all.further) == 159
-    assert all(task_id.startswith("instructed/") for task_id in (*of_all.tasks, *of_all.further))
+    of_all = multitask_run(found, ["t0"], material.auxiliary_tasks(open_run(found)), True, seed=0)
+    assert of_all.steps == 120 and of_all.start == "" and len(of_all.auxiliary) == 159
+    stored = of_all.model_dump(mode="json")
+    assert stored["further"] == list(of_all.auxiliary) and "auxiliary" not in stored, "records keep their spelling"
+    assert static.StaticRun.model_validate(stored) == of_all
+    assert all(task_id.startswith("instructed/") for task_id in (*of_all.tasks, *of_all.auxiliary))
 
 
 def test_static_controls_get_the_task_gradients_that_are_set_without_a_functional_phase(objects: FileObjects):
@@ -62,14 +69,14 @@ def test_static_controls_get_the_task_gradients_that_are_set_without_a_functiona
 
 
 def test_an_unseen_task_and_its_opposite_are_in_no_training(objects: FileObjects):
-    further = material.further_tasks(config(objects))
+    further = material.auxiliary_tasks(open_run(config(objects)))
     assert len(further) == 159 and "kind/bird" not in further and "kind/tree" in further
     tree = config(objects).model_dump(mode="json")
     tree["tasks"] |= {"further": ["kind/*", "not-kind/*", "wordnet/mind"], "unseen": ["not-kind/bird"]}
-    further = material.further_tasks(Config.model_validate(tree))
+    further = material.auxiliary_tasks(open_run(Config.model_validate(tree)))
     assert len(further) == 318 and not {"kind/bird", "not-kind/bird", "wordnet/mind"} & {*further}
     tree["tasks"] |= {"further": ["instructed/kind/*", "kind/bird"], "unseen": ["instructed/not-kind/bird"]}
-    further = material.further_tasks(Config.model_validate(tree))
+    further = material.auxiliary_tasks(open_run(Config.model_validate(tree)))
     assert len(further) == 159 and "instructed/kind/tree" in further
     assert not {"kind/bird", "instructed/kind/bird"} & {*further}
 
@@ -85,8 +92,9 @@ def test_a_static_adapter_that_is_not_there_any_more_is_not_done(objects: FileOb
     digest = AdapterStore(objects).put(random_artifact(layout_of(tiny_bert)))
     for recipe, named in (("ab", digest), ("cd", "0" * 64)):
         Records(objects).commit("static", recipe, {"run": {}, "digest": named})
-    assert (static._kept(objects, "ab") or {})["digest"] == digest
-    assert static._kept(objects, "cd") is None and static._kept(objects, "ef") is None
+    run = open_run(config(objects))
+    found = look_up(run, "static", ["ab", "cd", "ef"], static._adapters_of, run.adapters.has)
+    assert {recipe: record["digest"] for recipe, record in found.items()} == {"ab": digest}
 
 
 def test_other_further_tasks_make_another_generator_and_none_leave_it_alone(objects: FileObjects):
@@ -94,7 +102,7 @@ def test_other_further_tasks_make_another_generator_and_none_leave_it_alone(obje
 
     def recipe(further: list[str], unseen: list[str]) -> str:
         tree["tasks"] |= {"further": further, "unseen": unseen}
-        return train.recipe_of(Config.model_validate(tree), "shards")
+        return train.recipe_of(open_run(Config.model_validate(tree)), "shards")
 
     assert len({recipe([], []), recipe(["kind/bird"], []), recipe(["kind/tree"], [])}) == 3
     assert recipe(["kind/tree", "kind/bird"], ["kind/bird"]) == recipe(["kind/tree"], [])
@@ -118,17 +126,17 @@ def chosen_from(objects: FileObjects, tiny_bert, monkeypatch: pytest.MonkeyPatch
         store = AdapterStore(objects)
         given = {seed: store.put(random_artifact(layout, seed=seed)) for seed in (0, 1, 2)}
         made = {
-            (seed, strength): scaled(store, digest, layout, strength)
+            (seed, strength): scaled(open_run(found), digest, layout, strength)
             for seed, digest in given.items()
             for strength in (1.0, 0.5)
         }
         asked: list[cells.Cell] = []
 
-        def score_all(config, wanted, found):
+        def score_all(run, wanted):
             asked.extend(wanted)
             table = {(2, 1.0): 0, (2, 0.5): 7} | right
-            scores = {made[key]: [True] * num + [False] * (7 - num) for key, num in table.items()}
-            return {(cell.base, cell.task): scores for cell in wanted}
+            scores = {made[key]: 1.0 * (np.arange(7) < num) for key, num in table.items()}
+            return {(cell.base, cell.task): cells.CellValues(ACCURACY, scores) for cell in wanted}
 
         monkeypatch.setattr(cells, "score_all", score_all)
         of: dict[int, Any] = {0: "generated", 1: "generated", 2: "reuse_new"}
@@ -156,28 +164,28 @@ def test_the_best_of_an_arm_is_chosen_on_a_few_validation_examples(chosen_from, 
 
 
 def test_strength_scales_the_change_of_the_weights(objects: FileObjects, tiny_bert):
-    layout, store = layout_of(tiny_bert), AdapterStore(objects)
+    layout, store, run = layout_of(tiny_bert), AdapterStore(objects), open_run(config(objects))
     digest = store.put(random_artifact(layout, seed=3))
-    assert scaled(store, digest, layout, 1.0) == digest
-    before, after = (store.get(d).factors(layout) for d in (digest, scaled(store, digest, layout, 0.5)))
+    assert scaled(run, digest, layout, 1.0) == digest
+    before, after = (store.get(d).factors(layout) for d in (digest, scaled(run, digest, layout, 0.5)))
     for name, (a, b) in before.items():
         assert ((b @ a) * 0.5 - after[name][1] @ after[name][0]).abs().max() < 1e-6
 
 
 def test_a_scaled_adapter_says_its_strength(objects: FileObjects, tiny_bert):
-    layout, store = layout_of(tiny_bert), AdapterStore(objects)
+    layout, store, run = layout_of(tiny_bert), AdapterStore(objects), open_run(config(objects))
     digest = store.put(random_artifact(layout, seed=3))
-    half = scaled(store, digest, layout, 0.5)
-    assert store.get(half).provenance == store.get(digest).provenance.model_copy(update={"strength": 0.5})
-    assert store.get(scaled(store, half, layout, 0.5)).provenance.strength == 0.25
+    half = scaled(run, digest, layout, 0.5)
+    assert store.get(half).provenance == store.get(digest).provenance.model_copy(update={"scale": 0.5})
+    assert store.get(scaled(run, half, layout, 0.5)).provenance.scale == 0.25
 
 
 def test_refinement_starts_from_the_arm_it_is_named_after(objects: FileObjects, monkeypatch: pytest.MonkeyPatch):
     plans: list[static.StaticRun] = []
 
-    def train_all(config, runs, found):
-        plans.extend(runs)
-        return [f"refined-{i}" for i in range(len(runs))]
+    def train_all(run, planned):
+        plans.extend(planned)
+        return [f"refined-{i}" for i in range(len(planned))]
 
     monkeypatch.setattr(static, "train_all", train_all)
     found = config(objects, arms=["generated", "refined_scratch", "refined_generated"], refine_steps=3)
@@ -194,7 +202,7 @@ def test_refinement_starts_from_the_arm_it_is_named_after(objects: FileObjects, 
 def test_an_arm_that_is_needed_and_not_asked_for_is_made_and_not_scored(
     objects: FileObjects, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(static, "train_all", lambda config, runs, records: [f"from {run.start}" for run in runs])
+    monkeypatch.setattr(static, "train_all", lambda run, planned: [f"from {work.start}" for work in planned])
     found = config(objects, arms=["joint_virtual"])
     records: dict[str, Any] = dict.fromkeys(("t0", "n1", "n2", "c1", "c2", "t3"), of_one_architecture())
     made = make_arms(context(found, records, {("t3", "wordnet/mind", "joint", 0): "j"}))
@@ -218,19 +226,20 @@ def test_an_adapter_of_another_base_version_is_caught_where_it_must_be_of_this_o
     store, layout = AdapterStore(objects), layout_of(tiny_bert)
     digest = store.put(random_artifact(layout, seed=0))
     of_this: Any = SimpleNamespace(fingerprint=store.get(digest).provenance.base_fingerprint)
+    other: Any = SimpleNamespace(fingerprint="other")
     digests: Digests = {("t3", "wordnet/mind", arm, 0): digest}
-    check_bases(digests, store, {"t3": of_this})
+    run = open_run(config(objects))
+    check_bases(digests, run.with_bases({"t3": of_this}))
     if not arm_of(arm).for_its_base:
-        check_bases(digests, store, {"t3": SimpleNamespace(fingerprint="other")})  # type: ignore[dict-item]
+        check_bases(digests, run.with_bases({"t3": other}))
         return
     with pytest.raises(EvaluationError, match=rf"the {arm} adapter {digest[:12]} of wordnet/mind was made for"):
-        check_bases(digests, store, {"t3": SimpleNamespace(fingerprint="other")})  # type: ignore[dict-item]
+        check_bases(digests, run.with_bases({"t3": other}))
 
 
 def test_versions_of_arms_on_have_arms_of_their_own_and_the_others_have_all(objects: FileObjects):
     found = config(objects, arms=["base", "generated", "trained"], bases=["n3", "c4", "c3"], arms_on={"c4": ["base"]})
-    parts = [(part.evaluation.arms, base_ids) for part, base_ids in evaluate._parts(found)]
-    assert parts == [(("base", "generated", "trained"), ["n3", "c3"]), (("base",), ["c4"])]
+    assert evaluate._parts(found) == [(("base", "generated", "trained"), ["n3", "c3"]), (("base",), ["c4"])]
 
 
 def test_arms_of_a_version_that_is_not_configured_are_an_error(objects: FileObjects):
@@ -247,7 +256,8 @@ def planned(objects: FileObjects, arm: str, **evaluation: Any) -> dict[tuple[str
     }
     manifest: Any = SimpleNamespace(fingerprint="shards")
     generators = {0: "first", 2: "second"}
-    return arm_of(arm).plan(EvaluationContext(found, found.tasks.ids, ("n3",), records, manifest, generators))
+    run = open_run(found).with_bases(records)
+    return arm_of(arm).plan(EvaluationContext(run, (arm,), found.tasks.ids, ("n3",), manifest, generators))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +285,7 @@ def test_every_sample_of_every_generator_has_a_number_of_its_own_in_the_tables(o
 
 
 def test_a_generated_arm_differs_in_its_prompt(objects: FileObjects):
-    matter, mind = (task_of(config(objects), task_id) for task_id in ("wordnet/matter", "wordnet/mind"))
+    matter, mind = (open_run(config(objects)).task(task_id) for task_id in ("wordnet/matter", "wordnet/mind"))
     wanted = {
         "generated": [matter.prompt, mind.prompt], "wrong_prompt": [mind.prompt, matter.prompt],
         "held_out": [matter.held_out_prompts[0], mind.held_out_prompts[0]],

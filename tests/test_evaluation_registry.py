@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -23,8 +24,12 @@ from oral_ray.evaluation.context import Sample
 from oral_ray.evaluation.make import _waves
 from oral_ray.evaluation.report.figures import plot_arms
 from oral_ray.evaluation.report.tables import arm_table, arms_text
-from oral_ray.store.adapters import AdapterStore
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.run import begin_run
+from oral_ray.pipeline.walk import Trained
 from oral_ray.study.evidence import headline, headline_text
+from oral_ray.study.quickstart import run_quickstart
+from oral_ray.study.stages import run_stage
 
 HALVED = '''
 """A toy: the adapter of the newest seen version at half its strength."""
@@ -32,17 +37,14 @@ HALVED = '''
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.evaluation.arms.best import scaled
 from oral_ray.evaluation.arms.registry import Arm
-from oral_ray.objects import open_objects
-from oral_ray.store.adapters import AdapterStore
 
 
 def plan_halved(evaluation):
     config = evaluation.config
-    store = AdapterStore(open_objects(config.store))
     plan = {}
     for (base_id, task_id, seed), digest in evaluation.made_by("reuse_new").items():
-        layout = AdapterLayout.of(evaluation.records[base_id].spec, config.lora, config.tokens.token_dim)
-        plan[base_id, task_id, seed] = scaled(store, digest, layout, 0.5)
+        layout = AdapterLayout.of(evaluation.run.bases[base_id].spec, config.lora, config.tokens.token_dim)
+        plan[base_id, task_id, seed] = scaled(evaluation.run, digest, layout, 0.5)
     return plan
 
 
@@ -114,9 +116,9 @@ def test_an_evaluation_of_what_there_is_not_ends_before_anything_is_made(
     tmp_path: Path, tiny_bert: Path, override: str
 ):
     config = tiny_config(tmp_path / "store", tiny_bert, override)
-    for run in (evaluate.run, evaluate.run_unseen):
+    for begin in (run_quickstart, lambda config: run_stage(config, "all")):
         with pytest.raises(EvaluationError, match="luck"):
-            run(config)
+            begin(config)
     assert not (tmp_path / "store").exists()
 
 
@@ -140,18 +142,15 @@ def test_the_numbers_of_samples_are_those_of_the_tables():
     assert [Sample(generator, seed, "").number for generator in (0, 2) for seed in (0, 3)] == [0, 3, 2000, 2003]
 
 
-def test_one_file_adds_an_arm_to_making_scoring_tables_and_figures(
-    add_arm, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_one_file_adds_an_arm_to_making_scoring_tables_and_figures(add_arm, tmp_path: Path, tiny_bert: Path):
     add_arm("halved", HALVED)
     config = toy_config(tmp_path, tiny_bert)
-    monkeypatch.setattr(evaluate.shards, "run", lambda config: None)  # no arm here needs a generator
-    monkeypatch.setattr(evaluate.train, "run", lambda config: "")
-    monkeypatch.setattr(evaluate.train, "trained", lambda config: "")
-    scores = evaluate.run_unseen(config)
+    run = resolve_bases(begin_run(config))
+    shards: Any = None  # no arm here needs a generator
+    scores = evaluate.evaluate_unseen(Trained(run, {}, shards, ""), {})
     assert set(scores["arm"]) == {"base", "reuse_new", "halved"}
-    store, halved = AdapterStore(evaluate.open_objects(config.store)), scores[scores["arm"] == "halved"]
-    assert len(halved) == 4 and all(store.get(digest).provenance.strength == 0.5 for digest in halved["digest"])
+    store, halved = run.adapters, scores[scores["arm"] == "halved"]
+    assert len(halved) == 4 and all(store.get(digest).provenance.scale == 0.5 for digest in halved["digest"])
     assert set(scores[scores["arm"] == "base"]["digest"]) == {""}
     table = arm_table(tmp_path / "out" / "unseen", 20)
     assert [line.split()[0] for line in arms_text(table).splitlines()] == ["arm", "base", "reuse_new", "halved"]

@@ -19,7 +19,7 @@ ALL_ARMS = arm_names()
 AGAINST = reference_names()
 PALETTE = {arm.name: arm.colour for arm in all_arms()}
 BASES = {"base-t0": True, "base-t3": False}
-ACCURACY = {arm: 0.5 + 0.01 * i for i, arm in enumerate(ALL_ARMS)}
+MEANS = {arm: 0.5 + 0.01 * i for i, arm in enumerate(ALL_ARMS)}
 SEEDS = {"generated": 2, "trained": 1}
 
 
@@ -35,19 +35,29 @@ def write_tables(
         for task in tasks:
             for arm in arms:
                 for seed in range(SEEDS.get(arm, 1)):
-                    correct = np.arange(50) < round(50 * ACCURACY[arm])
+                    correct = np.arange(50) < round(50 * MEANS[arm])
                     scores.append(
                         {"base": base, "base_seen": seen, "task": task, "arm": arm, "seed": seed, "metric": "accuracy",
                          "value": float(correct.mean()), "n": 50, "digest": ""}
                     )  # fmt: skip
                     answers += [
-                        {"base": base, "task": task, "arm": arm, "seed": seed, "example": i, "correct": bool(right)}
+                        {
+                            "base": base,
+                            "task": task,
+                            "metric": "accuracy",
+                            "arm": arm,
+                            "seed": seed,
+                            "example": i,
+                            "value": float(right),
+                        }
                         for i, right in enumerate(correct)
                     ]
     tables = {
         "scores": scores,
         "answers": answers,
-        "curve": [{"base": "base-t3", "task": tasks[0], "num_steps": n, "value": 0.7} for n in (1, 5, 20)],
+        "curve": [
+            {"base": "base-t3", "task": tasks[0], "metric": "accuracy", "num_steps": n, "value": 0.7} for n in (1, 5, 20)
+        ],
         "distances": [
             {"base": "base-t3", "task": tasks[0], "arm": arm, "seed": 0, "distance": 0.4, "nearest_task": "toy",
              "nearest_base": "base-t0"} for arm in ("trained", "generated")
@@ -101,7 +111,7 @@ def test_table_of_arms_has_the_accuracies_differences_and_counts(tmp_path: Path)
     for base, seen in BASES.items():
         for arm in ALL_ARMS:
             row = table.loc[base, arm]
-            wanted = {a: round(50 * ACCURACY[a]) / 50 for a in (arm, *AGAINST)}
+            wanted = {a: round(50 * MEANS[a]) / 50 for a in (arm, *AGAINST)}
             assert row["mean"] == pytest.approx(wanted[arm]) and row["low"] <= row["mean"] <= row["high"]
             assert row["base_seen"] == seen and row["num_tasks"] == 2 and row["n"] == 100
             assert row["seeds"] == SEEDS.get(arm, 1)
@@ -165,7 +175,7 @@ def test_variants_are_drawn_over_the_tasks_that_all_of_them_have():
     rows = [("reference", "a", 0.5), ("reference", "b", 0.7), ("more-tasks", "a", 0.4), ("more-tasks", "b", 0.6)]
     rows += [("more-tasks", "hard", 0.0)]
     scores = pd.DataFrame(
-        {"variant": variant, "task": task, "arm": arm, "value": value / share}
+        {"variant": variant, "task": task, "metric": "accuracy", "arm": arm, "value": value / share}
         for variant, task, value in rows
         for arm, share in (("generated", 1), ("wrong_prompt", 2))
     )

@@ -1,25 +1,29 @@
 """Adapters sampled in pieces and written as they come: the same noise, tokens, bytes and digest as in one go."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from factory_fixtures import base_of, layout_of, randn, random_factors, shaken_network, small_spec, stats_of
 from safetensors.torch import load_file
 
-from oral_ray.adapters.artifact import CONFIG, WEIGHTS, Provenance, build_artifact, read_folder
+from oral_ray.adapters.artifact import CONFIG, WEIGHTS, AdapterArtifact, Provenance, build_artifact, read_folder
 from oral_ray.adapters.lora import load_strictly
+from oral_ray.adapters.sampled import SampledAdapter
 from oral_ray.adapters.tokens import POSITION_DIM
 from oral_ray.adapters.writer import AdapterWriter
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, LoraSettings, RegressionObjective, SamplingConfig
 from oral_ray.errors import ArtifactError, GeneratorError
 from oral_ray.generation import factory as factory_module
+from oral_ray.generation.condition import Condition
 from oral_ray.generation.factory import AdapterFactory
-from oral_ray.generator.condition import Condition, ConditionEncoder, ProbeStats
+from oral_ray.generator.condition import ConditionEncoder, ProbeStats
 from oral_ray.generator.model import Generator
 from oral_ray.generator.pieces import NoiseStream, Piece, sample_pieces
 from oral_ray.objects import FileObjects
+from oral_ray.store.adapters import AdapterStore
 
 PROVENANCE = Provenance(origin="generated", base="tiny", base_fingerprint="f" * 32)
 
@@ -88,36 +92,84 @@ def maker(tiny_llama: Path, tiny_bert: Path):
     probes = weight_probes(FileObjects(tiny_llama), "", record.spec, ("q", "v"), 4)
     lora = LoraSettings(r=4, target_modules=("q", "v", "up"))
 
-    def build(**sampling: int) -> AdapterFactory:
-        return AdapterFactory(generator, encoder, SamplingConfig(num_steps=3, **sampling))
+    def build(**sampling: Any) -> AdapterFactory:
+        return AdapterFactory(generator, encoder, SamplingConfig(num_steps=3, **sampling), lambda base: probes)
 
-    return build, Condition("which?", record, probes, lora)
+    return build, Condition("which?", record, lora, seed=3)
 
 
-def test_a_streamed_adapter_is_the_generated_one_and_peft_loads_it_strictly(maker, tmp_path: Path, tiny_llama: Path):
+def test_an_adapter_that_is_written_is_the_artifact_and_peft_loads_it_strictly(maker, tmp_path: Path, tiny_llama: Path):
     build, condition = maker
-    digest = build().stream(condition, 3, tmp_path)
-    [generated] = build().generate([condition], [3])
-    streamed = load_strictly(base_of(tiny_llama), tmp_path)
-    assert streamed.digest == digest
-    assert streamed.config == generated.config
-    assert streamed.provenance == generated.provenance
-    for name, tensor in generated.tensors.items():
-        torch.testing.assert_close(streamed.tensors[name], tensor, atol=1e-5, rtol=1e-4)
+    [adapter] = build().generate([condition])
+    digest, artifact = adapter.write(tmp_path), adapter.artifact()
+    written = load_strictly(base_of(tiny_llama), tmp_path)
+    assert not adapter.is_streamed and written.digest == digest == artifact.digest
+    assert (written.config, written.provenance) == (artifact.config, artifact.provenance)
+    assert adapter.lora == artifact.lora
 
 
-def test_a_large_adapter_is_generated_in_pieces_and_has_the_digest_and_the_bytes_of_the_streamed_one(
+def test_a_large_adapter_is_streamed_and_has_the_digest_and_the_bytes_of_the_same_adapter_in_memory(
     maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     build, condition = maker
+    [whole] = build().generate([condition])
     monkeypatch.setattr(factory_module, "PIECE_TOKENS", 20)
-    [generated] = build(max_batch_tokens=50).generate([condition], [3])
-    digest = build(max_batch_tokens=50).stream(condition, 3, tmp_path)
-    assert generated.digest == digest
-    assert (tmp_path / WEIGHTS).read_bytes() == generated.files()[WEIGHTS]
-    [whole] = build().generate([condition], [3])
-    for name, tensor in whole.tensors.items():
-        torch.testing.assert_close(generated.tensors[name], tensor, atol=1e-5, rtol=1e-4)
+    [adapter] = build().generate([condition])
+    digest, artifact = adapter.write(tmp_path), adapter.artifact()
+    assert adapter.is_streamed and artifact.digest == digest
+    assert {name: (tmp_path / name).read_bytes() for name in artifact.files()} == artifact.files()
+    for name, tensor in whole.artifact().tensors.items():
+        torch.testing.assert_close(artifact.tensors[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_a_streamed_adapter_is_stored_without_ever_being_whole_in_memory(
+    scheme: str, maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    objects = FileObjects(tmp_path) if scheme == "file" else request.getfixturevalue("s3_objects")
+    build, condition = maker
+    monkeypatch.setattr(factory_module, "PIECE_TOKENS", 20)
+    [adapter] = build().generate([condition])
+    artifact, store = adapter.artifact(), AdapterStore(objects)
+    for way in (SampledAdapter, AdapterArtifact):
+        name = "artifact" if way is SampledAdapter else "files"
+        monkeypatch.setattr(way, name, lambda self: pytest.fail("it was put together in memory"))
+    digest = store.put(adapter)
+    monkeypatch.undo()
+    assert digest == artifact.digest
+    stored = {name: objects.get(f"adapters/{digest}/{name}") for name in artifact.files()}
+    assert stored == artifact.files()
+    assert store.get(digest).digest == digest
+
+
+def test_a_streamed_adapter_takes_the_place_of_a_damaged_one(maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    build, condition = maker
+    monkeypatch.setattr(factory_module, "PIECE_TOKENS", 20)
+    objects = FileObjects(tmp_path)
+    [adapter] = build().generate([condition])
+    store = AdapterStore(objects)
+    digest = store.put(adapter)
+    key = f"adapters/{digest}/{WEIGHTS}"
+    whole = objects.get(key)
+    objects.put(key, whole[:-4] + b"\0\0\0\1")
+    assert store.put(adapter) == digest and objects.get(key) == whole
+    written = objects.path(key).stat().st_mtime_ns
+    assert store.put(adapter) == digest and objects.path(key).stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("sampling", "reason"), [({"sampler": "ddpm"}, "'ddpm' .* use sampling.sampler=ddim"), ({}, "")]
+)
+def test_what_cannot_be_sampled_in_pieces_is_sampled_whole_as_long_as_it_fits_a_batch(
+    sampling: dict, reason: str, maker, monkeypatch: pytest.MonkeyPatch
+):
+    build, condition = maker
+    monkeypatch.setattr(factory_module, "PIECE_TOKENS", 20)
+    [adapter] = build(**sampling).generate([condition])
+    assert adapter.is_streamed == (not reason)
+    if reason:
+        with pytest.raises(GeneratorError, match=reason):
+            build(max_batch_tokens=50, **sampling).generate([condition])
 
 
 def test_pieces_are_whole_slots_of_bounded_size(tiny_llama: Path):

@@ -15,7 +15,7 @@ from oral_ray.adapters.tokens import token_mask, tokenize
 from oral_ray.bases import states
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.bases.probes import weight_probes
-from oral_ray.config import CorpusConfig, FunctionalPhase, LoraSettings
+from oral_ray.config import CorpusConfig, FunctionalPhase, LoraSettings, VersionPool
 from oral_ray.errors import GeneratorError
 from oral_ray.generator import functional
 from oral_ray.generator.data import CorpusTables
@@ -341,7 +341,7 @@ def pool(folder: Path, versions: list[LoadedBase], keep: Path, **phase: Any) -> 
     """A source of a pool of three versions whose adapters begin at layer 1."""
     settings = LoraSettings(r=2, target_modules=("q", "v"), last_layers=1)
     layout = AdapterLayout.of(versions[0].record.spec, settings, 24)
-    given = {"num_examples": 6, "num_versions": 3, "version_examples": 8, **phase}
+    given = {"num_examples": 6, "pool": VersionPool(num_versions=3, num_examples=8), **phase}
     return FunctionalSource(versions, [[0, 1, 2]], [toy_task()], [], [layout], FunctionalPhase(**given), keep)
 
 
@@ -366,7 +366,7 @@ def test_a_version_of_a_pool_keeps_as_many_examples_as_it_may(
             super().__init__(base, reader, examples, *rest)
 
     monkeypatch.setattr(functional, "PrefixStates", Watched)
-    source = pool(tiny_llama, versions_of(tiny_llama), tmp_path, version_examples=5)
+    source = pool(tiny_llama, versions_of(tiny_llama), tmp_path, pool=VersionPool(num_versions=3, num_examples=5))
     mixes = {tuple(source.draw(seed, 100 + seed).mix) for seed in range(24)}
     assert {len(texts) for texts in seen} == {5} and len(toy_task().examples("train")) > 5
     assert len(seen) == len(mixes)  # each version has its own
@@ -400,11 +400,5 @@ def test_a_pool_without_a_place_for_its_states_is_an_error(tiny_llama: Path) -> 
             [toy_task()],
             [],
             [layout_of(tiny_llama)],
-            FunctionalPhase(num_versions=2),
+            FunctionalPhase(pool=VersionPool(num_versions=2)),
         )
-
-
-def test_a_phase_without_a_pool_names_no_generator_anew() -> None:
-    assert not {"num_versions", "version_examples"} & FunctionalPhase().model_dump().keys()
-    phase = FunctionalPhase(num_versions=5, version_examples=7)
-    assert FunctionalPhase.model_validate(phase.model_dump()) == phase

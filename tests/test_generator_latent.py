@@ -11,6 +11,7 @@ from oral_ray.adapters.tokens import POSITION_DIM
 from oral_ray.config import LatentConfig, RegressionObjective, SamplingConfig
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.condition import fit_probe_stats
+from oral_ray.generator.data import Batch
 from oral_ray.generator.diffusion import sample_times
 from oral_ray.generator.functional import FunctionalItem
 from oral_ray.generator.latent import LatentNetwork
@@ -22,17 +23,18 @@ SIZES = LatentConfig(patch=4, stride=2, num_layers=2, channels=32, latent_channe
 
 
 def spec(latent: LatentConfig = SIZES, num_tokens: int = NUM_TOKENS) -> GeneratorSpec:
-    return small_spec(latent=latent).model_copy(update={"num_tokens": num_tokens})
+    return small_spec().model_copy(update={"generator": latent, "num_tokens": num_tokens})
 
 
-def asked(of: Tensor, seed: int, rng: torch.Generator | None = None) -> tuple[Tensor, ...]:
+def asked(of: Tensor, seed: int) -> Batch:
     """What a network is given in training for adapters `of` the conditions 0, 1, 2, ...; noise by seed."""
     num = len(of)
     yes = torch.ones(num, dtype=torch.bool)
-    return (
-        of, torch.ones_like(of, dtype=torch.bool), torch.zeros(num, NUM_TOKENS, POSITION_DIM), texts()[:num],
+    return Batch(
+        of, torch.ones_like(of, dtype=torch.bool), torch.zeros(num, of.shape[1], POSITION_DIM), texts()[:num],
         randn(num, 10, seed=1), yes, yes, randn(*of.shape, seed=seed),
-        sample_times(num, 2.0, rng or torch.Generator().manual_seed(seed)),
+        sample_times(num, 2.0, torch.Generator().manual_seed(seed)),
+        before_BNWP=torch.zeros(num, 0, 0, POSITION_DIM), num_before_B=torch.zeros(num, dtype=torch.long),
     )  # fmt: skip
 
 
@@ -50,7 +52,7 @@ def trained() -> LatentNetwork:
     assert isinstance(network, LatentNetwork)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for step in range(400):
-        loss = network(*asked(adapters(), step))
+        loss = network(asked(adapters(), step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -97,13 +99,7 @@ def test_another_length_is_refused(trained: LatentNetwork):
 @pytest.mark.parametrize("num_tokens", [1, 7, 10])
 def test_any_length_is_padded_to_what_the_strides_need(num_tokens: int):
     network = build_network(spec(num_tokens=num_tokens), 0)
-    x0 = randn(2, num_tokens, TOKEN_DIM)
-    mask = torch.ones_like(x0, dtype=torch.bool)
-    yes = torch.ones(2, dtype=torch.bool)
-    loss = network(
-        x0, mask, torch.zeros(2, num_tokens, POSITION_DIM), texts()[:2], randn(2, 10), yes, yes, randn(*x0.shape),
-        torch.full((2,), 0.5),
-    )  # fmt: skip
+    loss = network(asked(randn(2, num_tokens, TOKEN_DIM), seed=2))
     loss.backward()
     assert torch.isfinite(loss)
 
@@ -111,15 +107,16 @@ def test_any_length_is_padded_to_what_the_strides_need(num_tokens: int):
 def test_the_functional_phase_reaches_every_weight_that_samples(trained: LatentNetwork):
     inputs = asked(adapters(), 0)
     item = FunctionalItem(
-        inputs[2], inputs[1], inputs[3], inputs[4], inputs[7], lambda tokens_BLD: tokens_BLD.square().mean()
-    )
+        inputs.position_BLP, inputs.mask_BLD, inputs.text_BE, inputs.model_BG, inputs.noise_BLD,
+        lambda tokens_BLD: tokens_BLD.square().mean(),
+    )  # fmt: skip
     network = build_network(spec(), 0)
-    network(*inputs, functional=item, diffusion_weight=0.0).backward()
+    network(inputs, functional=item, diffusion_weight=0.0).backward()
     silent = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert all(
         name.startswith(("encoder", "no_", "blocks", "latent_in", "text_in", "model_in", "time_in")) for name in silent
     )
     trained.zero_grad()
-    trained(*inputs, item, 0.0).backward()
+    trained(inputs, item, 0.0).backward()
     silent = {name for name, p in trained.named_parameters() if p.grad is None or not p.grad.any()}
     assert all(name.startswith(("encoder", "no_")) for name in silent)

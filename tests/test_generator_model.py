@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from oral_ray.config import DiffusionObjective, RegressionObjective, SamplingCon
 from oral_ray.errors import GeneratorError
 from oral_ray.generator import diffusion
 from oral_ray.generator.condition import fit_probe_stats
+from oral_ray.generator.data import Batch
 from oral_ray.generator.functional import FunctionalItem
 from oral_ray.generator.model import (
     DESCRIPTION,
@@ -204,21 +206,23 @@ def test_one_step_estimate_is_sampling_with_one_step(
     assert all(p.grad is not None for name, p in network.named_parameters() if not name.startswith("no_"))
 
 
-def loss_inputs(layouts: list[AdapterLayout]) -> dict[str, Tensor]:
+def loss_inputs(layouts: list[AdapterLayout]) -> Batch:
     position, mask = batch_of(layouts)
     num = len(layouts)
     text, model = conditions(num)
-    return {
-        "x0_BLD": randn(*mask.shape, seed=1) * mask,
-        "mask_BLD": mask,
-        "position_BLP": position,
-        "text_BE": text,
-        "model_BG": model,
-        "use_text_B": torch.ones(num, dtype=torch.bool),
-        "use_model_B": torch.ones(num, dtype=torch.bool),
-        "noise_BLD": randn(*mask.shape, seed=2),
-        "time_B": torch.linspace(0.2, 0.9, num),
-    }
+    return Batch(
+        x0_BLD=randn(*mask.shape, seed=1) * mask,
+        mask_BLD=mask,
+        position_BLP=position,
+        text_BE=text,
+        model_BG=model,
+        use_text_B=torch.ones(num, dtype=torch.bool),
+        use_model_B=torch.ones(num, dtype=torch.bool),
+        noise_BLD=randn(*mask.shape, seed=2),
+        time_B=torch.linspace(0.2, 0.9, num),
+        before_BNWP=torch.zeros(num, 0, 0, position.shape[-1]),
+        num_before_B=torch.zeros(num, dtype=torch.long),
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -226,41 +230,48 @@ def test_what_stands_in_padding_changes_no_loss(
     layouts: list[AdapterLayout], objective: DiffusionObjective | RegressionObjective
 ) -> None:
     network, inputs = shaken_network(small_spec(objective=objective)), loss_inputs(layouts)
-    mask = inputs["mask_BLD"]
-    dirty = {
-        name: torch.where(mask, inputs[name], 50.0 * randn(*mask.shape, seed=3)) for name in ("x0_BLD", "noise_BLD")
-    }
-    clean_loss, dirty_loss = network(**inputs), network(**{**inputs, **dirty})
-    assert torch.allclose(clean_loss, dirty_loss, rtol=1e-6)
-    changed = {"x0_BLD": inputs["x0_BLD"] + 1.0}
-    assert not torch.allclose(clean_loss, network(**{**inputs, **changed}), rtol=1e-3)
+    mask = inputs.mask_BLD
+    dirt = 50.0 * randn(*mask.shape, seed=3)
+    dirty = replace(
+        inputs,
+        x0_BLD=torch.where(mask, inputs.x0_BLD, dirt),
+        noise_BLD=torch.where(mask, inputs.noise_BLD, dirt),
+    )
+    clean_loss = network(inputs)
+    assert torch.allclose(clean_loss, network(dirty), rtol=1e-6)
+    assert not torch.allclose(clean_loss, network(replace(inputs, x0_BLD=inputs.x0_BLD + 1.0)), rtol=1e-3)
 
 
 def test_loss_of_a_padded_batch_is_the_mean_of_the_losses_alone(layouts: list[AdapterLayout]) -> None:
     network, inputs = shaken_network(small_spec()), loss_inputs(layouts)
     alone = []
     for i, layout in enumerate(layouts):
-        cut = {name: value[i : i + 1] for name, value in inputs.items()}
-        for name in ("x0_BLD", "mask_BLD", "position_BLP", "noise_BLD"):
-            cut[name] = cut[name][:, : layout.num_tokens]
-        alone.append(float(network(**cut).detach()))
-    assert float(network(**inputs).detach()) == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+        own, length = inputs.parts(len(layouts))[i], layout.num_tokens
+        cut = replace(
+            own,
+            x0_BLD=own.x0_BLD[:, :length],
+            mask_BLD=own.mask_BLD[:, :length],
+            position_BLP=own.position_BLP[:, :length],
+            noise_BLD=own.noise_BLD[:, :length],
+        )
+        alone.append(float(network(cut).detach()))
+    assert float(network(inputs).detach()) == pytest.approx(sum(alone) / len(alone), rel=1e-5)
 
 
 def test_a_perfect_network_has_no_loss(layouts: list[AdapterLayout], monkeypatch: pytest.MonkeyPatch) -> None:
     network, inputs = shaken_network(small_spec()), loss_inputs(layouts)
-    v = diffusion.target(inputs["x0_BLD"], inputs["noise_BLD"], inputs["time_B"], "cosine", "v")
+    v = diffusion.target(inputs.x0_BLD, inputs.noise_BLD, inputs.time_B, "cosine", "v")
     monkeypatch.setattr(network.denoiser, "forward", lambda *_: v)
-    assert float(network(**inputs)) == 0.0
+    assert float(network(inputs)) == 0.0
 
 
 def test_dropped_halves_of_the_condition_are_replaced_by_the_learnt_null(layouts: list[AdapterLayout]) -> None:
     network, inputs = shaken_network(small_spec()), loss_inputs(layouts[:2])
     for half, use in (("text_BE", "use_text_B"), ("model_BG", "use_model_B")):
-        dropped = {**inputs, use: torch.zeros(2, dtype=torch.bool)}
-        other = {**dropped, half: inputs[half] + 9.0}
-        assert torch.equal(network(**dropped), network(**other))
-        assert not torch.equal(network(**dropped), network(**inputs))
+        dropped = replace(inputs, **{use: torch.zeros(2, dtype=torch.bool)})
+        other = replace(dropped, **{half: getattr(inputs, half) + 9.0})
+        assert torch.equal(network(dropped), network(other))
+        assert not torch.equal(network(dropped), network(inputs))
 
 
 def test_prototypes_of_a_cut_sequence_are_those_of_the_whole(layouts: list[AdapterLayout]) -> None:

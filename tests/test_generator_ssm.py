@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from factory_fixtures import randn
+from factory_fixtures import randn, shaken_network, small_spec
 from torch import Tensor
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
+from oral_ray.adapters.tokens import POSITION_DIM
 from oral_ray.errors import GeneratorError
-from oral_ray.generator.ssm import Mamba2, resolve_kernel, ssd
+from oral_ray.generator.ssm import Mamba2, Scan, ssd, ssd_cuda
 
 NUM_HEADS, HEAD_DIM, STATE_DIM = 3, 4, 5
 
@@ -159,13 +160,27 @@ def test_cuda_kernel_without_mamba_ssm_answers_with_the_install_command(monkeypa
 def test_cuda_kernel_on_a_cpu_is_refused_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     without_mamba(monkeypatch, installed=True)
     with pytest.raises(GeneratorError, match="needs a CUDA device, the model is on cpu"):
-        resolve_kernel("cuda", torch.device("cpu"))
+        Scan.find("cuda").on(torch.device("cpu"))
 
 
 def test_auto_takes_the_kernel_only_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
     without_mamba(monkeypatch, installed=True)
-    assert resolve_kernel("auto", torch.device("cpu")) == "torch"
-    assert resolve_kernel("auto", torch.device("cuda")) == resolve_kernel("cuda", torch.device("cuda")) == "cuda"
-    assert resolve_kernel("torch", torch.device("cuda")) == "torch"
+    assert Scan.find("auto").on(cpu) is ssd
+    assert Scan.find("auto").on(cuda) is Scan.find("cuda").on(cuda) is ssd_cuda
+    assert Scan.find("torch").on(cuda) is ssd
     without_mamba(monkeypatch, installed=False)
-    assert resolve_kernel("auto", torch.device("cuda")) == "torch"
+    assert Scan.find("auto").on(cuda) is ssd
+
+
+def test_the_kernel_is_looked_up_when_a_network_is_built_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_mamba(monkeypatch, installed=False)
+    with caplog.at_level("DEBUG", "oral_ray.generator"):
+        network = shaken_network(small_spec())
+    monkeypatch.setattr(importlib.util, "find_spec", None)  # whoever looks again fails
+    network.prototypes(randn(1, 5, POSITION_DIM), randn(1, 12), randn(1, 10), *2 * (torch.ones(1, dtype=torch.bool),))
+    assert [record.getMessage() for record in caplog.records] == [
+        "scan of the recurrent layers: torch (generator.kernel=torch, mamba-ssm not installed)"
+    ]

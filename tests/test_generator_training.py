@@ -14,15 +14,15 @@ from torch import Tensor
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenMoments, positions, token_mask, tokenize
-from oral_ray.config import FunctionalPhase, SamplingConfig, TrainingConfig
+from oral_ray.config import FunctionalPhase, MlpDenoiserConfig, SamplingConfig, TrainingConfig
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusRow, CorpusTables, RowSource, is_held_out, make_batch
 from oral_ray.generator.functional import FunctionalItem
 from oral_ray.generator.model import build_network
 from oral_ray.generator.network import Network
-from oral_ray.generator.training import MetricsRow, learning_rate_at, train
+from oral_ray.generator.training import MetricsRow, TrainingLoop, learning_rate_at
 
-SPEC = small_spec(width=32, denoiser_width=64)
+SPEC = small_spec(width=32, denoiser=MlpDenoiserConfig(width=64, num_blocks=2))
 SHORT = TrainingConfig(
     steps=8, batch_size=4, learning_rate=3e-3, warmup_steps=2, validation_frac=0.0, validate_every=4, checkpoint_every=4
 )
@@ -72,12 +72,12 @@ def run(
     num_workers: int = 1,
 ) -> Run:  # fmt: skip
     made = Run(folder, network or build_network(SPEC, seed))
-    train(
+    TrainingLoop(
         made.network, tables, lambda: iter(rows), training, drop_text_frac=0.1, drop_model_frac=0.1, seed=seed, rank=rank,
         num_workers=num_workers, resume=resume, report=made.report,
         save_network=lambda state, target: save_file(state, target / "ema.safetensors"),
         functional_item=functional_item,
-    )  # fmt: skip
+    ).run()  # fmt: skip
     return made
 
 
@@ -97,7 +97,14 @@ def test_training_overfits_four_adapters_so_that_sampling_reproduces_them(tiny_b
     training = SHORT.model_copy(
         update={"steps": 500, "learning_rate": 5e-3, "ema_decay": 0.95, "validate_every": 500, "checkpoint_every": 500}
     )
-    done = run(tmp_path, rows, tables, training, network=build_network(small_spec(width=64, denoiser_width=128), 0))
+    wide = small_spec(width=64, denoiser=MlpDenoiserConfig(width=128, num_blocks=2))
+    done = run(
+        tmp_path,
+        rows,
+        tables,
+        training,
+        network=build_network(wide, 0),
+    )
     done.network.load_state_dict(done.saved(500))
     tokens = torch.stack([tables.stats.normalize(row.tokens_LD, layout) for row in rows])
     rng = torch.Generator().manual_seed(5)
@@ -215,10 +222,10 @@ def test_an_empty_corpus_is_refused(small: tuple[list[CorpusRow], CorpusTables],
 
 def test_batches_that_do_not_divide_over_workers_are_refused(small: tuple[list[CorpusRow], CorpusTables]) -> None:
     with pytest.raises(GeneratorError, match=r"batch_size=4 is not divisible by training.num_workers=3"):
-        train(
+        TrainingLoop(
             build_network(SPEC, 0), small[1], lambda: small[0], SHORT, drop_text_frac=0.0, drop_model_frac=0.0, seed=0,
             rank=0, num_workers=3, resume=None, report=lambda *_: None, save_network=lambda *_: None,
-        )  # fmt: skip
+        ).run()  # fmt: skip
 
 
 def test_learning_rate_rises_falls_and_does_so_again_in_the_second_phase() -> None:
@@ -275,10 +282,10 @@ def test_diffusion_loss_stays_in_the_functional_phase_with_its_weight(
         positions(layout)[None], token_mask(layout)[None], randn(1, SPEC.text_dim), randn(1, SPEC.model_dim),
         randn(1, layout.num_tokens, 24), lambda tokens: tokens.square().mean(),
     )  # fmt: skip
-    inputs = make_batch(rows[:3], tables, 0.0, 0.0, 1.0, 0).inputs(torch.device("cpu"))
+    inputs = make_batch(rows[:3], tables, 0.0, 0.0, 1.0, 0)
     with torch.no_grad():
-        corpus_loss, task_loss = float(network(**inputs)), float(item.task_loss(network.one_step(item)))
-        assert float(network(**inputs, functional=item, diffusion_weight=0.3)) == pytest.approx(
+        corpus_loss, task_loss = float(network(inputs)), float(item.task_loss(network.one_step(item)))
+        assert float(network(inputs, functional=item, diffusion_weight=0.3)) == pytest.approx(
             task_loss + 0.3 * corpus_loss, rel=1e-6
         )
 

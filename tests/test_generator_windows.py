@@ -44,8 +44,8 @@ def test_the_windows_of_an_adapter_weighted_by_their_values_have_the_loss_of_the
         whole = batch_of(row, tables, 0, None)
         total = 0.0
         for made in {int(b.num_before_B): b for b in windows_of(row, tables, 7, 200)}.values():
-            total += float(network(**made.inputs(CPU))) * int(made.mask_BLD.sum())
-        assert total / int(whole.mask_BLD.sum()) == pytest.approx(float(network(**whole.inputs(CPU))), rel=1e-5)
+            total += float(network(made.to(CPU))) * int(made.mask_BLD.sum())
+        assert total / int(whole.mask_BLD.sum()) == pytest.approx(float(network(whole.to(CPU))), rel=1e-5)
 
 
 def test_a_window_is_drawn_in_proportion_to_the_values_in_it(small: Small) -> None:
@@ -117,7 +117,7 @@ def test_a_batch_in_parts_has_the_loss_curve_of_the_whole_batch(small: Small, tm
 
 def test_activations_computed_again_give_the_same_gradients_from_fewer_kept_ones(small: Small) -> None:
     rows, tables = small
-    inputs = make_batch(rows[:4], tables, 0.0, 0.0, 1.0, 5).inputs(CPU)
+    inputs = make_batch(rows[:4], tables, 0.0, 0.0, 1.0, 5)
     gradients, kept = [], []
     for again in (False, True):
         network = shaken_network(SPEC)
@@ -130,7 +130,7 @@ def test_activations_computed_again_give_the_same_gradients_from_fewer_kept_ones
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = network(**inputs)
+            loss = network(inputs)
         loss.backward()
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])
         kept.append(sum(sizes))

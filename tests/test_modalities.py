@@ -17,8 +17,8 @@ from oral_ray.adapters.lora import attached, train_adapter
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.config import CorpusConfig
 from oral_ray.errors import BaseModelError, TaskError
-from oral_ray.evaluation.scoring import correct_answers, majority_answers
-from oral_ray.modalities import TaskReader, batches, modality_of
+from oral_ray.evaluation.scoring import example_values, majority_values
+from oral_ray.modalities import ACCURACY, TaskReader, Values, batches, modality_of
 from oral_ray.modalities import causal as causal_modality
 from oral_ray.modalities.encoder import EncoderReader
 from oral_ray.modalities.text import encode, label_tokens
@@ -150,7 +150,7 @@ def test_a_free_answer_is_right_when_greedy_decoding_writes_it(tiny_llama: Path)
     base, task = base_of(tiny_llama), words_task()
     training = CorpusConfig(steps=60, batch_size=16, learning_rate=2e-2, keep_last=1)
     artifact = train_adapter([base], task, layout_of(tiny_llama, 4, ALL_ROLES), training, 0)[-1]
-    adapted, bare = correct_answers(base, task, [artifact, None], "test", 24)
+    adapted, bare = example_values(base, task, [artifact, None], "test", 24)
     assert sum(adapted) > 0.5 * len(adapted) and not any(bare)
     written = []
     with attached(base, artifact) as model, torch.no_grad():
@@ -161,7 +161,7 @@ def test_a_free_answer_is_right_when_greedy_decoding_writes_it(tiny_llama: Path)
     assert written == adapted
 
 
-def values_of(reader: TaskReader, logits_PK: Tensor, batch: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def values_of(reader: TaskReader, logits_PK: Tensor, batch: Any, monkeypatch: pytest.MonkeyPatch) -> Values:
     monkeypatch.setattr(causal_modality, "_next_token_logits", lambda *_: logits_PK)
     return reader.values(torch.nn.Identity(), batch)
 
@@ -179,7 +179,7 @@ def test_an_answer_is_wrong_when_one_token_is(llama: LoadedBase, monkeypatch: py
 
 def test_the_majority_answer_of_free_text_is_the_most_frequent_one():
     task = words_task()
-    assert majority_answers(task, "test", 8) == majority_answers(toy_task(), "test", 8)
+    assert majority_values(ACCURACY, task, "test", 8) == majority_values(ACCURACY, toy_task(), "test", 8)
 
 
 def test_free_text_is_refused_where_it_cannot_be_written(tiny_bert: Path, llama: LoadedBase):

@@ -4,7 +4,7 @@ Its bases read a number off a text. The metric is a figure of the set of example
 mean squared error, which is no mean over examples.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.loading import LoadedBase, load_folder
+from oral_ray.bases.spec import build_spec
 from oral_ray.config import CorpusConfig, LoraSettings
 from oral_ray.errors import BaseModelError
 from oral_ray.evaluation.scoring import example_values, metric_of
-from oral_ray.modalities import MODALITIES, Batch, Metric, TaskReader, modality_of
+from oral_ray.modalities import MODALITIES, Batch, Metric, Modality, TaskReader, modality_of
 from oral_ray.modalities.encoder import embed
 from oral_ray.modalities.text import encode, text_lengths
 from oral_ray.tasks import Example, Task
@@ -34,11 +35,16 @@ def root_mean_square(errors_N: np.ndarray) -> float:
 RMSE = Metric("rmse", higher_is_better=False, figure=root_mean_square)
 
 
-class Numbers:
+class Numbers(Modality):
     """Bases that read a number off a text."""
 
     name = "numbers"
     auto_class = "AutoModel"
+    metrics = (RMSE,)
+
+    def claims(self, config: Mapping[str, Any], own: Any) -> bool:
+        """Those whose config.json says so."""
+        return config.get("reads") == "numbers"
 
     def check(self, model: nn.Module, processor: Any) -> None:
         """A sound base in a test needs no look."""
@@ -136,3 +142,29 @@ def test_lower_is_better_where_the_metric_says_so():
 def test_a_kind_that_nobody_added_is_refused_by_name_with_those_there_are():
     with pytest.raises(BaseModelError, match=r"kind 'numbers' has layouts, .* scored on encoder, causal"):
         modality_of(Numbers.name)
+
+
+def test_the_kind_of_a_base_is_what_the_last_modality_that_claims_its_config_says(monkeypatch: pytest.MonkeyPatch):
+    bert = {
+        "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50
+    }  # fmt: skip
+    assert build_spec(bert, {}, "x").metadata.startswith("bert encoder language model with 1 layers")
+    monkeypatch.setitem(MODALITIES, Numbers.name, Numbers())
+    assert build_spec(bert | {"reads": "words"}, {}, "x").kind == "encoder"
+    spec = build_spec(bert | {"reads": "numbers"}, {}, "x")
+    assert spec.metadata.startswith("bert numbers model with 1 layers")
+    assert modality_of(spec.kind) is MODALITIES[Numbers.name]
+
+
+def test_a_kind_that_has_layouts_only_is_refused_by_name_until_a_modality_takes_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Denoisers(Numbers):
+        name = "unet"
+
+    unet = MODALITIES["unet"]
+    assert unet.claims({"_class_name": "UNet2DConditionModel"}, None)
+    with pytest.raises(BaseModelError, match="kind 'unet' has layouts, but nothing here trains or scores on it"):
+        modality_of("unet")
+    monkeypatch.setitem(MODALITIES, "unet", Denoisers())
+    assert isinstance(modality_of("unet"), Denoisers)

@@ -1,20 +1,22 @@
 """The gate on the small store: the best candidate on validation data is published, and no test data is read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from nightly_fixtures import copied, published, tiny_config
+from nightly_fixtures import copied, items_of, published, tiny_config
 
 from oral_ray.adapters.artifact import read_folder
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.arms import refined as refined_arms
+from oral_ray.modalities import ACCURACY, Metric
 from oral_ray.nightly import gate, regenerate
-from oral_ray.nightly.gate import Item, Outcome
+from oral_ray.nightly.gate import Candidate, Item, Outcome
 from oral_ray.objects import FileObjects
+from oral_ray.pipeline.run import Run, open_run
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.tasks import Task
@@ -27,8 +29,8 @@ def due(whole_path: tuple[Path, Path, str], tiny_bert: Path, tmp_path: Path) -> 
     """A store with nothing released, a configuration that publishes only what beats the base, and an item."""
     store = copied(whole_path[0], tmp_path / "store")
     config = tiny_config(store, tiny_bert, "regenerate.min_gain_over_base=0.0")
-    recipe = regenerate.dry_run(config).generator
-    item = regenerate._items(config, config, recipe, regenerate.survey(config, recipe))[0]
+    recipe = regenerate.dry_run(open_run(config)).generator
+    item = items_of(config, recipe)[0]
     yield store, config, item
     torch.use_deterministic_algorithms(False)
 
@@ -37,9 +39,10 @@ def due(whole_path: tuple[Path, Path, str], tiny_bert: Path, tmp_path: Path) -> 
 def plant(monkeypatch: pytest.MonkeyPatch):
     """Plants how many of 20 validation examples each candidate answers rightly."""
 
-    def planted(**hits: int) -> None:
-        def score(config: Config, item: Item, digests: dict[str, str]) -> dict[str, float]:
-            return {name: hits[name.replace("-", "_")] / 20 for name in ("base", *digests)}
+    def planted(**hits: float) -> None:
+        def score(run: Run, item: Item, candidates: Sequence[Candidate]) -> tuple[Metric, dict[str, float]]:
+            names = ("base", *(candidate.name for candidate in candidates))
+            return ACCURACY, {name: hits[name.replace("-", "_")] / 20 for name in names}
 
         monkeypatch.setattr(gate, "_score", score)
 
@@ -92,7 +95,7 @@ def test_the_best_candidate_is_refined_on_the_very_base_and_published_only_when_
     settings = {"candidates": ("generated", "reuse_new", "reuse_old", "refined"), "refine_steps": 2}
     config = config.model_copy(update={"regenerate": config.regenerate.model_copy(update=settings)})
     plant(base=5, generated=6, reuse_new=12, reuse_old=7, refined=12)
-    assert gate._decide(config, item).decision.arm == "reuse_new", "the earlier one in a tie"
+    assert gate._decide(open_run(config), item).decision.arm == "reuse_new", "the earlier one in a tie"
     assert started == [item.reuse["reuse_new"]]
     for path in (store / "records/gate").iterdir():
         path.unlink()
@@ -108,8 +111,8 @@ def test_the_first_decision_counts(due, plant):
     _, first = gate.regenerate_item(config, item)
     plant(base=5, generated=7, reuse_new=8, reuse_old=7)
     assert gate.regenerate_item(config, item)[1] == first
-    assert isinstance(gate.decided(config, item), Outcome)
-    assert gate._decide(config, item).decision.arm == "generated", (
+    assert isinstance(gate.decided(open_run(config), item), Outcome)
+    assert gate._decide(open_run(config), item).decision.arm == "generated", (
         "a run at the same time that was slower takes it over"
     )
 
@@ -125,17 +128,17 @@ def test_what_was_decided_is_not_worked_out_again(due, plant, monkeypatch: pytes
 def test_a_decision_is_of_this_very_version_task_generator_and_candidates(due, plant):
     _, config, item = due
     plant(base=5, generated=8, reuse_new=7, reuse_old=7)
-    gate._decide(config, item)
-    assert gate.decided(config, item) is not None
+    gate._decide(open_run(config), item)
+    assert gate.decided(open_run(config), item) is not None
     other = {
         "base": item.base.model_copy(update={"fingerprint": "another"}), "task_fingerprint": "another",
         "recipe": "another", "reuse": {"reuse_new": item.reuse["reuse_new"]},
     }  # fmt: skip
     for name, value in other.items():
-        assert gate.decided(config, item.model_copy(update={name: value})) is None, name
+        assert gate.decided(open_run(config), item.model_copy(update={name: value})) is None, name
     for settings in ({"num_candidates": 2}, {"min_gain_over_base": 0.1}, {"candidates": ("generated",)}):
         changed = config.model_copy(update={"regenerate": config.regenerate.model_copy(update=settings)})
-        assert gate.decided(changed, item) is None, settings
+        assert gate.decided(open_run(changed), item) is None, settings
 
 
 def test_a_decision_without_a_refused_candidate_is_taken_again_when_the_candidate_is_mended(
@@ -149,10 +152,10 @@ def test_a_decision_without_a_refused_candidate_is_taken_again_when_the_candidat
         raise ArtifactError("not finite")
 
     monkeypatch.setattr(cells, "generate_here", broken)
-    outcome = gate._decide(config, item)
+    outcome = gate._decide(open_run(config), item)
     assert (outcome.decision.arm, outcome.refused) == ("reuse_new", {"generated": "not finite"})
     monkeypatch.setattr(cells, "generate_here", real)
-    assert gate.decided(config, item) is None
+    assert gate.decided(open_run(config), item) is None
     assert gate.regenerate_item(config, item)[0].decision.arm == "generated"
 
 
@@ -167,7 +170,7 @@ def test_no_test_data_is_read(due, monkeypatch: pytest.MonkeyPatch):
         return real(self, split)
 
     monkeypatch.setattr(Task, "examples", examples)
-    loaded = cells.task_of
+    loaded = Run.task
 
     class Sealed(Task):
         def __getattribute__(self, name: str):
@@ -175,13 +178,12 @@ def test_no_test_data_is_read(due, monkeypatch: pytest.MonkeyPatch):
                 raise AssertionError("the gate reads test data")
             return super().__getattribute__(name)
 
-    def sealed(config: Config, task_id: str) -> Task:
-        return Sealed.model_construct(**{name: getattr(loaded(config, task_id), name) for name in Task.model_fields})
+    def sealed(run: Run, task_id: str) -> Task:
+        return Sealed.model_construct(**{name: getattr(loaded(run, task_id), name) for name in Task.model_fields})
 
-    monkeypatch.setattr(cells, "task_of", sealed)
-    monkeypatch.setattr(gate, "task_of", sealed)
+    monkeypatch.setattr(Run, "task", sealed)
     monkeypatch.setattr(Task, "fingerprint", "of the sealed task")
-    outcome = gate._decide(config, item)
+    outcome = gate._decide(open_run(config), item)
     assert set(outcome.scores) == {"base", "generated", "reuse_new", "reuse_old"}
     assert set(asked) == {"validation"}
 
@@ -228,7 +230,7 @@ def test_a_generated_candidate_that_is_lost_is_generated_again(due, plant, damag
     assert gate.regenerate_item(config, item) == (first, adapter)
     assert AdapterStore(FileObjects(store)).is_whole(first.digest)
     spoil(store / "adapters" / first.digest, damage)
-    assert gate._decide(config, item) == first, "and so it is before the decision"
+    assert gate._decide(open_run(config), item) == first, "and so it is before the decision"
 
 
 def test_a_reuse_candidate_that_is_damaged_is_refused_and_blocks_no_other(due, plant):
@@ -245,25 +247,50 @@ def test_a_reuse_candidate_that_is_damaged_is_refused_and_blocks_no_other(due, p
     assert "it was changed or damaged; delete that folder" in outcome.refused["reuse_new"]
 
 
+def test_a_candidate_whose_score_is_no_number_is_refused_by_name_and_blocks_no_other(due, plant):
+    _, config, item = due
+    plant(base=5, generated=float("nan"), reuse_new=7, reuse_old=6)
+    outcome, adapter = gate.regenerate_item(config, item)
+    assert adapter is not None and adapter.arm == "reuse_new"
+    assert outcome.refused == {"generated": "its accuracy on the validation examples is no number"}
+    assert outcome.scores == {"base": 0.25, "reuse_new": 0.35, "reuse_old": 0.3}
+
+
+def test_an_arm_is_no_part_of_a_name(due, plant, monkeypatch: pytest.MonkeyPatch):
+    """A candidate keeps its place among the arms whatever its name is."""
+    _, config, item = due
+    real = gate._candidates
+
+    def renamed(config: Config, item: Item) -> tuple[list[Candidate], dict[str, str]]:
+        found, refused = real(config, item)
+        return [candidate._replace(name=f"reuse_old-{i}") for i, candidate in enumerate(reversed(found))], refused
+
+    monkeypatch.setattr(gate, "_candidates", renamed)
+    plant(base=5, reuse_old_0=8, reuse_old_1=8, reuse_old_2=8)
+    assert gate._decide(open_run(config), item).decision.arm == "reuse_old-2", (
+        "the sample of `generated`, which comes first"
+    )
+
+
 def test_a_deleted_adapter_of_the_corpus_is_trained_again(due):
     store, config, item = due
     [folder, *_] = [store / "adapters" / digest for digest in item.reuse.values()]
     weights = (folder / "adapter_model.safetensors").read_bytes()
     spoil(folder, "delete")
     assert any("records/corpus/" in fault and folder.name in fault for fault in find_faults(FileObjects(store)))
-    regenerate._items(config, config, item.recipe, regenerate.survey(config, item.recipe))
+    items_of(config, item.recipe)
     assert (folder / "adapter_model.safetensors").read_bytes() == weights
     assert list(find_faults(FileObjects(store))) == []
 
 
 def test_an_adapter_that_another_use_made_first_says_how_it_was_made_and_is_released_for_its_task(due, plant):
     store, config, item = due
-    [request] = gate._requests(config, item)
+    [request] = gate._requests(open_run(config), item)
     wrong = request.model_copy(update={"arm": "wrong_prompt", "task": "wordnet/mind"})
-    [first] = cells.generate_here(config, [wrong], {item.base.id: item.base})
+    [first] = cells.generate_here(open_run(config), [wrong], item.base)
     folder = store / "adapters" / first
     spoil(folder, "delete")  # whoever was first in the small store
-    cells.generate_here(config, [wrong], {item.base.id: item.base})
+    cells.generate_here(open_run(config), [wrong], item.base)
     said = (folder / "provenance.json").read_bytes()
     plant(base=5, generated=9, reuse_new=7, reuse_old=7)
     outcome, adapter = gate.regenerate_item(config, item)
@@ -273,7 +300,7 @@ def test_an_adapter_that_another_use_made_first_says_how_it_was_made_and_is_rele
     provenance = AdapterStore(FileObjects(store)).get(first).provenance
     assert (provenance.origin, provenance.task, provenance.prompt) == ("generated", "", request.prompt)
     spoil(folder, "delete")
-    cells.generate_here(config, [request], {item.base.id: item.base})
+    cells.generate_here(open_run(config), [request], item.base)
     assert (folder / "provenance.json").read_bytes() == said, "whoever is first writes the same"
     assert f"- task: {TASK}\n" in (store / "published" / item.base.id / adapter.adapter_id / "README.md").read_text()
 

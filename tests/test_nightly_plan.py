@@ -12,20 +12,21 @@ from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.spec import build_spec
 from oral_ray.config import LoraSettings
 from oral_ray.generation.refusal import refuse_base
+from oral_ray.modalities import ACCURACY, Metric
 from oral_ray.nightly.plan import decide, plan_releases
 
 ARMS = ("generated", "reuse_new", "reuse_old")
-ACCURACY = st.integers(0, 20).map(lambda hits: hits / 20)  # few values, so that ties are common
-SCORES = st.dictionaries(st.sampled_from(ARMS), ACCURACY).flatmap(
-    lambda scores: ACCURACY.map(lambda base: scores | {"base": base})
+FIGURES = st.integers(0, 20).map(lambda hits: hits / 20)  # few values, so that ties are common
+SCORES = st.dictionaries(st.sampled_from(ARMS), FIGURES).flatmap(
+    lambda scores: FIGURES.map(lambda base: scores | {"base": base})
 )
 
 
-@given(SCORES, st.permutations(ARMS), ACCURACY)
+@given(SCORES, st.permutations(ARMS), FIGURES)
 def test_what_is_published_has_the_highest_score_and_beats_base_by_the_gain(
     scores: dict[str, float], candidates: list[str], min_gain: float
 ):
-    arm = decide(scores, candidates, min_gain).arm
+    arm = decide(scores, candidates, min_gain, ACCURACY).arm
     present = [name for name in candidates if name in scores]
     best = max((scores[name] for name in present), default=-1.0)
     if best <= scores["base"] + min_gain:
@@ -36,42 +37,59 @@ def test_what_is_published_has_the_highest_score_and_beats_base_by_the_gain(
 
 @given(SCORES)
 def test_a_generated_adapter_worse_than_reuse_is_never_published(scores: dict[str, float]):
-    if decide(scores, ARMS, 0.0).arm == "generated":
+    if decide(scores, ARMS, 0.0, ACCURACY).arm == "generated":
         assert all(scores["generated"] >= scores[arm] for arm in ARMS if arm in scores)
 
 
 def test_the_better_of_two_candidates_wins_wherever_it_stands():
     scores = {"generated": 0.8, "reuse_new": 0.9, "base": 0.5}
-    assert decide(scores, ("generated", "reuse_new"), 0.0).arm == "reuse_new"
-    assert decide(scores | {"generated": 0.95}, ("reuse_new", "generated"), 0.0).arm == "generated"
+    assert decide(scores, ("generated", "reuse_new"), 0.0, ACCURACY).arm == "reuse_new"
+    assert decide(scores | {"generated": 0.95}, ("reuse_new", "generated"), 0.0, ACCURACY).arm == "generated"
 
 
 def test_the_earlier_candidate_wins_a_tie():
     scores = {"generated": 0.8, "reuse_new": 0.8, "base": 0.5}
-    assert decide(scores, ("generated", "reuse_new"), 0.0).arm == "generated"
-    assert decide(scores, ("reuse_new", "generated"), 0.0).arm == "reuse_new"
+    assert decide(scores, ("generated", "reuse_new"), 0.0, ACCURACY).arm == "generated"
+    assert decide(scores, ("reuse_new", "generated"), 0.0, ACCURACY).arm == "reuse_new"
 
 
 def test_only_named_candidates_count():
-    assert decide({"generated": 0.8, "trained": 0.9, "base": 0.5}, ARMS, 0.0).arm == "generated"
+    assert decide({"generated": 0.8, "trained": 0.9, "base": 0.5}, ARMS, 0.0, ACCURACY).arm == "generated"
 
 
 @pytest.mark.parametrize(("score", "min_gain"), [(0.5, 0.0), (0.4, 0.0), (0.55, 0.1), (0.75, 0.25)])
 def test_nothing_is_published_where_nothing_beats_the_base(score: float, min_gain: float):
-    decision = decide({"generated": score, "base": 0.5}, ARMS, min_gain)
+    decision = decide({"generated": score, "base": 0.5}, ARMS, min_gain, ACCURACY)
     assert decision.arm is None
     assert decision.reason == f"no candidate beats base by more than {min_gain}: generated {score:.4f}, base 0.5000"
 
 
+def test_where_lower_is_better_the_smallest_figure_is_published_and_only_below_the_base_by_the_gain():
+    error = Metric("error", higher_is_better=False)
+    scores = {"generated": 2.0, "reuse_new": 1.5, "reuse_old": 3.0, "base": 2.5}
+    decision = decide(scores, ARMS, 0.5, error)
+    assert decision.arm == "reuse_new"
+    assert decision.reason.startswith(
+        "best on validation in error (lower is better): generated 2.0000, reuse_new 1.5000"
+    )
+    refused = decide(scores, ARMS, 1.0, error)
+    assert refused.arm is None
+    assert refused.reason.startswith("no candidate beats base by more than 1.0 in error (lower is better): generated ")
+    assert decide(scores | {"generated": 1.5}, ARMS, 0.0, error).arm == "generated", "the earlier one in a tie"
+    assert decide(scores | {"base": float("nan")}, ARMS, 0.0, error).arm is None
+
+
 def test_nothing_is_published_where_there_is_no_candidate():
-    decision = decide({"trained": 0.9, "base": 0.5}, ARMS, 0.0)
+    decision = decide({"trained": 0.9, "base": 0.5}, ARMS, 0.0, ACCURACY)
     assert (decision.arm, decision.reason) == (None, "no candidate could be made")
 
 
 def test_a_candidate_without_a_finite_score_is_never_published():
-    assert decide({"generated": float("nan"), "base": 0.5}, ARMS, 0.0).arm is None
+    assert decide({"generated": float("nan"), "base": 0.5}, ARMS, 0.0, ACCURACY).arm is None
     scores = {"generated": float("nan"), "reuse_new": 0.8, "base": 0.5}
-    assert decide(scores, ARMS, 0.0).arm == decide(scores, ARMS[::-1], 0.0).arm == "reuse_new", "and hides no other"
+    assert decide(scores, ARMS, 0.0, ACCURACY).arm == decide(scores, ARMS[::-1], 0.0, ACCURACY).arm == "reuse_new", (
+        "and hides no other"
+    )
 
 
 def llama(base_id: str, hidden: int = 16) -> BaseRecord:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nightly_fixtures import ROOT, copied, land, published, tiny_config, weights_of
+from nightly_fixtures import ROOT, copied, items_of, land, published, tiny_config, weights_of
 from safetensors.torch import save_file
 
 from oral_ray.adapters.artifact import CONFIG, WEIGHTS, AdapterArtifact
@@ -20,6 +20,7 @@ from oral_ray.errors import StoreError
 from oral_ray.nightly import gate, regenerate
 from oral_ray.nightly.summary import summary_text
 from oral_ray.objects import FileObjects
+from oral_ray.pipeline.run import open_run
 from oral_ray.store.adapters import AdapterStore
 
 ONE_WEIGHT = "encoder.layer.0.attention.self.query.weight"
@@ -133,7 +134,9 @@ def test_every_poisoned_checkpoint_is_named_with_its_reason_and_the_sound_ones_a
     land(store, "sound")
     for poison in CHECKPOINTS:
         poison(land(store, poison.__name__))
-    summary = regenerate.run(tiny_config(store, tiny_bert, 'regenerate.bases=["*"]', "regenerate.retries=0"))
+    summary = regenerate.run_night(
+        open_run(tiny_config(store, tiny_bert, 'regenerate.bases=["*"]', "regenerate.retries=0"))
+    )
     reasons = {item.id: item.reason for item in summary.skipped_bases} | {i.base: i.reason for i in summary.failed}
     assert reasons.keys() == {poison.__name__ for poison in CHECKPOINTS}
     assert len(summary.failed) == len({item.base for item in summary.failed}), "what does not load stands there once"
@@ -237,5 +240,5 @@ def test_an_adapter_that_leads_out_of_the_store_fails_its_item_and_is_not_read(s
 def an_item(store: Path, tiny_bert: Path) -> tuple[Config, gate.Item]:
     """The configuration, and the first item that is due in a store."""
     config = tiny_config(store, tiny_bert)
-    recipe = regenerate.dry_run(config).generator
-    return config, regenerate._items(config, config, recipe, regenerate.survey(config, recipe))[0]
+    recipe = regenerate.dry_run(open_run(config)).generator
+    return config, items_of(config, recipe)[0]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from nightly_fixtures import copied, key_pair, land, published, tiny_config
+from nightly_fixtures import copied, items_of, key_pair, land, published, tiny_config
 
 from oral_ray.bases.catalog import discover
-from oral_ray.config import Config, SigningConfig
+from oral_ray.config import Config, SigningConfig, StoreConfig
 from oral_ray.errors import ArtifactError, ConfigError, StoreError
 from oral_ray.nightly import gate, regenerate
 from oral_ray.nightly.gate import Outcome
@@ -26,6 +26,7 @@ from oral_ray.nightly.summary import (
     write_summary,
 )  # fmt: skip
 from oral_ray.objects import FileObjects, open_objects
+from oral_ray.pipeline.run import Run, open_run
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.generators import Lineage, generator_lineage
@@ -52,12 +53,12 @@ def state(store: Path) -> dict[str, int]:
 
 def test_a_landed_version_gets_an_adapter_a_task_and_a_second_run_does_nothing(nightly: tuple[Path, Config]):
     store, config = nightly
-    looked = regenerate.dry_run(config)
+    looked = regenerate.dry_run(open_run(config))
     assert [(item.base, item.action) for item in looked.plan] == [("tiny-t2", "generate")] * 2 + [
         ("v9", "generate")
     ] * 2
     assert published(store) == set()
-    summary = regenerate.run(config)
+    summary = regenerate.run_night(open_run(config))
     assert summary.failed == ()
     assert [(row["base"], row["task"]) for row in summary.published] == [
         (base, task) for base in ("tiny-t2", "v9") for task in TASKS
@@ -65,7 +66,7 @@ def test_a_landed_version_gets_an_adapter_a_task_and_a_second_run_does_nothing(n
     assert published(store) == {f"{row['base']}/{row['adapter_id']}" for row in summary.published}
     assert len(list((store / "runs").iterdir())) == 1
     before = state(store)
-    again = regenerate.run(config)
+    again = regenerate.run_night(open_run(config))
     assert {item.reason for item in again.plan} == {"already released"}
     assert again.published == summary.published
     assert state(store) == before
@@ -74,7 +75,7 @@ def test_a_landed_version_gets_an_adapter_a_task_and_a_second_run_does_nothing(n
 def test_a_release_says_what_went_into_it(nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch):
     store, config = nightly
     monkeypatch.setattr("oral_ray.nightly.gate.code_version", lambda: "1.2.3+commit")
-    recipe = regenerate.run(config).generator
+    recipe = regenerate.run_night(open_run(config)).generator
     objects = FileObjects(store)
     release = ReleaseStore(objects).latest("v9", "tiny")
     assert release is not None and (release.generator, release.name) == (recipe, config.name)
@@ -92,21 +93,23 @@ def test_a_release_says_what_went_into_it(nightly: tuple[Path, Config], monkeypa
 
 def test_a_pattern_that_no_landed_base_matches_is_named(nightly: tuple[Path, Config]):
     _, config = nightly
-    recipe = regenerate.run(config).generator
+    recipe = regenerate.run_night(open_run(config)).generator
     patterns = config.regenerate.model_copy(update={"bases": ("v*", "v9-typo*")})
     settings = config.model_copy(update={"regenerate": patterns})
-    assert [item.id for item in regenerate.survey(settings, recipe).skipped] == ["v9-typo*"]
-    assert regenerate.survey(settings, recipe, only=["v9"]).skipped == []  # an event names the bases it is about
+    assert [item.id for item in regenerate.survey(open_run(settings), recipe).skipped] == ["v9-typo*"]
+    assert (
+        regenerate.survey(open_run(settings), recipe, only=["v9"]).skipped == []
+    )  # an event names the bases it is about
 
 
 def test_two_configurations_over_one_store_do_not_undo_each_other(nightly: tuple[Path, Config]):
     store, config = nightly
-    regenerate.run(config)
+    regenerate.run_night(open_run(config))
     other = config.model_copy(update={"name": "other"})
-    assert {item.action for item in regenerate.run(other).plan} == {"generate"}
+    assert {item.action for item in regenerate.run_night(open_run(other)).plan} == {"generate"}
     before = state(store)
     for settings in (config, other):
-        assert {item.reason for item in regenerate.run(settings).plan} == {"already released"}
+        assert {item.reason for item in regenerate.run_night(open_run(settings)).plan} == {"already released"}
     assert state(store) == before
     releases = ReleaseStore(FileObjects(store))
     assert {name: releases.sequence("v9", name) for name in releases.names("v9")} == {"other": [1], "tiny": [1]}
@@ -114,9 +117,9 @@ def test_two_configurations_over_one_store_do_not_undo_each_other(nightly: tuple
 
 def test_a_base_that_is_served_under_another_name_is_released_again_under_it(nightly: tuple[Path, Config]):
     store, config = nightly
-    regenerate.run(config)
+    regenerate.run_night(open_run(config))
     names = config.regenerate.model_copy(update={"served_names": {"v9": "chat", "v-typo": "x"}})
-    summary = regenerate.run(config.model_copy(update={"regenerate": names}))
+    summary = regenerate.run_night(open_run(config.model_copy(update={"regenerate": names})))
     assert {item.base for item in summary.plan if item.action == "generate"} == {"v9"}
     assert [(item.id, item.reason) for item in summary.skipped_bases] == [
         ("v-typo", "nothing under bases/ has such a name; see regenerate.served_names")
@@ -152,7 +155,7 @@ def test_the_summary_of_a_run_outlives_a_store_that_fails_at_its_end(
 
     monkeypatch.setattr(FileObjects, "put", put)
     monkeypatch.setattr(regenerate, "latest_of", latest)
-    summary = regenerate.run(config)
+    summary = regenerate.run_night(open_run(config))
     said = {
         "runs/": "this summary is not kept in the store: 403 ExpiredToken",
         "releases": "what is released cannot be read (403 ExpiredToken); see oral-ray list",
@@ -166,25 +169,25 @@ def test_what_another_code_decides_again_changes_no_release(
     nightly: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
 ):
     store, config = nightly
-    regenerate.run(config)
+    regenerate.run_night(open_run(config))
     before = ReleaseStore(FileObjects(store)).latest("v9", "tiny")
     monkeypatch.setattr("oral_ray.nightly.gate.code_version", lambda: "another")
-    found = regenerate.survey(config, before.generator)  # type: ignore[union-attr]
+    found = regenerate.survey(open_run(config), before.generator)  # type: ignore[union-attr]
     again = [gate.regenerate_item(config, item)[1] for item in due(config, found, before.generator)]  # type: ignore[union-attr]
     lineage = generator_lineage(FileObjects(store), before.generator)  # type: ignore[union-attr]
-    regenerate._release(config, FileObjects(store), lineage, found.bases["v9"], [a for a in again if a])
+    regenerate._release(open_run(config), lineage, found.bases["v9"], [a for a in again if a])
     assert ReleaseStore(FileObjects(store)).sequence("v9", "tiny") == [1]
 
 
 def due(config: Config, found: regenerate.Survey, recipe: str) -> list[gate.Item]:
     """The items of v9 as if nothing were released."""
     plan = [item.model_copy(update={"action": "generate"}) for item in found.plan if item.base == "v9"]
-    return regenerate._items(config, config, recipe, dataclasses.replace(found, plan=plan))
+    return items_of(config, recipe, dataclasses.replace(found, plan=plan))
 
 
 def test_the_adapters_that_the_generator_learnt_compete_with_it(nightly: tuple[Path, Config]):
     store, config = nightly
-    found = regenerate.survey(config, regenerate.run(config).generator)
+    found = regenerate.survey(open_run(config), regenerate.run_night(open_run(config)).generator)
     joint = config.model_copy(update={"corpus": config.corpus.model_copy(update={"targets": "joint"})})
     origins = {
         settings.corpus.targets: {
@@ -209,11 +212,11 @@ def test_with_keys_what_is_published_is_signed_and_nothing_else_is_released(
         signing = SigningConfig(private_key=private, public_key=key)
         return config.model_copy(update={"store": config.store.model_copy(update={"signing": signing})})
 
-    failed = regenerate.run(keyed(other)).failed
+    failed = regenerate.run_night(open_run(keyed(other))).failed
     assert len(failed) == 4
     assert all("model.sig is no signature of these files by" in item.reason for item in failed)
     assert not (store / "releases").exists()
-    summary = regenerate.run(keyed(public))
+    summary = regenerate.run_night(open_run(keyed(public)))
     assert summary.failed == ()
     release = ReleaseStore(FileObjects(store)).latest("v9", "tiny")
     assert release is not None and {adapter.signer for adapter in release.adapters} == {signer_name(public)}
@@ -222,11 +225,11 @@ def test_with_keys_what_is_published_is_signed_and_nothing_else_is_released(
 
 def test_a_checkpoint_uploaded_again_under_the_same_path_is_a_new_version(nightly: tuple[Path, Config]):
     store, config = nightly
-    regenerate.run(config)
+    regenerate.run_night(open_run(config))
     (store / "bases/v9/model.safetensors").unlink()
     (store / "bases/v9").rename(store / "old")
     land(store, "v9", noise=2e-3)
-    summary = regenerate.run(config)
+    summary = regenerate.run_night(open_run(config))
     assert {item.base for item in summary.plan if item.action == "generate"} == {"v9"}
     releases = ReleaseStore(FileObjects(store))
     assert releases.sequence("v9", "tiny") == [1, 2]
@@ -246,14 +249,14 @@ def test_an_item_that_fails_is_named_and_the_others_are_released_and_the_next_ru
         return real(config, item)
 
     monkeypatch.setattr(regenerate, "regenerate_item", broken)
-    summary = regenerate.run(config)
+    summary = regenerate.run_night(open_run(config))
     assert summary.failed == (FailedItem(base="v9", task="wordnet/mind", reason="the store is tired"),)
     assert len(tried) == 4 + config.regenerate.retries, "a store that fails is asked again"
     assert [(row["base"], row["task"]) for row in summary.published] == [
         ("tiny-t2", TASKS[0]), ("tiny-t2", TASKS[1]), ("v9", TASKS[0]),
     ]  # fmt: skip
     monkeypatch.undo()
-    assert len(regenerate.run(config).published) == 4
+    assert len(regenerate.run_night(open_run(config)).published) == 4
     latest = ReleaseStore(FileObjects(store)).latest("v9", "tiny")
     assert latest is not None and [adapter.task for adapter in latest.adapters] == TASKS
 
@@ -271,7 +274,7 @@ def test_whatever_one_item_raises_is_said_of_it_by_name_and_the_others_are_relea
         return real(config, item)
 
     monkeypatch.setattr(regenerate, "regenerate_item", broken)
-    [failed] = regenerate.run(config).failed
+    [failed] = regenerate.run_night(open_run(config)).failed
     assert (failed.base, failed.task) == ("v9", "wordnet/mind")
     assert failed.reason.startswith(f"{type(error).__name__}: ") and "please report it" in failed.reason
     assert "\n" not in failed.reason
@@ -284,13 +287,13 @@ def test_a_base_whose_release_fails_is_named_and_the_others_are_released(
     _, config = nightly
     real = regenerate._release
 
-    def broken(config: Config, objects, lineage, base, adapters):
+    def broken(run: Run, lineage, base, adapters):
         if base.id == "tiny-t2":
             raise RuntimeError("odd")
-        real(config, objects, lineage, base, adapters)
+        real(run, lineage, base, adapters)
 
     monkeypatch.setattr(regenerate, "_release", broken)
-    summary = regenerate.run(config)
+    summary = regenerate.run_night(open_run(config))
     assert [(item.base, item.task) for item in summary.failed] == [("tiny-t2", "*")]
     assert {row["base"] for row in summary.published} == {"v9"}
     assert "4 published, 0 with nothing better than the base, 1 failed" in summary.headline
@@ -302,14 +305,14 @@ def test_a_decision_that_cannot_be_read_fails_its_item_and_no_other(
     _, config = nightly
     real = gate.decided
 
-    def broken(config: Config, item):
+    def broken(run: Run, item):
         if (item.base.id, item.task) == ("v9", "wordnet/mind"):
             raise StoreError("record is damaged")
-        return real(config, item)
+        return real(run, item)
 
     monkeypatch.setattr(gate, "decided", broken)
     monkeypatch.setattr(regenerate, "decided", broken)
-    summary = regenerate.run(config)
+    summary = regenerate.run_night(open_run(config))
     assert summary.failed == (FailedItem(base="v9", task="wordnet/mind", reason="record is damaged"),)
     assert len(summary.published) == 3
 
@@ -338,13 +341,13 @@ def test_a_base_on_which_everything_fails_for_one_reason_stands_there_once():
 def test_where_nothing_beats_the_base_nothing_is_published_and_the_decision_is_kept(nightly: tuple[Path, Config]):
     store, config = nightly
     strict = config.model_copy(update={"regenerate": config.regenerate.model_copy(update={"min_gain_over_base": 1.0})})
-    summary = regenerate.run(strict)
+    summary = regenerate.run_night(open_run(strict))
     assert published(store) == set()
     assert not (store / "releases").exists()
     text = summary_text(summary)
     assert text.count("no candidate beats base by more than 1.0") == 4
     before = state(store)
-    assert regenerate.run(strict).outcomes == summary.outcomes
+    assert regenerate.run_night(open_run(strict)).outcomes == summary.outcomes
     assert state(store) == before
 
 
@@ -354,12 +357,12 @@ def adapter(task: str, digest: str = "d" * 64) -> ReleasedAdapter:
 
 def test_two_runs_at_once_make_one_release_where_they_agree_and_lose_nothing_where_they_do_not(objects: FileObjects):
     base = Release(base="v1", base_fingerprint="f", generator="g", name="run", served_name="v1", adapters=())
-    record = _Record()
+    record, run = _Record(), open_run(Config(store=StoreConfig(uri=str(objects.root))))
     start = threading.Barrier(6)
 
     def publish(tasks: list[str]) -> None:
         start.wait()
-        regenerate._release(Config(), objects, Lineage("g"), record, [adapter(task) for task in tasks])  # type: ignore[arg-type]
+        regenerate._release(run, Lineage("g"), record, [adapter(task) for task in tasks])  # type: ignore[arg-type]
 
     wanted = [["a", "b"], ["a", "b"], ["b"], ["c"], ["a", "c"], ["d"]]
     threads = [threading.Thread(target=publish, args=(tasks,)) for tasks in wanted]
@@ -370,9 +373,9 @@ def test_two_runs_at_once_make_one_release_where_they_agree_and_lose_nothing_whe
     latest = ReleaseStore(objects).latest("v1", "run")
     assert latest == base.model_copy(update={"adapters": tuple(adapter(task) for task in "abcd")})
     number = ReleaseStore(objects).sequence("v1", "run")[-1]
-    regenerate._release(Config(), objects, Lineage("g"), record, [adapter("a", "e" * 64)])  # type: ignore[arg-type]
+    regenerate._release(run, Lineage("g"), record, [adapter("a", "e" * 64)])  # type: ignore[arg-type]
     assert ReleaseStore(objects).sequence("v1", "run")[-1] == number, "what is released for this version stays"
-    regenerate._release(Config(), objects, Lineage("g2"), record, [adapter("a")])  # type: ignore[arg-type]
+    regenerate._release(run, Lineage("g2"), record, [adapter("a")])  # type: ignore[arg-type]
     latest = ReleaseStore(objects).latest("v1", "run")
     assert latest is not None and [a.task for a in latest.adapters] == ["a"], "another generator starts anew"
 
@@ -432,7 +435,7 @@ def test_a_watch_runs_again_for_what_an_event_names_and_lists_everything_now_and
             done.extend(hints)
 
     monkeypatch.setattr(regenerate, "EventQueue", Queue)
-    monkeypatch.setattr(regenerate, "run", lambda config, only=None: runs.append(only))
+    monkeypatch.setattr(regenerate, "run_night", lambda run, only=None: runs.append(only))
     watching = regenerate.watch(config)
     for _ in range(3):
         next(watching)
@@ -473,8 +476,8 @@ def test_a_generator_that_makes_broken_adapters_is_refused_and_reuse_is_publishe
     def broken(*args):
         raise ArtifactError("the adapter holds values that are not finite")
 
-    monkeypatch.setattr("oral_ray.evaluation.cells.generate", broken)
-    summary = regenerate.run(config)
+    monkeypatch.setattr("oral_ray.evaluation.cells._generate", broken)
+    summary = regenerate.run_night(open_run(config))
     assert {row["arm"] for row in summary.published} <= {"reuse_new", "reuse_old"}
     assert len(summary.published) == 4
     assert "the adapter holds values that are not finite" in summary_text(summary)

@@ -54,7 +54,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Servic
         scores={"base": 0.5, "generated": 0.7, "reuse_new": 0.75},
     )  # fmt: skip
     release = Release(base="v1", base_fingerprint="f", generator="r1", name="r", adapters=(adapter,))
-    ReleaseStore(service.stock.objects).append(release)
+    ReleaseStore(service.catalog.objects).append(release)
     return service
 
 
@@ -186,7 +186,7 @@ def test_a_seed_is_sent_and_shown_to_its_last_digit(browser: Any, url: str, serv
     page["seed"].clear()
     page["seed"].send_keys(str(seed))
     digest = page.generate(PROMPT)
-    assert service.stock.about(digest)[1].seed == seed
+    assert service.catalog.describe(digest)[1].seed == seed
     assert f"seed\n{seed}\n" in page.text("result")
 
 

@@ -1,15 +1,17 @@
 """Bases in the store are what the configuration says, or an error says that they are not."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from oral_ray.bases.catalog import describe_base
+from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.config import Config, build_config
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import FileObjects
-from oral_ray.pipeline import bases
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.run import open_run
 
 
 def config(objects: FileObjects, steps: int) -> Config:
@@ -18,18 +20,22 @@ def config(objects: FileObjects, steps: int) -> Config:
     return build_config({"store": {"uri": str(objects.root)}, "bases": {"versions": versions}})
 
 
+def resolved(settings: Config) -> Mapping[str, BaseRecord]:
+    return resolve_bases(open_run(settings)).bases
+
+
 @pytest.fixture
 def made(objects: FileObjects, tiny_bert: Path) -> FileObjects:
     """A store with a landed base and one that was made from it by 5 steps, as far as its records say."""
     for name in ("t0", "t1"):
         shutil.copytree(tiny_bert, objects.root / "bases" / name)
-    bases.run(config(objects, steps=5))
+    resolved(config(objects, steps=5))
     return objects
 
 
 def test_what_is_made_is_found_again(made: FileObjects):
     keys = [info.key for info in made.list()]
-    assert list(bases.run(config(made, steps=5))) == ["t0", "t1"]
+    assert list(resolved(config(made, steps=5))) == ["t0", "t1"]
     assert [info.key for info in made.list()] == keys
 
 
@@ -38,7 +44,7 @@ def test_a_version_of_another_recipe_is_not_taken_for_the_configured_one(made: F
     with pytest.raises(
         BaseModelError, match=r"base 't1' in .* was made by another recipe .*; give the new one another id"
     ):
-        bases.run(config(made, steps=6))
+        resolved(config(made, steps=6))
     assert [info.key for info in made.list()] == keys
 
 
@@ -48,12 +54,10 @@ def test_a_version_that_was_replaced_is_named(made: FileObjects):
     data[-2] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(BaseModelError, match=r"base 't1' in .* was replaced, give the new one another id"):
-        bases.run(config(made, steps=5))
+        resolved(config(made, steps=5))
 
 
-def test_lines_of_descent_are_made_side_by_side(
-    objects: FileObjects, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_lineages_are_made_side_by_side(objects: FileObjects, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
     origins = {"t0": "", "news-t1": "t0", "news-t2": "news-t1", "code-t1": "t0", "code-t2": "code-t1"}
     versions = [
         {"id": name, "origin": {"kind": "pretrain", "parent": parent, "corpus": name[:4], "threads": 1}}
@@ -66,15 +70,15 @@ def test_lines_of_descent_are_made_side_by_side(
     def copy_all(calls, cluster, **_):
         together.append([version.id for _, (_, _, version, _) in calls])
         assert cluster.threads_per_task == 1
-        for _, (_, prefix, version, parent_uri) in calls:
-            assert parent_uri.endswith(f"/bases/{origins[version.id]}") if origins[version.id] else parent_uri == ""
+        for _, (_, prefix, version, parent) in calls:
+            assert (parent.id if parent else "") == origins[version.id]
             shutil.copytree(tiny_llama, objects.root / prefix)
 
-    monkeypatch.setattr(bases, "run_tasks", copy_all)
+    monkeypatch.setattr("oral_ray.pipeline.run.run_tasks", copy_all)
     settings = build_config({"store": {"uri": str(objects.root)}, "bases": {"versions": versions}})
-    assert list(bases.run(settings)) == list(origins)
+    assert list(resolved(settings)) == list(origins)
     assert together == [["t0"], ["news-t1", "code-t1"], ["news-t2", "code-t2"]]
-    bases.run(settings)
+    resolved(settings)
     assert len(together) == 3
 
 
@@ -86,7 +90,7 @@ def test_a_parent_that_comes_later_is_an_error(objects: FileObjects):
     with pytest.raises(
         BaseModelError, match=r"'t1' evolves from 't0', which is not configured before it; there are none"
     ):
-        bases.run(settings)
+        resolved(settings)
 
 
 def test_a_version_is_imported_from_a_hub_cache_without_the_network(
@@ -103,6 +107,6 @@ def test_a_version_is_imported_from_a_hub_cache_without_the_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     version = {"id": "t0", "origin": {"kind": "import", "source": "hf:tiny/bert"}}
     settings = {"bases": {"versions": [version]}, "cluster": {"address": "none"}}
-    found = bases.run(build_config({"store": {"uri": str(objects.root)}, **settings}))
+    found = resolved(build_config({"store": {"uri": str(objects.root)}, **settings}))
     assert found["t0"].fingerprint == describe_base(FileObjects(tiny_bert), "", "t0").fingerprint
     assert not any(path.is_symlink() for path in (objects.root / "bases/t0").iterdir())

@@ -18,16 +18,15 @@ from oral_ray.pipeline.corpus import (
     CorpusRun,
     alike,
     check_start,
-    check_unseen,
-    lines,
+    lineages,
     newest_seen,
     plan_learned,
     plan_run,
     plan_targets,
-    run,
     seen_ids,
     train_run,
 )
+from oral_ray.pipeline.run import Run, begin_run, open_run
 from oral_ray.pipeline.shards import plan_rows
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.records import Records
@@ -49,19 +48,19 @@ def two_lines() -> Config:
     )  # fmt: skip
 
 
-def lines_of(settings: Config) -> list[list[int]]:
-    return lines(settings, seen_ids(settings))
+def lineages_of(settings: Config) -> list[list[int]]:
+    return lineages(settings, seen_ids(settings))
 
 
-def test_two_lines_meet_in_their_first_version():
-    assert lines_of(two_lines()) == [[0, 1, 2], [0, 3, 4]]  # of t0, n1, n2, c1, c2
+def test_two_lineages_meet_in_their_first_version():
+    assert lineages_of(two_lines()) == [[0, 1, 2], [0, 3, 4]]  # of t0, n1, n2, c1, c2
 
 
 @pytest.mark.parametrize(
     ("base", "newest"),
     [("t0", "t0"), ("n1", "n1"), ("n2", "n2"), ("n3", "n2"), ("c3", "c2"), ("c4", "c2"), ("landed", "c2")],
 )
-def test_the_newest_seen_version_is_of_the_same_line(base: str, newest: str):
+def test_the_newest_seen_version_is_of_the_same_lineage(base: str, newest: str):
     assert newest_seen(two_lines(), base) == newest
 
 
@@ -79,18 +78,18 @@ def test_the_newest_seen_version_is_of_the_same_line(base: str, newest: str):
 def test_a_task_whose_examples_the_corpus_holds_is_not_unseen(unseen: str, found: str, known: str):
     tasks = {"ids": ["wordnet/matter", "shuffled/kind/bird"], "unseen": ["kind/tree", unseen]}
     with pytest.raises(ConfigError, match=f"'{found}' has the examples of '{known}' in tasks.ids"):
-        run(build_config({"tasks": tasks}))
-    check_unseen(build_config({"tasks": tasks | {"unseen": ["kind/tree", "instructed/wordnet/mind"]}}))
+        begin_run(build_config({"tasks": tasks}))
+    begin_run(build_config({"tasks": tasks | {"unseen": ["kind/tree", "instructed/wordnet/mind"]}}))
 
 
 def test_versions_of_unknown_descent_follow_each_other():
     landed = config(version("a"), version("b"), version("c"), version("d", seen=False))
-    assert lines_of(landed) == [[0, 1, 2]]
+    assert lineages_of(landed) == [[0, 1, 2]]
     assert newest_seen(landed, "d") == "c"
 
 
-def test_children_of_an_unseen_version_are_lines_of_their_own():
-    assert lines_of(config(version("t0", seen=False), version("a", "t0"), version("b", "t0"))) == [[0], [1]]
+def test_children_of_an_unseen_version_are_lineages_of_their_own():
+    assert lineages_of(config(version("t0", seen=False), version("a", "t0"), version("b", "t0"))) == [[0], [1]]
 
 
 def record(base_id: str, hidden_size: int = 16) -> BaseRecord:
@@ -111,8 +110,12 @@ def settings_of(records: dict[str, BaseRecord], **corpus: object) -> Config:
     )
 
 
+def run_of(records: dict[str, BaseRecord], settings: Config | None = None, **corpus: object) -> Run:
+    return open_run(settings or settings_of(records, **corpus)).with_bases(records)
+
+
 def targets(kind: str, **records: BaseRecord) -> list[tuple[str, tuple[str, ...]]]:
-    return [(run.task, run.bases) for run in plan_targets(settings_of(records, targets=kind), records)]
+    return [(run.task, run.bases) for run in plan_targets(run_of(records, targets=kind))]
 
 
 def test_the_generator_learns_one_adapter_a_version_or_one_for_all_versions():
@@ -127,19 +130,17 @@ def test_the_generator_learns_one_adapter_a_version_or_one_for_all_versions():
 def test_a_generator_may_learn_from_a_part_of_the_seeds_and_the_next_one_from_others(kind: str):
     records = {"a": record("a"), "b": record("b")}
     settings = settings_of(records, targets=kind, seeds=[3, 5, 8], seeds_per_generator=2)
-    per_seed = {
-        run.seed: seed for seed in (3, 5, 8) for run in plan_targets(settings_of(records, seeds=[seed]), records)
-    }
+    per_seed = {run.seed: seed for seed in (3, 5, 8) for run in plan_targets(run_of(records, seeds=[seed]))}
 
     def learned(generator: int) -> set[int]:
         training = settings.training.model_copy(update={"seed": generator})
-        runs = plan_learned(settings.model_copy(update={"training": training}), records)
-        assert {run.recipe for run in runs} <= {run.recipe for run in plan_targets(settings, records)}
+        runs = plan_learned(run_of(records, settings.model_copy(update={"training": training})))
+        assert {run.recipe for run in runs} <= {run.recipe for run in plan_targets(run_of(records, settings))}
         return {per_seed[run.seed] for run in runs}
 
     assert [learned(generator) for generator in range(4)] == [{3, 5}, {5, 8}, {8, 3}, {3, 5}]
-    everything = settings_of(records, targets=kind, seeds=[3, 5, 8])
-    assert plan_learned(everything, records) == plan_targets(everything, records)
+    everything = run_of(records, targets=kind, seeds=[3, 5, 8])
+    assert plan_learned(everything) == plan_targets(everything)
 
 
 def test_versions_of_different_architectures_have_joint_adapters_of_their_own():
@@ -151,7 +152,7 @@ def test_one_generator_learns_several_kinds_of_adapters():
     records = {"a": record("a"), "b": record("b", hidden_size=32)}
     kinds = [{"r": 2}, {"r": 4, "target_modules": ["q", "k"]}]
     for kind in ("single", "joint"):
-        runs = plan_targets(settings_of(records, targets=kind, kinds=kinds), records)
+        runs = plan_targets(run_of(records, targets=kind, kinds=kinds))
         assert {(run.lora.r, run.lora.target_modules, run.bases) for run in runs} == {
             (r, names, (base,)) for r, names in ((2, ("q", "v")), (4, ("q", "k"))) for base in "ab"
         }
@@ -162,20 +163,20 @@ def test_the_kind_that_is_scored_does_not_change_a_corpus_of_named_kinds():
     records = {"a": record("a")}
     settings = settings_of(records, kinds=[{"r": 2}, {"r": 8}])
     other = settings.model_copy(update={"lora": LoraSettings(r=8)})
-    assert plan_targets(settings, records) == plan_targets(other, records)
+    assert plan_targets(run_of(records, settings)) == plan_targets(run_of(records, other))
 
 
 def test_versions_of_another_architecture_are_not_alike():
     records = {"a": record("a"), "b": record("b", hidden_size=32), "c": record("c")}
     settings = settings_of(records)
-    assert [alike(settings, records, base_id) for base_id in "abc"] == [["a", "c"], ["b"], ["a", "c"]]
-    assert lines(settings, ["a", "c"]) == [[0], [1]]  # b stands between them
+    assert [alike(run_of(records, settings), base_id) for base_id in "abc"] == [["a", "c"], ["b"], ["a", "c"]]
+    assert lineages(settings, ["a", "c"]) == [[0], [1]]  # b stands between them
 
 
 def test_what_the_generator_learns_names_no_training_run_anew():
     records = {"a": record("a")}
     recipes = {
-        plan_run(build_config({"corpus": corpus}), "wordnet/mind", [records["a"]], 0).recipe
+        plan_run(open_run(build_config({"corpus": corpus})), "wordnet/mind", [records["a"]], 0).recipe
         for corpus in ({}, {"targets": "joint"}, {"kinds": [{"r": 4}]})
     }
     assert len(recipes) == 1
@@ -203,8 +204,8 @@ def test_runs_start_from_the_adapter_of_the_configuration_and_one_that_does_not_
 
     def trained(start: str, **sections: dict) -> AdapterArtifact:
         settings = starting(objects, start, **sections)
-        run = plan_run(settings, "wordnet/matter", [record], 0)
-        return store.get(train_run(settings, run, [record]).digests[-1])
+        planned = plan_run(open_run(settings), "wordnet/matter", [record], 0)
+        return store.get(train_run(settings, planned, [record])["digests"][-1])
 
     start, other = (store.put(random_artifact(layout_of(tiny_bert, r))) for r in (4, 2))
     fresh, begun = trained(""), trained(start)
@@ -231,7 +232,8 @@ def test_a_start_is_refused_before_any_run_where_it_cannot_fit_or_saw_an_unseen_
 
     def checked(digest: str, unseen: tuple[str, ...] = (), **sections: dict) -> None:
         tasks = {"ids": ["wordnet/matter"], "unseen": list(unseen)}
-        check_start(starting(objects, digest, bases={"versions": [version("t0")]}, tasks=tasks, **sections), found)
+        settings = starting(objects, digest, bases={"versions": [version("t0")]}, tasks=tasks, **sections)
+        check_start(open_run(settings).with_bases(found))
 
     checked("")
     checked(start, ("kind/tree",))
@@ -249,8 +251,3 @@ def test_a_start_is_refused_before_any_run_where_it_cannot_fit_or_saw_an_unseen_
         checked(start, corpus={"kinds": [{"r": 2}, {"r": 4}], "start": start})
     with pytest.raises(ConfigError, match=r"'corpus.start': no adapter"):
         checked("0" * 64)
-
-
-def test_no_start_leaves_the_recipes_of_before():
-    assert "start" not in build_config({}).corpus.model_dump()
-    assert build_config({"corpus": {"start": "a" * 64}}).corpus.model_dump()["start"] == "a" * 64

@@ -7,10 +7,12 @@ import pytest
 
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import BaseVersion, Config, EvolveOrigin, PretrainOrigin, build_config
-from oral_ray.evaluation import cells, static
+from oral_ray.evaluation import cells
 from oral_ray.evaluation.arms.refined import refined_run
 from oral_ray.objects import FileObjects
-from oral_ray.pipeline import bases, corpus
+from oral_ray.pipeline import bases, corpus, run, static
+from oral_ray.pipeline.run import open_run
+from oral_ray.store.adapters import AdapterStore
 from oral_ray.study import stages as study
 
 THERE = "the device of the task"
@@ -36,10 +38,10 @@ def version(origin: EvolveOrigin | PretrainOrigin) -> BaseVersion:
 EVOLVED = version(EvolveOrigin(parent="t0"))
 PRETRAINED = version(PretrainOrigin(parent="t0", corpus="code"))
 WORKERS: dict[str, tuple[Any, str, Callable[[Config, BaseRecord], Any]]] = {
-    "an evolved version": (bases, "evolve_base", lambda c, b: bases.make_base(c, "t1/", EVOLVED, "t0")),
-    "a pretrained version": (bases, "pretrain_base", lambda c, b: bases.make_base(c, "t1/", PRETRAINED, "t0")),
+    "an evolved version": (bases, "evolve_base", lambda c, b: bases.make_base(c, "t1/", EVOLVED, b)),
+    "a pretrained version": (bases, "pretrain_base", lambda c, b: bases.make_base(c, "t1/", PRETRAINED, b)),
     "a training": (
-        corpus, "load_base", lambda c, b: corpus.train_run(c, corpus.plan_run(c, "wordnet/matter", [b], 0), [b])
+        corpus, "load_base", lambda c, b: corpus.train_run(c, corpus.plan_run(open_run(c), "wordnet/matter", [b], 0), [b])
     ),
     "a static adapter": (
         static, "load_base",
@@ -61,12 +63,10 @@ def test_a_worker_computes_where_its_tasks_were_given_a_gpu(
 ):
     room, name, work = WORKERS[what]
     given = []
-    monkeypatch.setattr(room, "device_of", lambda num_gpus: given.append(num_gpus) or THERE)
+    place = bases if room is bases else run
+    monkeypatch.setattr(place, "device_of", lambda num_gpus: given.append(num_gpus) or THERE)
     monkeypatch.setattr(room, name, arrives)
-    if room is cells:
-        monkeypatch.setattr(
-            cells, "AdapterStore", lambda objects: type("None", (), {"get": lambda self, digest: None})()
-        )
+    monkeypatch.setattr(AdapterStore, "get", lambda self, digest: None)
     from factory_fixtures import base_of
 
     with pytest.raises(SeenError) as seen:

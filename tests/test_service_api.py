@@ -53,16 +53,16 @@ def get(service: Service, path: str, **headers: str) -> httpx.Response:
 
 
 def count_made(service: Service, monkeypatch: pytest.MonkeyPatch, hold: threading.Event | None = None) -> list[Any]:
-    """The requests that reach a generator from now on; each waits for `hold` where there is one."""
+    """The conditions that reach a generator from now on; each waits for `hold` where there is one."""
     seen: list[Any] = []
-    sample = service.maker.sample
+    sample = service.worker.sample
 
     def counted(asked: Any) -> Any:
-        seen.extend(request for request, _ in asked)
+        seen.extend(condition for condition, _ in asked)
         assert hold is None or hold.wait(20)
         return sample(asked)
 
-    monkeypatch.setattr(service.maker, "sample", counted)
+    monkeypatch.setattr(service.worker, "sample", counted)
     return seen
 
 
@@ -98,7 +98,7 @@ def test_equal_requests_on_their_way_are_generated_once(service: Service, monkey
 
 def test_a_batched_answer_is_the_single_one_up_to_rounding(service: Service):
     asked = [
-        GenerateRequest(prompt=prompt, base="v1", seed=seed, strength=strength)
+        service.condition(prompt=prompt, base="v1", seed=seed, strength=strength)
         for prompt, seed, strength in (
             ("One task.", 50, 1.0),
             ("Another one, longer.", 51, 0.5),
@@ -106,26 +106,27 @@ def test_a_batched_answer_is_the_single_one_up_to_rounding(service: Service):
         )
     ]
     batched = service.make(asked)
-    for request, together in zip(asked, batched, strict=True):
-        [alone] = service.make([request])
+    for condition, together in zip(asked, batched, strict=True):
+        [alone] = service.make([condition])
         assert isinstance(alone, Made) and isinstance(together, Made) and together.batch_size == 3
         left, right = (tensors(service, made.adapter.id) for made in (alone, together))
         assert left.keys() == right.keys()
         assert all(((left[name] - right[name]).abs().max() < 1e-5) for name in left)
 
 
-def test_one_bad_request_fails_alone_in_its_batch(service: Service):
-    asked = [GenerateRequest(prompt="a task", base=base, seed=60) for base in ("v1", "v9")]
-    good, bad = service.make(asked)
-    assert isinstance(good, Made) and isinstance(bad, Problem) and bad.status == 404 and "v9" in bad.detail
+def test_one_condition_that_cannot_be_met_fails_alone_in_its_batch(service: Service):
+    good = service.condition(prompt="a task", base="v1", seed=60)
+    lost = good.base.model_copy(update={"fingerprint": "0" * 32})  # it was replaced since the ingress looked
+    made, gone = service.make([good, dataclasses.replace(good, base=lost)])
+    assert isinstance(made, Made) and isinstance(gone, Problem) and gone.status == 404 and "replaced" in gone.detail
 
 
 def test_a_base_that_only_gives_values_that_are_not_finite_fails_alone_in_its_batch(fresh: Path):
     broken = Path(shutil.copytree(fresh / "store/bases/v1", fresh / "store/bases/nan"))
     weights = load_file(broken / "model.safetensors")
     save_file({name: tensor.fill_(float("nan")) for name, tensor in weights.items()}, broken / "model.safetensors")
-    asked = [GenerateRequest(prompt="a task", base=base) for base in ("v1", "nan")]
-    good, bad = open_test_service(fresh).make(asked)
+    service = open_test_service(fresh)
+    good, bad = service.make([service.condition(prompt="a task", base=base) for base in ("v1", "nan")])
     assert isinstance(good, Made) and isinstance(bad, Problem) and "not finite" in bad.detail
 
 
@@ -152,15 +153,15 @@ def test_the_target_modules_of_an_answer_can_be_sent_back(service: Service):
 def test_kinds_of_the_corpus_are_offered_and_may_be_named_by_their_modules(fresh: Path):
     kind = {"r": 2, "lora_alpha": 4.0, "target_modules": ["q", "k", "v"], "last_layers": 1}
     service = open_test_service(fresh, f"corpus.kinds={toml([kind])}")
-    base = service.stock.base("v1")
-    layout = AdapterLayout.of(base.spec, LoraSettings.model_validate(kind), service.stock.card().spec.token_dim)
-    card = dataclasses.replace(service.stock.card(), layouts=frozenset({layout.digest}))
-    service.stock._cards = lambda recipe: card
+    base = service.catalog.base("v1")
+    layout = AdapterLayout.of(base.spec, LoraSettings.model_validate(kind), service.catalog.card().spec.token_dim)
+    card = dataclasses.replace(service.catalog.card(), layouts=frozenset({layout.digest}))
+    service.catalog._cards = lambda recipe: card
     offered = get(service, "/v1/bases").json()["items"][0]["lora"]
     assert [choice["target_modules"] for choice in offered] == [["q", "v"], ["q", "k", "v"]]
     for targets in (["q", "k", "v"], list(layout.target_modules)):
-        order = service.stock.order("a task", "v1", 0, LoraSettings(r=2, lora_alpha=4.0, target_modules=tuple(targets)))
-        assert order.lora == LoraSettings.model_validate(kind)
+        condition = service.condition(prompt="a task", base="v1", r=2, lora_alpha=4.0, target_modules=targets)
+        assert condition.lora == LoraSettings.model_validate(kind)
 
 
 def test_a_job_is_accepted_answered_and_found_by_its_id(service: Service):
@@ -275,7 +276,7 @@ def test_the_generator_is_replaced_under_way_and_answers_say_whose_they_are(fres
     before = post(service).json()
     swap(service)
     still_old = post(service, BODY | {"seed": 1}).json()  # until the new one is loaded
-    service.maker.follow()
+    service.worker.follow()
     after = post(service).json()
     assert [a["generator"] for a in (before, still_old, after)] == ["r1", "r1", "r2"] and after["id"] != before["id"]
     assert get(service, "/readyz").json()["generator"] == "r2"
@@ -322,7 +323,7 @@ def test_lists_are_paged_and_complete(service: Service):
     while after is not None:
         page = get(service, f"/v1/adapters?limit=2&after={after}").json()
         found, after = found + [item["id"] for item in page["items"]], page["next"]
-    assert found == sorted(found) and len(found) == len(list(service.stock.objects.list("adapters/"))) // 3
+    assert found == sorted(found) and len(found) == len(list(service.catalog.objects.list("adapters/"))) // 3
 
 
 def test_what_there_is_can_be_read(service: Service):
@@ -336,7 +337,7 @@ def test_what_there_is_can_be_read(service: Service):
 def tensors(service: Service, digest: str) -> Any:
     from oral_ray.store.adapters import AdapterStore
 
-    return AdapterStore(service.stock.objects).get(digest).tensors
+    return AdapterStore(service.catalog.objects).get(digest).tensors
 
 
 def toml(kinds: list[dict[str, Any]]) -> str:
@@ -360,8 +361,8 @@ def swap(service: Service, recipe: str = "r2") -> None:
 
     from oral_ray.generator.model import save_generator
 
-    objects, name = service.stock.objects, service.config.name
-    old = get_generator(objects, service.maker.recipe)
+    objects, name = service.catalog.objects, service.config.name
+    old = get_generator(objects, service.worker.recipe)
     with tempfile.TemporaryDirectory() as folder:
         spec = old.spec.model_copy(update={"recipe": recipe})
         other = dataclasses.replace(old, spec=spec)

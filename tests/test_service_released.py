@@ -20,7 +20,7 @@ def test_a_released_adapter_has_the_task_and_arm_of_its_release(tiny_bert: Path,
     digest = service.ask(lambda client: client.post("/v1/adapters", json=body)).json()["id"]
     about = get(f"/v1/adapters/{digest}")
     assert (about["origin"], about["task"], about["arm"]) == ("generated", "", "")
-    objects = service.stock.objects
+    objects = service.catalog.objects
     uri = AdapterStore(objects).publish(digest, "published", "v1", "metals-1")
     adapter = ReleasedAdapter(
         task="metals", arm="generated-2", adapter_id="metals-1", digest=digest, uri=uri, score=1.0, scores={}

@@ -23,7 +23,7 @@ def service(tiny_bert: Path, tmp_path: Path) -> Service:
 def artifact(service: Service) -> AdapterArtifact:
     """A generated adapter whose report is asked for."""
     made = service.ask(lambda client: client.post("/v1/adapters", json={"prompt": "Which metal is it?", "base": "v1"}))
-    return AdapterStore(service.stock.objects).get(made.json()["id"])
+    return AdapterStore(service.catalog.objects).get(made.json()["id"])
 
 
 def trained(service: Service, artifact: AdapterArtifact, factor: float, run: str, **config: Any) -> str:
@@ -31,8 +31,8 @@ def trained(service: Service, artifact: AdapterArtifact, factor: float, run: str
     tensors = {name: factor * t if ".lora_B." in name else t for name, t in artifact.tensors.items()}
     where = Provenance(origin="trained", base="v1", base_fingerprint="f", task=run)
     other = AdapterArtifact(artifact.config | config, tensors, where)
-    digest = AdapterStore(service.stock.objects).put(other)
-    Records(service.stock.objects).commit("corpus", run, {"digests": [digest]})
+    digest = AdapterStore(service.catalog.objects).put(other)
+    Records(service.catalog.objects).commit("corpus", run, {"digests": [digest]})
     return digest
 
 
@@ -63,7 +63,7 @@ def test_distances_are_between_changes_of_the_weights_and_so_know_alpha(service:
 def test_a_damaged_adapter_of_the_corpus_is_named_and_the_others_are_compared(
     service: Service, artifact: AdapterArtifact
 ):
-    sound, store = trained(service, artifact, 2, "sound"), Path(str(service.stock.objects.root))
+    sound, store = trained(service, artifact, 2, "sound"), Path(str(service.catalog.objects.root))
     broken = {factor: trained(service, artifact, factor, f"run-{factor}") for factor in (3, 4, 5)}
     weights = store / "adapters" / broken[3] / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
@@ -89,7 +89,7 @@ def test_a_damaged_adapter_of_the_corpus_is_named_and_the_others_are_compared(
 
 def test_an_adapter_that_is_mended_is_compared_again(service: Service, artifact: AdapterArtifact):
     digest = trained(service, artifact, 2, "one")
-    config = Path(str(service.stock.objects.root)) / "adapters" / digest / "adapter_config.json"
+    config = Path(str(service.catalog.objects.root)) / "adapters" / digest / "adapter_config.json"
     text = config.read_text()
     config.write_text("{")
     assert [item["id"] for item in report(service, artifact)["skipped"]] == [digest]
@@ -115,8 +115,8 @@ def test_adapters_of_another_shape_are_passed_over_without_a_word(service: Servi
     sound = trained(service, artifact, 2, "sound")
     fewer = {name: t for name, t in artifact.tensors.items() if ".0." not in name}
     smaller = AdapterArtifact(artifact.config, fewer, artifact.provenance)
-    digest = AdapterStore(service.stock.objects).put(smaller)
-    Records(service.stock.objects).commit("corpus", "smaller", {"digests": [digest]})
+    digest = AdapterStore(service.catalog.objects).put(smaller)
+    Records(service.catalog.objects).commit("corpus", "smaller", {"digests": [digest]})
     told = report(service, artifact)
     assert near(told) == {sound: 0.5} and told["skipped"] == []
 
@@ -125,7 +125,7 @@ def test_a_store_that_is_away_is_no_damaged_adapter(
     service: Service, artifact: AdapterArtifact, monkeypatch: pytest.MonkeyPatch
 ):
     trained(service, artifact, 2, "one")
-    objects = service.stock.objects
+    objects = service.catalog.objects
     assert isinstance(objects, FileObjects)
     listed = objects.list
 

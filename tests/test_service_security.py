@@ -373,7 +373,7 @@ def test_a_store_that_is_gone_is_a_503_and_nothing_is_written_in_its_place(place
 
 def test_a_store_that_goes_or_comes_while_it_is_read_is_never_a_404(place: Path, monkeypatch: pytest.MonkeyPatch):
     service = open_test_service(place, "serve.refresh_s=0")
-    objects = service.stock.objects
+    objects = service.catalog.objects
     read = objects.get
 
     def going(key: str) -> bytes:
@@ -383,7 +383,7 @@ def test_a_store_that_goes_or_comes_while_it_is_read_is_never_a_404(place: Path,
 
     monkeypatch.setattr(objects, "get", going)
     with pytest.raises(StoreError, match="not there at the moment"):
-        service.stock.check()
+        service.catalog.check()
     away = ["bases/v1/config.json"]
 
     def coming(key: str) -> bytes:

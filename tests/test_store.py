@@ -13,7 +13,7 @@ from oral_ray.config import ConditionConfig
 from oral_ray.errors import ArtifactError, BaseModelError, OralError, ReleaseError, StoreError
 from oral_ray.objects import FileObjects
 from oral_ray.store.adapters import AdapterStore, Use
-from oral_ray.store.bases import BaseShelf, stored_probes
+from oral_ray.store.bases import BaseStore, stored_probes
 from oral_ray.store.fsck import find_faults
 from oral_ray.store.records import Records
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
@@ -256,24 +256,24 @@ def test_a_published_adapter_is_found_by_base_and_id_in_any_release(objects: Fil
         store.digest_of("c/x")
 
 
-def test_a_base_on_the_shelf_has_a_record_and_any_other_is_named(objects: FileObjects, tiny_bert: Path):
-    shelf = BaseShelf(objects, "bases")
+def test_a_base_in_the_store_has_a_record_and_any_other_is_named(objects: FileObjects, tiny_bert: Path):
+    base_store = BaseStore(objects, "bases")
     with pytest.raises(BaseModelError, match=r"base 'v1' is not in file://.*/bases; import it"):
-        shelf.record("v1")
+        base_store.record("v1")
     for name in ("tokenizer.json", "model.safetensors", "config.json"):
-        assert not shelf.has("v1")
+        assert not base_store.has("v1")
         objects.upload(tiny_bert / name, f"bases/v1/{name}")
-    assert shelf.record("v1") == describe_base(objects, "bases/v1/", "v1")
+    assert base_store.record("v1") == describe_base(objects, "bases/v1/", "v1")
     objects.delete("bases/v1/model.safetensors")
-    assert shelf.has("v1")
+    assert base_store.has("v1")
     with pytest.raises(BaseModelError, match="no safetensors weights"):
-        shelf.record("v1")
+        base_store.record("v1")
 
 
 def test_probes_are_computed_once_a_base_and_settings(objects: FileObjects, tiny_bert: Path):
     for name in ("tokenizer.json", "model.safetensors", "config.json"):
         objects.upload(tiny_bert / name, f"bases/v1/{name}")
-    record = BaseShelf(objects, "bases").record("v1")
+    record = BaseStore(objects, "bases").record("v1")
     first = stored_probes(objects, record, ConditionConfig(num_probes=3))
     objects.delete("bases/v1/model.safetensors")
     again = stored_probes(objects, record, ConditionConfig(num_probes=3))
@@ -287,7 +287,7 @@ def test_probes_are_computed_once_a_base_and_settings(objects: FileObjects, tiny
 def test_damaged_probes_are_computed_again(objects: FileObjects, tiny_bert: Path, data: bytes):
     for name in ("tokenizer.json", "model.safetensors", "config.json"):
         objects.upload(tiny_bert / name, f"bases/v1/{name}")
-    record = BaseShelf(objects, "bases").record("v1")
+    record = BaseStore(objects, "bases").record("v1")
     first = stored_probes(objects, record, ConditionConfig(num_probes=3))
     [info] = objects.list("probes/")
     whole = objects.get(info.key)

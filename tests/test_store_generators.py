@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oral_ray.adapters.tokens import TokenStats
-from oral_ray.config import ConditionConfig, GeneratorConfig
+from oral_ray.config import ConditionConfig, GeneratorConfig, MlpDenoiserConfig
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.condition import ProbeStats
 from oral_ray.generator.model import Generator, build_network, save_generator
@@ -26,7 +26,12 @@ from oral_ray.store.generators import (
 
 def tiny_generator(seed: int = 0) -> Generator:
     sizes = GeneratorConfig(
-        width=16, num_layers=1, state_dim=8, head_dim=8, chunk_size=4, denoiser_width=16, denoiser_blocks=1
+        width=16,
+        num_layers=1,
+        state_dim=8,
+        head_dim=8,
+        chunk_size=4,
+        denoiser=MlpDenoiserConfig(width=16, num_blocks=1),
     )
     spec = GeneratorSpec(
         generator=sizes, condition=ConditionConfig(), token_dim=8, text_dim=4, model_dim=6,

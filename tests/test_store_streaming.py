@@ -74,15 +74,19 @@ def test_a_damaged_folder_is_no_adapter_and_nothing_of_it_is_stored(
     assert list(objects.list()) == []
 
 
-def test_weights_that_are_a_link_out_of_their_folder_are_not_read(
+def test_a_folder_of_links_as_in_the_cache_of_a_hub_is_put_as_what_they_lead_to(
     objects: FileObjects, make_artifact: MakeArtifact, tmp_path: Path
 ):
-    folder = write_folder(make_artifact(), tmp_path / "a")
-    (folder / WEIGHTS).rename(tmp_path / "outside")
-    (folder / WEIGHTS).symlink_to(tmp_path / "outside")
-    with pytest.raises(ArtifactError, match="is a link that leaves"):
-        AdapterStore(objects).put_folder(folder)
-    assert list(objects.list()) == []
+    artifact = make_artifact()
+    (tmp_path / "blobs").mkdir()
+    snapshot = write_folder(artifact, tmp_path / "snapshots" / "abc")
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(tmp_path / "blobs" / str(number))
+        path.symlink_to(f"../../blobs/{number}")
+    store = AdapterStore(objects)
+    assert folder_digest(snapshot) == store.put_folder(snapshot) == artifact.digest
+    assert store.get(artifact.digest).digest == artifact.digest
+    assert not any(path.is_symlink() for path in objects.root.rglob("*"))
 
 
 @pytest.mark.parametrize("kind", ["objects", "s3_objects"])

@@ -4,23 +4,26 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from factory_fixtures import base_of
 from safetensors.torch import load_file, save_file
-from test_evaluation_report import ACCURACY, write_tables
+from test_evaluation_report import MEANS, write_tables
 from test_pipeline_corpus import two_lines
 
 from oral_ray.config import Config, StudyConfig, build_config
 from oral_ray.errors import EvaluationError
-from oral_ray.evaluation import evaluate
+from oral_ray.modalities import ACCURACY
 from oral_ray.objects import FileObjects
-from oral_ray.pipeline import bases, corpus, train
-from oral_ray.store.bases import BaseShelf
+from oral_ray.pipeline import corpus, train
+from oral_ray.pipeline.run import Run, open_run
+from oral_ray.store.bases import BaseStore
 from oral_ray.study import page as study_report
 from oral_ray.study import stages as study
-from oral_ray.study.page import lines_of_descent
-from oral_ray.study.stages import kept_tasks, run_stage
+from oral_ray.study.page import lineages_of
+from oral_ray.study.stages import run_stage
+from oral_ray.study.suite import Suite, kept_tasks, screen_recipe
 
 
 def config(objects: FileObjects) -> Config:
@@ -31,7 +34,7 @@ def config(objects: FileObjects) -> Config:
 
 
 def test_a_version_is_of_the_corpus_it_was_pretrained_on():
-    assert lines_of_descent(two_lines()) == {
+    assert lineages_of(two_lines()) == {
         "t0": ("", 0), "n1": ("news", 1), "n2": ("news", 2), "n3": ("news", 3), "c1": ("news", 1), "c2": ("news", 2),
         "c3": ("news", 3), "c4": ("news", 4),
     }  # fmt: skip
@@ -44,13 +47,13 @@ def test_versions_of_two_architectures_drift_from_the_first_of_their_own(
         shutil.copytree(folder, objects.root / "bases" / name)
     file = objects.root / "bases/bert-t1/model.safetensors"
     save_file({name: 1.5 * tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    found = {name: BaseShelf(objects, "bases").record(name) for name in ("bert-t0", "bert-t1", "llama-t0")}
-    monkeypatch.setattr(bases, "run", lambda config: found)
-    monkeypatch.setattr(study, "run_tasks", lambda calls, *_, **__: [function(*of) for function, of in calls])
+    found = {name: BaseStore(objects, "bases").record(name) for name in ("bert-t0", "bert-t1", "llama-t0")}
+    monkeypatch.setattr("oral_ray.study.suite.resolve_bases", lambda run: run.with_bases(found))
+    monkeypatch.setattr(Run, "on_cluster", lambda _, calls, **__: [function(*of) for function, of in calls])
     monkeypatch.setattr(study, "load_corpus", lambda name: [f"{name} of the day is long"] * 400)
     settings = config(objects).model_copy(update={"out": str(objects.root / "out")})
     Path(settings.out).mkdir()
-    study.drift(settings)
+    study.drift(Suite(open_run(settings)))
     table = pd.read_parquet(Path(settings.out) / "drift.parquet").set_index("base")
     assert list(table["weight_change"]) == pytest.approx([0.0, 0.5, 0.0])
     assert table.loc["llama-t0", "perplexity_news"] > 1.0
@@ -70,20 +73,21 @@ def test_the_screening_trains_from_fresh_adapters_and_is_found_by_a_run_that_sta
 ):
     fresh = config(objects)
     started = fresh.model_copy(update={"corpus": fresh.corpus.model_copy(update={"start": "a" * 64})})
-    monkeypatch.setattr(bases, "run", lambda config: {"t0": base_of(tiny_bert).record})
+    records = {"t0": base_of(tiny_bert).record}
+    monkeypatch.setattr("oral_ray.study.suite.resolve_bases", lambda run: run.with_bases(records))
 
-    def trained(settings: Config, *_: object) -> None:
-        raise LookupError(settings.corpus.start)
+    def trained(run: Run, *_: object) -> None:
+        raise LookupError(run.config.corpus.start)
 
     monkeypatch.setattr(corpus, "train_runs", trained)
     with pytest.raises(LookupError, match=r"^$"):
-        study.screen(started)
-    assert study._screen_recipe(started) == study._screen_recipe(fresh)
+        study.screen(Suite(open_run(started)))
+    assert screen_recipe(open_run(started)) == screen_recipe(open_run(fresh))
 
 
 def test_nothing_is_evaluated_before_the_screening(objects: FileObjects):
     with pytest.raises(EvaluationError, match="not screened yet; run the stage 'screen' with the same configuration"):
-        kept_tasks(config(objects))
+        kept_tasks(open_run(config(objects)))
 
 
 @pytest.mark.parametrize(
@@ -100,11 +104,12 @@ def test_a_task_is_kept_when_its_adapter_beats_every_control_beyond_its_interval
 ):
     """100 examples, 60 right with the trained adapter; controls have 20 right but for those of the case."""
 
-    def right(number: int) -> list[bool]:
-        return [i < number for i in range(100)]
+    def right(number: int) -> np.ndarray:
+        return 1.0 * (np.arange(100) < number)
 
     lows = {
-        control: study._lead(right(60), right(lead.get(control, 20)), config(objects)) for control in study.CONTROLS
+        control: study._lead(right(60), right(lead.get(control, 20)), ACCURACY, config(objects))
+        for control in study.CONTROLS
     }
     assert (min(lows.values()) > 0) == kept
     assert study._failed(lows) == fails
@@ -113,7 +118,11 @@ def test_a_task_is_kept_when_its_adapter_beats_every_control_beyond_its_interval
 def test_a_wrong_task_is_the_next_one_of_the_same_form():
     ids = ["wordnet/matter", "wordnet/mind", "wordnet/society"]
     settings = build_config({"tasks": {"ids": ids}})
-    assert [study._other(settings, task_id) for task_id in ids] == ["wordnet/mind", "wordnet/society", "wordnet/matter"]
+    assert [study._other(open_run(settings), task_id) for task_id in ids] == [
+        "wordnet/mind",
+        "wordnet/society",
+        "wordnet/matter",
+    ]
 
 
 def test_a_table_is_written_as_markdown():
@@ -122,22 +131,24 @@ def test_a_table_is_written_as_markdown():
 
 
 def test_other_generators_of_one_corpus_have_other_recipes(objects: FileObjects):
-    found = config(objects)
-    recipes = {train.recipe_of(evaluate._seeded(found, seed), "shards") for seed in (0, 1, 2)}
+    found = open_run(config(objects))
+    recipes = {train.recipe_of(train.with_seed(found, seed), "shards") for seed in (0, 1, 2)}
     assert len(recipes) == 3 and train.recipe_of(found, "shards") in recipes
 
 
 def test_a_variant_is_the_suite_with_its_overrides_and_its_own_tables(objects: FileObjects, monkeypatch):
-    monkeypatch.setattr(study, "kept_tasks", lambda found: found)
+    monkeypatch.setattr("oral_ray.study.suite.resolve_bases", lambda run: run)
+    monkeypatch.setattr("oral_ray.study.suite.kept_tasks", lambda run: run.config)
     variants = StudyConfig(common=("training.steps=7",), variants={"random-text": ("condition.text=random",)})
     found = config(objects).model_copy(update={"study": variants, "out": "out/x"})
-    made = study.variant(found, "random-text")
+    suite = Suite(open_run(found))
+    made = study.variant(suite, "random-text").config
     assert (made.training.steps, made.condition.text, made.out) == (7, "random", "out/x/random-text")
-    reference = study.variant(found, "reference")
+    reference = study.variant(suite, "reference").config
     assert (reference.training.steps, reference.condition.text) == (7, "prompt")
     assert made.bases == reference.bases == found.bases
     with pytest.raises(EvaluationError, match="unknown variant 'none'; there are reference, random-text"):
-        study.variant(found, "none")
+        study.variant(suite, "none")
 
 
 def test_the_tables_of_a_variant_take_the_place_of_its_earlier_ones(tmp_path: Path):
@@ -152,7 +163,12 @@ def test_a_report_has_scores_summary_page_and_a_figure_for_every_table_there_is(
 ):
     out = write_tables(tmp_path, arms=("trained", "reuse_new", "generated"))
     pd.DataFrame(
-        {"asked": ["a", "a", "b", "b"], "task": ["a", "b", "a", "b"], "value": [0.9, 0.3, 0.2, 0.8]}
+        {
+            "asked": ["a", "a", "b", "b"],
+            "task": ["a", "b", "a", "b"],
+            "metric": "accuracy",
+            "value": [0.9, 0.3, 0.2, 0.8],
+        }
     ).to_parquet(out / "confusion.parquet")
     for name in ("drift", "screen"):
         pd.DataFrame({"base": ["base-t0"], "value": [0.5]}).to_parquet(out / f"{name}.parquet")
@@ -160,11 +176,9 @@ def test_a_report_has_scores_summary_page_and_a_figure_for_every_table_there_is(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    monkeypatch.setattr(evaluate, "run", lambda config: pd.read_parquet(out / "scores.parquet"))
-    monkeypatch.setattr(
-        study_report, "lines_of_descent", lambda config: {"base-t0": ("news", 0), "base-t3": ("news", 3)}
-    )
-    page = study_report.run(suite)
+    scores = pd.read_parquet(out / "scores.parquet")
+    monkeypatch.setattr(study_report, "lineages_of", lambda config: {"base-t0": ("news", 0), "base-t3": ("news", 3)})
+    page = study_report.write_page(open_run(suite), scores)
     folder = out / "page"
     drawn = {path.stem for path in folder.glob("*.png")}
     assert drawn == {"arms", "tasks", "distances", "curve", "confusion"}  # no ablations were run
@@ -172,7 +186,10 @@ def test_a_report_has_scores_summary_page_and_a_figure_for_every_table_there_is(
     assert {"line", "t", "variant"} <= set(pd.read_parquet(folder / "scores.parquet"))
     assert list(elsewhere.iterdir()) == [], "nothing is written where the shell stands"
     asked = suite.model_copy(update={"study": StudyConfig(page=str(tmp_path / "asked" / "toy"))})
-    assert study_report.run(asked) + "\n" == (tmp_path / "asked" / "toy" / "README.md").read_text()
+    assert (
+        study_report.write_page(open_run(asked), scores) + "\n"
+        == (tmp_path / "asked" / "toy" / "README.md").read_text()
+    )
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["group"] for row in summary["headline"]] == ["news t=0", "news t=3 (unseen)", "all unseen"]
-    assert summary["headline"][-1]["arms"]["generated"]["mean"] == pytest.approx(round(50 * ACCURACY["generated"]) / 50)
+    assert summary["headline"][-1]["arms"]["generated"]["mean"] == pytest.approx(round(50 * MEANS["generated"]) / 50)

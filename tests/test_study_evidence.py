@@ -20,10 +20,18 @@ def tables(n: int = 400, copies: bool = False) -> tuple[pd.DataFrame, pd.DataFra
             for arm, accuracy in ACCURACY.items():
                 for seed in (0, 1):
                     correct = difficulty < accuracy
-                    scores.append({"base": base, "base_seen": seen, "line": line, "t": t, "task": task, "arm": arm,
-                                   "seed": seed, "value": correct.mean()})  # fmt: skip
+                    scores.append({"base": base, "base_seen": seen, "line": line, "t": t, "task": task,
+                                   "metric": "accuracy", "arm": arm, "seed": seed, "value": correct.mean()})  # fmt: skip
                     answers += [
-                        {"base": base, "task": task, "arm": arm, "seed": seed, "example": i, "correct": bool(right)}
+                        {
+                            "base": base,
+                            "task": task,
+                            "metric": "accuracy",
+                            "arm": arm,
+                            "seed": seed,
+                            "example": i,
+                            "value": float(right),
+                        }
                         for i, right in enumerate(correct)
                     ]
     return pd.DataFrame(scores), pd.DataFrame(answers)
@@ -102,11 +110,21 @@ def test_the_text_has_a_row_an_arm_and_signed_differences():
 def test_a_mean_keeps_more_digits_than_its_text_shows():
     right = {"generated": 67, "trained": 60}
     scores = pd.DataFrame(
-        {"base": "t0", "base_seen": True, "line": "", "t": 0, "task": "x", "arm": arm, "seed": 0, "value": k / 93}
+        {
+            "base": "t0",
+            "base_seen": True,
+            "line": "",
+            "t": 0,
+            "task": "x",
+            "metric": "accuracy",
+            "arm": arm,
+            "seed": 0,
+            "value": k / 93,
+        }
         for arm, k in right.items()
     )
     answers = pd.DataFrame(
-        {"base": "t0", "task": "x", "arm": arm, "seed": 0, "example": i, "correct": i < k}
+        {"base": "t0", "task": "x", "metric": "accuracy", "arm": arm, "seed": 0, "example": i, "value": float(i < k)}
         for arm, k in right.items()
         for i in range(93)
     )
@@ -116,7 +134,7 @@ def test_a_mean_keeps_more_digits_than_its_text_shows():
 
 def test_a_table_of_tasks_has_every_arm_and_what_generated_is_better_by():
     _, answers = tables(100)
-    of_x = answers[answers["task"] == "x"].groupby("arm")["correct"].mean() * 100
+    of_x = answers[answers["task"] == "x"].groupby("arm")["value"].mean() * 100
     head, _, x, y, mean = (row.strip("| ").split(" | ") for row in task_table(answers, 200).splitlines())
     assert [row[0] for row in (head, x, y, mean)] == ["task", "x", "y", "mean"]
     assert x[head.index("generated")] == f"{of_x['generated']:.1f}"
@@ -130,8 +148,8 @@ def test_a_table_of_tasks_has_every_arm_and_what_generated_is_better_by():
 
 def test_a_table_of_variants_has_what_each_is_better_by_than_the_reference_on_tasks_that_both_have():
     def answers(variant: str, arm: str, task: str, right: int) -> pd.DataFrame:
-        rows = {"base": "t4", "task": task, "arm": arm, "seed": 0, "example": range(100), "variant": variant}
-        return pd.DataFrame(rows).assign(correct=lambda rows: rows["example"] < right)
+        about = {"base": "t4", "task": task, "metric": "accuracy", "arm": arm, "seed": 0, "variant": variant}
+        return pd.DataFrame({**about, "example": range(100)}).assign(value=lambda rows: 1.0 * (rows["example"] < right))
 
     parts = [
         answers("reference", "generated", "a", 60), answers("reference", "wrong_prompt", "a", 20),

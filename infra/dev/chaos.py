@@ -42,15 +42,16 @@ from nightly_fixtures import copied, land, tiny_config  # noqa: E402
 
 from oral_ray.config import Config  # noqa: E402
 from oral_ray.errors import OralError  # noqa: E402
-from oral_ray.evaluation import cells  # noqa: E402
+from oral_ray.generation import batch  # noqa: E402
 from oral_ray.nightly import regenerate  # noqa: E402
 from oral_ray.objects import FileObjects, open_objects  # noqa: E402
+from oral_ray.pipeline.run import open_run  # noqa: E402
 from oral_ray.version import clone_commit  # noqa: E402
 
 os.environ["ORAL_COMMIT"] = clone_commit()  # one code for all runs, whoever edits the clone meanwhile
 
 # The encoder of prompts is loaded once, here; it reads no store.
-cells.ConditionEncoder = functools.cache(cells.ConditionEncoder)  # type: ignore[misc]
+batch.ConditionEncoder = functools.cache(batch.ConditionEncoder)  # type: ignore[misc]
 
 
 def main() -> int:
@@ -114,7 +115,7 @@ class Chaos:
         copied(pristine, self._landed)
         land(self._landed, "chaos")
         self.config = self._config(self.store)
-        cells.ConditionEncoder(self.config.condition)
+        batch.ConditionEncoder(self.config.condition)
 
     @functools.cached_property
     def undisturbed(self) -> tuple[list[str], dict[str, bytes]]:
@@ -236,7 +237,7 @@ class Chaos:
 def run_job(config: Config) -> int:
     """The exit code that jobs/regenerate.py would have."""
     try:
-        return 3 if regenerate.run(config).failed else 0
+        return 3 if regenerate.run_night(open_run(config)).failed else 0
     except OralError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -49,7 +49,7 @@ def draw(imports: Mapping[str, set[str]], file: Path) -> None:
             _arrow(axes, where[room], where[other], PALE if other in beside else DARK)
     for room, (x, y) in where.items():
         num = len(imports.get(room, ()))
-        text = room if room in GROUND else f"{room}\n{num} rooms"
+        text = room if room in GROUND else f"{room}\n{num} room{'' if num == 1 else 's'}"
         box = {
             "boxstyle": "round,pad=0.35",
             "facecolor": "#eeeeee" if room in GROUND else "white",

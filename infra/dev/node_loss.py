@@ -43,7 +43,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from oral_ray import cluster  # noqa: E402
 from oral_ray.bench.environment import describe_environment  # noqa: E402
 from oral_ray.bench.runs import Job, Shape, build_corpus, run_training  # noqa: E402
-from oral_ray.config import ClusterConfig, GeneratorConfig, TrainingConfig, canonical_json  # noqa: E402
+from oral_ray.config import ClusterConfig, GeneratorConfig, MlpDenoiserConfig, TrainingConfig, canonical_json  # noqa: E402
 
 logger = logging.getLogger("node_loss")
 STEPS, CHECKPOINT_EVERY, REPORT_EVERY = 40, 10, 2
@@ -106,7 +106,9 @@ def scenario(what: str, patience_s: float) -> dict[str, Any]:
         job = Job(
             store=f"file://{folder}/store", shards=manifest.fingerprint, training=training, determinism=True,
             step_s=REPORT_S,
-            generator=GeneratorConfig(width=32, head_dim=32, num_layers=1, denoiser_width=32, denoiser_blocks=1),
+            generator=GeneratorConfig(
+                width=32, head_dim=32, num_layers=1, denoiser=MlpDenoiserConfig(width=32, num_blocks=1)
+            ),
             progress=str(folder / "progress.jsonl"),
         )  # fmt: skip
         (folder / "job.json").write_text(canonical_json(job))

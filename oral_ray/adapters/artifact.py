@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from torch import Tensor
@@ -20,13 +20,13 @@ from oral_ray.adapters.gauge import Factors
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.reading import CONFIG, WEIGHTS, explain_no_config, explain_no_weights, parse_json, parse_tensors
 from oral_ray.adapters.settings import read_settings
-from oral_ray.config import LoraSettings, canonical_json
+from oral_ray.config import LoraSettings, Record, canonical_json
 from oral_ray.errors import ArtifactError, LayoutError, StoreError
 
 PROVENANCE, CARD = "provenance.json", "README.md"
 
 
-class Provenance(BaseModel):
+class Provenance(Record):
     """How an adapter's content was made; empty strings where something does not apply.
 
     `origin` says how (`trained`, `joint`, `generated`, `mean`, ...), `base` for which base, `task` what it was trained on.
@@ -34,12 +34,13 @@ class Provenance(BaseModel):
     answer or the score, so a generated adapter, which is made from a prompt, has no task here.
 
     `recipe` names the training run of a trained adapter; `generator` and `sampling` (settings as JSON) what a generated
-    one came from, `strength` what its change of the weights was multiplied by. An adapter that is released for another
-    base than it was made for, or under another name of its base, names that base; `source` is then the digest of the
-    adapter with the same tensors, made for `source_base`, and `served_name` the name where it is not the base's id.
+    one came from, `scale` (`strength` where it is stored) what its change of the weights was multiplied by. An adapter
+    that is released for another base than it was made for, or under another name of its base, names that base; `source` is
+    then the digest of the adapter with the same tensors, made for `source_base`, and `served_name` the name where it is
+    not the base's id.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(serialize_by_alias=True)
 
     origin: str
     base: str
@@ -47,7 +48,7 @@ class Provenance(BaseModel):
     task: str = ""
     prompt: str = ""
     seed: int = 0
-    strength: float = 1.0
+    scale: float = Field(default=1.0, alias="strength")
     step: int = 0
     generator: str = ""
     sampling: str = ""
@@ -103,9 +104,13 @@ class AdapterArtifact:
             if slot.factor == "A"
         }
 
-    def check(self, layout: AdapterLayout) -> None:
-        """Raise ArtifactError unless this adapter has exactly the layout's tensors and only finite values."""
-        name = f"adapter {self.digest[:12]} of task {self.provenance.task!r} on base {self.provenance.base!r}"
+    def check(self, layout: AdapterLayout, name: str = "") -> None:
+        """Raise ArtifactError unless this adapter has exactly the layout's tensors and only finite values.
+
+        `name` is what a refusal calls it, such as its folder; its digest, task and base where nothing is given.
+        """
+        made_for = f"{self.digest[:12]} of task {self.provenance.task!r} on base {self.provenance.base!r}"
+        name = f"adapter {name or made_for}"
         try:
             layout.check_shapes({key: tuple(tensor.shape) for key, tensor in self.tensors.items()}, name)
         except LayoutError as error:

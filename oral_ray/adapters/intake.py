@@ -28,6 +28,7 @@ from oral_ray.adapters.matching import (
     paired_places,
     shortest_names,
 )
+from oral_ray.adapters.patterns import check_patterns_end
 from oral_ray.adapters.settings import LoraFileSettings, read_settings
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.errors import ArtifactError
@@ -72,12 +73,13 @@ def take(base: LoadedBase, artifact: AdapterArtifact, name: str = "") -> Adapter
 def take_in(base: LoadedBase, artifact: AdapterArtifact, name: str = "") -> Intake:
     """`take`, with what a comparison with peft needs."""
     if _is_plain(artifact):
-        artifact.check(_layout(base, artifact))
+        artifact.check(_layout(base, artifact), name)
         return Intake(artifact, artifact.tensors, is_renamed=False)
     name = name or artifact.digest[:12]
     settings = read_settings(artifact.config, name)
     check_peft_reads(artifact.config, name)
     modules = [path for path, _ in base.model.named_modules() if path]
+    check_patterns_end(settings, modules, name)
     adapted = adapted_modules(base.model, settings, name, base.record.id)
     _check_layout_knows(base, adapted, name)
     places = find_places(artifact.tensors.keys(), adapted, set(modules), name, base.record.id)
@@ -86,7 +88,7 @@ def take_in(base: LoadedBase, artifact: AdapterArtifact, name: str = "") -> Inta
     plain = _uniform(settings, _pairs(named, adapted), name, base.record.id, adapted)
     targets = shortest_names(adapted, modules, {module.role for module in base.record.spec.modules})
     taken = AdapterArtifact(_config(artifact.config, base, plain, targets), _tensors(plain), artifact.provenance)
-    taken.check(_layout(base, taken))
+    taken.check(_layout(base, taken), name)
     return Intake(taken, named, is_renamed=named.keys() != artifact.tensors.keys())
 
 
@@ -97,7 +99,9 @@ def plain_factors(artifact: AdapterArtifact, name: str = "") -> PlainFactors:
     places = paired_places(artifact.tensors.keys(), name)
     _check_values(artifact.tensors, name)
     named = {key_of(*place): artifact.tensors[key] for key, place in places.items()}
-    return _uniform(settings, _pairs(named, dict.fromkeys(module for module, _ in places.values())), name, "", {})
+    modules = dict.fromkeys(module for module, _ in places.values())
+    check_patterns_end(settings, modules, name)
+    return _uniform(settings, _pairs(named, modules), name, "", {})
 
 
 def _is_plain(artifact: AdapterArtifact) -> bool:
@@ -161,29 +165,56 @@ def _uniform(
     )
     for module, (a, b) in pairs.items():
         r, scales[module] = settings.rank_and_scale(module)
-        _check_shapes(module, a, b, r, source, name, base, widths.get(module))
+        if a.shape[0] != r or b.shape[1] != r:
+            if a.shape[1] == r and b.shape[0] == r:
+                raise ArtifactError(f"adapter {name}: {_turned(module, a, b, widths.get(module))}")
+            raise ArtifactError(
+                f"adapter {name}: rank {r} of {module!r} is {source}, its tensors have {a.shape[0]} (lora_A) and "
+                f"{b.shape[1]} (lora_B); correct r or rank_pattern to what was trained"
+            )
+        if width := widths.get(module):
+            _check_widths(module, a, b, width, f"adapter {name}", base)
     r = max(a.shape[0] for a, _ in pairs.values())
-    scale = next(iter(scales.values()))
-    factors = {
-        module: (_padded(a, r, 0), _padded(b if scales[module] == scale else b * (scales[module] / scale), r, 1))
-        for module, (a, b) in pairs.items()
-    }
+    first, scale = next(iter(scales.items()))
+    factors: Factors = {}
+    for module, (a, b) in pairs.items():
+        if scales[module] != scale:
+            b = _rescaled(
+                b, scales[module] / scale, f"{module!r} is {scales[module]:.3g}, that of {first!r} {scale:.3g}", name
+            )
+        factors[module] = (_padded(a, r, 0), _padded(b, r, 1))
     return PlainFactors(r, scale * r, factors)
 
 
-def _check_shapes(
-    module: str, a: Tensor, b: Tensor, r: int, source: str, name: str, base: str, width: AdaptedModule | None
-) -> None:  # fmt: skip
-    if a.shape[0] != r or b.shape[1] != r:
+def _rescaled(b: Tensor, ratio: float, scales: str, name: str) -> Tensor:
+    """lora_B times what a module's scale is of the first one's; ArtifactError where float32 does not hold the product."""
+    rescaled = b * ratio
+    if not bool(torch.isfinite(rescaled).all()) or not torch.equal(rescaled == 0, b == 0):
         raise ArtifactError(
-            f"adapter {name}: rank {r} of {module!r} is {source}, its tensors have {a.shape[0]} (lora_A) and "
-            f"{b.shape[1]} (lora_B); correct r or rank_pattern to what was trained"
+            f"adapter {name}: alpha / r of {scales}; float32 holds no lora_B that makes up for a difference of "
+            f"{ratio:.3g} times; correct alpha_pattern or rank_pattern"
         )
-    if width and (a.shape[1], b.shape[0]) != (width.d_in, width.d_out):
+    return rescaled
+
+
+def _check_widths(module: str, a: Tensor, b: Tensor, width: AdaptedModule, adapter: str, base: str) -> None:
+    if (a.shape[1], b.shape[0]) != (width.d_in, width.d_out):
         raise ArtifactError(
-            f"adapter {name} was made for another architecture: {module!r} maps {a.shape[1]} to {b.shape[0]} values there "
+            f"{adapter} was made for another architecture: {module!r} maps {a.shape[1]} to {b.shape[0]} values there "
             f"and {width.d_in} to {width.d_out} in base {base!r}; give the base that it was trained on"
         )
+
+
+def _turned(module: str, a: Tensor, b: Tensor, width: AdaptedModule | None) -> str:
+    """What factors are whose rank stands on the wrong side: one is there for the other, or each lies on its side."""
+    is_swapped = width is None or (a.shape[0], b.shape[1]) == (width.d_out, width.d_in)
+    is_transposed = width is None or (a.shape[0], b.shape[1]) == (width.d_in, width.d_out)
+    shapes = f"lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}"
+    if is_swapped and not is_transposed:
+        return f"lora_A and lora_B of {module!r} are swapped ({shapes}); give each the other's name"
+    if is_transposed and not is_swapped:
+        return f"lora_A and lora_B of {module!r} are transposed ({shapes}); transpose both"
+    return f"lora_A and lora_B of {module!r} are swapped or transposed ({shapes}); they have to be [r, d_in] and [d_out, r]"
 
 
 def _padded(factor: Tensor, r: int, dim: int) -> Tensor:

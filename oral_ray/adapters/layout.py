@@ -13,20 +13,16 @@ import re
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from oral_ray.bases.roles import role_of
 from oral_ray.bases.spec import BaseModelSpec, LinearModule, shortest_ending
-from oral_ray.config import LoraSettings, fingerprint
+from oral_ray.config import LoraSettings, Record, fingerprint
 from oral_ray.errors import LayoutError
 
 Factor = Literal["A", "B"]
 
 
-class AdapterSlot(BaseModel):
+class AdapterSlot(Record):
     """One LoRA factor of one module; its tokens are [first_token, first_token + r * chunks) of the layout."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     module: str
     role: str
@@ -48,13 +44,11 @@ class AdapterSlot(BaseModel):
         return (r, self.width) if self.factor == "A" else (self.width, r)
 
 
-class AdapterLayout(BaseModel):
+class AdapterLayout(Record):
     """All slots of one kind of adapter on one architecture; `depth` of a slot is its layer over the last layer.
 
     Nothing below `first_layer` is adapted.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     lora: LoraSettings

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
 from oral_ray.config import CorpusConfig, derive_seed
 from oral_ray.errors import ArtifactError
-from oral_ray.modalities import Batch, TaskReader, modality_of
+from oral_ray.modalities import Batch, TaskReader
 from oral_ray.tasks import Example, Task
 from oral_ray.version import code_version
 
@@ -55,7 +54,7 @@ def train_adapter(
     parameters = dict(_factors(models[0]))
     for model in models[1:]:
         _share(model, parameters)
-    readers = [modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels) for base in bases]
+    readers = [base.reader(task.labels) for base in bases]
     if keep is not None:
         reads = [_from_states(base, task, reader, layout, keep) for base, reader in zip(bases, readers, strict=True)]
     else:
@@ -118,6 +117,8 @@ def attached(base: LoadedBase, artifact: AdapterArtifact) -> Iterator[nn.Module]
 
 
 def _attach(base: LoadedBase, plain: AdapterArtifact) -> nn.Module:
+    from peft import LoraConfig, PeftModel  # here and below: it imports half of what is installed
+
     config = LoraConfig(
         r=plain.config["r"],
         lora_alpha=plain.config["lora_alpha"],
@@ -166,6 +167,8 @@ def load_by_peft(base: LoadedBase, folder: Path) -> nn.Module:
 
     It is given modules of its own on the base's weights: an initialisation that changed weights would change the base.
     """
+    from peft import PeftModel
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # keys of newer versions, and names that the intake has looked at
@@ -211,6 +214,8 @@ def _refused(name: str, base: LoadedBase, error: Exception) -> ArtifactError:
 
 
 def _with_adapter(base: LoadedBase, layout: AdapterLayout, start: Factors) -> Any:
+    from peft import LoraConfig, PeftModel
+
     config = LoraConfig(
         r=layout.lora.r,
         lora_alpha=layout.lora.lora_alpha,  # type: ignore[arg-type]

@@ -13,8 +13,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from oral_ray.adapters.copies import without_weights
@@ -53,6 +51,8 @@ class AdaptedModule:
 
 def check_peft_reads(config: Mapping[str, Any], name: str) -> None:
     """ArtifactError where peft itself refuses an adapter_config.json, whatever of it a plain LoRA needs."""
+    from peft import LoraConfig  # here and below: importing peft takes longer than reading a thousand adapters
+
     known = {field.name for field in dataclasses.fields(LoraConfig)} - {"peft_type"}
     given = {key: value for key, value in config.items() if key in known}
     try:
@@ -68,6 +68,9 @@ def check_peft_reads(config: Mapping[str, Any], name: str) -> None:
 
 def adapted_modules(model: nn.Module, settings: LoraFileSettings, name: str, base: str) -> dict[str, AdaptedModule]:
     """The modules of a base that peft would adapt, by name, in the base's order; ArtifactError where it adapts none."""
+    from peft import LoraConfig, PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     try:
         config = LoraConfig(
             r=1,  # ranks and scales come from the settings; peft allocates what it initialises
@@ -147,14 +150,14 @@ def _endings(name: str) -> list[str]:
     return [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
 
 
-def _linear(path: str, module: BaseTunerLayer, name: str) -> AdaptedModule:
+def _linear(path: str, module: Any, name: str) -> AdaptedModule:
     inner = module.get_base_layer()
     if isinstance(inner, nn.Embedding):
         what = "an embedding"
     elif hasattr(module, "parameter_name"):
         what = "a bare parameter, such as fused experts,"
     elif isinstance(inner, nn.Linear) or type(inner).__name__ == "Conv1D":
-        return AdaptedModule(int(module.in_features), int(module.out_features))  # type: ignore[arg-type]
+        return AdaptedModule(int(module.in_features), int(module.out_features))
     else:
         what = f"a {type(inner).__name__}"
     raise ArtifactError(

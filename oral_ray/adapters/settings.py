@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from oral_ray.config import Record
 from oral_ray.errors import ArtifactError
 
 _MERGE = "merge it into the base with peft, or train a plain LoRA"
@@ -37,24 +38,29 @@ _BEYOND_LORA: dict[str, tuple[str, str]] = {
     "use_bdlora": ("is a BD-LoRA, with block-diagonal factors", _MERGE),
     "arrow_config": ("routes between several adapters (Arrow)", "take the adapters one by one"),
     "kasa_config": ("is a KaSA, which changes the base's own weights", _MERGE),
+    "use_qa_lora": ("is a QA-LoRA of ms-swift, for quantised bases only", _MERGE),
+    "use_merged_linear": (
+        "adapts parts of fused projections in ms-swift's own way",
+        "train it without use_merged_linear",
+    ),
 }
 """Key -> what an adapter is that sets it, and what would help."""
 
-_MAX_RANK, _MAX_ALPHA = 1_000_000, 1e30  # beyond every width, and beyond what float32 can hold of a product
+_MAX_RANK = 1_000_000  # beyond every width
+_MIN_ALPHA, _MAX_ALPHA = 1e-30, 1e30  # beyond what float32 can hold of a product
 
 _CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _NO_EFFECT = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
-    "loftq_config", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "loftq_config", "lora_dtype", "lora_ga_config", "lorap_emb_lr", "lorap_lr_ratio", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config",
 })  # fmt: skip
-"""Keys that do not change what a plain LoRA computes."""
+"""Keys that do not change what a plain LoRA computes: peft's, and ms-swift's for the learning rates and the dtype."""
 
 
-class LoraFileSettings(BaseModel):
+class LoraFileSettings(Record):
     """The keys of a plain LoRA's adapter_config.json; what is not there has peft's default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     r: int = Field(default=8, gt=0, le=_MAX_RANK, strict=True)
     lora_alpha: float = Field(default=8.0, gt=0, lt=_MAX_ALPHA, allow_inf_nan=False, strict=True)
@@ -62,8 +68,8 @@ class LoraFileSettings(BaseModel):
     exclude_modules: StrictStr | list[StrictStr] | None = None
     layers_to_transform: StrictInt | list[StrictInt] | None = None
     layers_pattern: StrictStr | list[StrictStr] | None = None
-    rank_pattern: dict[str, Any] = {}
-    alpha_pattern: dict[str, Any] = {}
+    rank_pattern: dict[str, Any] = Field(default={})
+    alpha_pattern: dict[str, Any] = Field(default={})
     use_rslora: StrictBool | None = False
     fan_in_fan_out: StrictBool | None = False
     lora_dropout: float = Field(default=0.0, ge=0, le=1, strict=True)
@@ -93,6 +99,11 @@ def read_settings(config: dict[str, Any], name: str) -> LoraFileSettings:
     if "fine_tune_type" in config and "peft_type" not in config:
         raise ArtifactError(f"adapter {name} is one of MLX (fine_tune_type); convert it to peft's format")
     _check_type(config.get("peft_type"), name)
+    if config.get("swift_type", "LORA") != "LORA":
+        raise ArtifactError(
+            f"adapter {name} is no plain LoRA: ms-swift calls it {_shown(config['swift_type'])} (swift_type); "
+            "merge it into the base, or train a LoRA"
+        )
     for sentence in _beyond_lora(config):
         raise ArtifactError(f"adapter {name} {sentence}")
     known = LoraFileSettings.model_fields
@@ -112,13 +123,18 @@ def read_settings(config: dict[str, Any], name: str) -> LoraFileSettings:
         raise ArtifactError(
             f"{where} says {key}={_shown(config[key])}: {_lower(first['msg'])}; correct it, or train the adapter again"
         ) from None
+    if settings.lora_alpha <= _MIN_ALPHA:
+        raise ArtifactError(
+            f"{where} says lora_alpha={settings.lora_alpha:g}; it must be from {_MIN_ALPHA:g} to {_MAX_ALPHA:g}, train the "
+            "adapter again"
+        )
     if settings.target_modules is not None and not settings.target_modules:
         raise ArtifactError(f"{where} names no target_modules ({settings.target_modules!r}); name what was adapted")
     _check_patterns(settings, where)
     return settings
 
 
-_SPOKEN_OF = frozenset({"peft_type", "bias", "init_lora_weights", *_BEYOND_LORA})
+_SPOKEN_OF = frozenset({"peft_type", "swift_type", "bias", "init_lora_weights", *_BEYOND_LORA})
 
 
 def _check_type(peft_type: Any, name: str) -> None:
@@ -172,9 +188,10 @@ def _check_patterns(settings: LoraFileSettings, where: str) -> None:
                 f"{where} says rank {_shown(r)} for {module!r} (rank_pattern); a rank is 1 to {_MAX_RANK}"
             )
     for module, alpha in settings.alpha_pattern.items():
-        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < _MAX_ALPHA:
+        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not _MIN_ALPHA < alpha < _MAX_ALPHA:
             raise ArtifactError(
-                f"{where} says alpha {_shown(alpha)} for {module!r} (alpha_pattern); it must be above 0"
+                f"{where} says alpha {_shown(alpha)} for {module!r} (alpha_pattern); it must be from "
+                f"{_MIN_ALPHA:g} to {_MAX_ALPHA:g}"
             )
     texts = (settings.target_modules, settings.exclude_modules)
     patterns = [*settings.rank_pattern, *settings.alpha_pattern]

@@ -16,9 +16,9 @@ from typing import BinaryIO, NamedTuple
 
 from oral_ray.adapters.artifact import CONFIG, WEIGHTS
 from oral_ray.bases.headers import read_header
+from oral_ray.bases.sources import SourceFolder
 from oral_ray.config import canonical_json
 from oral_ray.errors import ArtifactError, BaseModelError, StoreError
-from oral_ray.objects import FileObjects
 
 PART_BYTES = 1 << 20
 _TORCH_NAMES = {
@@ -73,7 +73,7 @@ def folder_digest(folder: Path) -> str:
         config = json.loads((folder / CONFIG).read_bytes())
         if not isinstance(config, dict):
             raise ValueError("adapter_config.json holds no object")
-        with FileObjects(folder).path(WEIGHTS).open("rb", buffering=0) as file:
+        with SourceFolder(folder).path(WEIGHTS).open("rb", buffering=0) as file:
             entries = read_header(_Opened(str(folder), file.fileno()), WEIGHTS)
             places = [
                 TensorPlace(name, _TORCH_NAMES[entry.dtype], entry.shape, entry.start, entry.end - entry.start)

@@ -17,32 +17,32 @@ runs write it at once, checkpoints are read again.
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, Field
 
+from oral_ray.bases.building import knows
 from oral_ray.bases.checkpoint import check_tokenizer, read_checkpoint
 from oral_ray.bases.contents import POINTER, why_no_checkpoint
 from oral_ray.bases.expected import expected_model
 from oral_ray.bases.fingerprint import content_fingerprint
 from oral_ray.bases.headers import Files, TensorEntry
-from oral_ray.bases.landed import check_files, check_pointer, list_landed, unquiet
-from oral_ray.bases.skeleton import build_skeleton, knows
+from oral_ray.bases.landed import Landed, check_files, check_pointer, list_landed, unquiet
+from oral_ray.bases.skeleton import build_skeleton
 from oral_ray.bases.spec import BaseModelSpec, build_spec
 from oral_ray.bases.storage import check_plain
-from oral_ray.config import canonical_json, fingerprint
+from oral_ray.config import Record, canonical_json, fingerprint
 from oral_ray.errors import BaseModelError, ConfigError, MissingObjectError, OralError, StoreError, printable
 from oral_ray.objects import ObjectInfo, Objects
 
 logger = logging.getLogger(__name__)
 SMALL_BYTES = 1024  # what git leaves in place of a large file is smaller
-RULES_VERSION = 2  # raise it when what is complete, or what is said about it, changes: answers are then made anew
+RULES_VERSION = 3  # raise it when what is complete, or what is said about it, changes: answers are then made anew
 
 
-class BaseRecord(BaseModel):
+class BaseRecord(Record):
     """One version of a base model: where it lies, its geometry, the fingerprint of its content."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     uri: str
@@ -50,19 +50,15 @@ class BaseRecord(BaseModel):
     fingerprint: str
 
 
-class SkippedBase(BaseModel):
+class SkippedBase(Record):
     """A checkpoint that is not used, and why; both are printable, whatever the folder is called or holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, BeforeValidator(printable)]
     reason: Annotated[str, BeforeValidator(printable)]
 
 
-class CatalogEntry(BaseModel):
+class CatalogEntry(Record):
     """What was found the last time behind a listing: a complete checkpoint, or the reason why it is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     listing: str
     architecture: str = ""
@@ -70,14 +66,22 @@ class CatalogEntry(BaseModel):
     reason: str = ""
 
 
-class Catalog(BaseModel):
+class Catalog(Record):
     """The entries of a prefix by base id; architectures stand once each."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     rules: str
-    architectures: dict[str, BaseModelSpec] = {}
-    entries: dict[str, CatalogEntry] = {}
+    architectures: dict[str, BaseModelSpec] = Field(default={})
+    entries: dict[str, CatalogEntry] = Field(default={})
+
+    def record(self, store_uri: str, prefix: str, base_id: str) -> BaseRecord:
+        """The record of an entry that is a complete checkpoint."""
+        entry = self.entries[base_id]
+        return BaseRecord(
+            id=base_id,
+            uri=f"{store_uri}/{prefix}/{base_id}",
+            spec=self.architectures[entry.architecture],
+            fingerprint=entry.fingerprint,
+        )
 
 
 def describe_base(files: Files, prefix: str, base_id: str) -> BaseRecord:
@@ -137,31 +141,69 @@ def _what_is_there(files: Files, prefix: str) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a prefix a moment ago: the catalog as it was kept, and listings by base id."""
+
+    prefix: str
+    catalog: Catalog
+    landed: dict[str, Landed]
+
+    @classmethod
+    def at(cls, objects: Objects, prefix: str) -> "Look":
+        """A look that has read the catalog and listed nothing yet."""
+        return cls(prefix, _read(objects, _catalog_key(prefix)), {})
+
+    def listed(self, objects: Objects, base_id: str) -> Landed | None:
+        """What lies below an id, listed once; None where nothing does, or where it is looked at as no checkpoint."""
+        if base_id not in self.landed:
+            self.landed.update(list_landed(objects, self.prefix, [base_id]))
+        landed = self.landed.get(base_id)
+        return None if landed is None or landed.reason else landed
+
+    def record(self, objects: Objects, base_id: str) -> BaseRecord:
+        """The record of a complete checkpoint, of which nothing is read where the catalog knows the listing.
+
+        BaseModelError where it is not complete; the quiet period does not count.
+        """
+        landed, where = self.listed(objects, base_id), f"{self.prefix}/{base_id}/"
+        if landed is None:
+            return describe_base(objects, where, base_id)
+        entry = self.catalog.entries.get(base_id)
+        if entry is not None and entry.architecture and _is_known(entry, _listing(landed), self.catalog.architectures):
+            return self.catalog.record(objects.uri, self.prefix, base_id)
+        return describe_base(_Listed(objects, landed.infos), where, base_id)
+
+
 def discover(
-    objects: Objects, prefix: str, quiet_period_s: float, only: Collection[str] | None = None
+    objects: Objects,
+    prefix: str,
+    quiet_period_s: float,
+    only: Collection[str] | None = None,
+    before: Look | None = None,
 ) -> tuple[list[BaseRecord], list[SkippedBase]]:
     """All complete checkpoints under a prefix, and all others with a reason, both sorted by id.
 
-    With `only`, those of these ids, and nothing else is listed.
+    With `only`, those of these ids, and nothing else is listed. What was seen `before` is not read or listed again.
     """
-    key = f"cache/bases/{prefix}.json"
-    known = _read(objects, key)
+    key = _catalog_key(prefix)
+    known = before.catalog if before else _read(objects, key)
     architectures, entries = dict(known.architectures), dict(known.entries)
-    landed = list_landed(objects, prefix, only)
+    landed = list_landed(objects, prefix, only, before.landed if before else None)
     for base_id in [base_id for base_id in entries if base_id not in landed and (only is None or base_id in only)]:
         del entries[base_id]
     skipped: dict[str, str] = {}
-    for base_id, found in sorted(landed.items()):
-        if reason := found.reason or unquiet(found.infos, f"{prefix}/{base_id}/", quiet_period_s):
+    for base_id, candidate in sorted(landed.items()):
+        if reason := candidate.reason or unquiet(candidate, f"{prefix}/{base_id}/", quiet_period_s):
             skipped[base_id] = reason
             continue
-        listing = fingerprint([[ascii(info.key), info.num_bytes, info.tag] for info in found.infos])
+        listing = _listing(candidate)
         if _is_known(entries.get(base_id), listing, architectures):
             continue
         entries.pop(base_id, None)
         try:
-            check_files(objects, f"{prefix}/{base_id}/", found.infos)
-            record = describe_base(_Listed(objects, found.infos), f"{prefix}/{base_id}/", base_id)
+            check_files(objects, f"{prefix}/{base_id}/", candidate.infos)
+            record = describe_base(_Listed(objects, candidate.infos), f"{prefix}/{base_id}/", base_id)
         except BaseModelError as error:
             entries[base_id] = CatalogEntry(listing=listing, reason=printable(str(error)))
         except OralError as error:  # it may be otherwise the next time, though the listing is the same
@@ -192,17 +234,17 @@ def discover(
         for base_id in landed
         if base_id not in skipped and base_id in entries and entries[base_id].reason
     }
-    records = [
-        BaseRecord(
-            id=base_id,
-            uri=f"{objects.uri}/{prefix}/{base_id}",
-            spec=catalog.architectures[entries[base_id].architecture],
-            fingerprint=entries[base_id].fingerprint,
-        )
-        for base_id in sorted(landed)
-        if base_id not in skipped
-    ]
+    records = [catalog.record(objects.uri, prefix, base_id) for base_id in sorted(landed) if base_id not in skipped]
     return records, [SkippedBase(id=base_id, reason=reason) for base_id, reason in sorted(skipped.items())]
+
+
+def _catalog_key(prefix: str) -> str:
+    return f"cache/bases/{prefix}.json"
+
+
+def _listing(landed: Landed) -> str:
+    """What is another one whenever a file came, went or was replaced."""
+    return fingerprint([[ascii(info.key), info.num_bytes, info.tag] for info in landed.infos])
 
 
 def _is_known(entry: CatalogEntry | None, listing: str, architectures: Collection[str]) -> bool:

@@ -75,6 +75,11 @@ def read_config(files: Files, prefix: str = "") -> dict[str, Any]:
             f"{files.uri}/{key} sends transformers to another weight file (transformers_weights = "
             f"{config['transformers_weights']!r}); name that file {SINGLE} and remove the key"
         )
+    if config.get("return_dict") is False:
+        raise BaseModelError(
+            f"{files.uri}/{key} says return_dict = false, with which a model's outputs have no names, and here they are "
+            "read by name; remove the key"
+        )
     return config | {"model_type": model_type}
 
 

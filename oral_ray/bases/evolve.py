@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from oral_ray.bases.loading import load_folder, model_folder
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.loading import load_base
 from oral_ray.bases.sources import put_folder
 from oral_ray.config import EvolveOrigin, derive_seed
 from oral_ray.errors import BaseModelError
-from oral_ray.modalities.encoder import embed
+from oral_ray.modalities.encoder import Encoder, embed
 from oral_ray.modalities.text import encode
 from oral_ray.objects import Objects
 
@@ -23,21 +24,21 @@ MAX_TOKENS = 24
 
 
 def evolve_base(
-    parent_uri: str, objects: Objects, prefix: str, origin: EvolveOrigin, pairs: Sequence[tuple[str, str]],
+    parent: BaseRecord, objects: Objects, prefix: str, origin: EvolveOrigin, pairs: Sequence[tuple[str, str]],
     device: str = "cpu",
 ) -> float:  # fmt: skip
     """Train a copy of the parent on (lemma, gloss) pairs and put it under the prefix; returns the last loss.
 
-    Raises BaseModelError when there are fewer pairs than one run reads.
+    Raises BaseModelError when there are fewer pairs than one run reads, or the parent is not what its record says.
     """
     needed = origin.steps * origin.batch_size
     if needed > len(pairs):
         raise BaseModelError(f"evolving reads {needed} pairs (steps x batch_size), there are {len(pairs)}; lower one")
     rng = torch.Generator().manual_seed(derive_seed(origin.seed, "evolve"))
     order = torch.randperm(len(pairs), generator=rng)[:needed].reshape(origin.steps, origin.batch_size).tolist()
-    with model_folder(parent_uri) as folder, tempfile.TemporaryDirectory(prefix="oral-evolve-") as out:
-        model, tokenizer = load_folder(folder, "encoder")
-        model.to(device)
+    base = load_base(parent, device=device, kind=Encoder.name)
+    model, tokenizer = base.model, base.tokenizer
+    with tempfile.TemporaryDirectory(prefix="oral-evolve-") as out:
         model.requires_grad_(True)
         model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

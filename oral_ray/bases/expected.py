@@ -11,22 +11,22 @@ shape or of another dtype is refused before a weight is read.
 
 import json
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from oral_ray.bases.building import config_object
 from oral_ray.bases.foreign import transformers_reads
 from oral_ray.bases.headers import FLOAT_DTYPES, TensorEntry
+from oral_ray.bases.renaming import LoaderNames
 from oral_ray.bases.storage import without_quantization
 from oral_ray.errors import BaseModelError
 
-_AUTO_CLASSES = {
-    "encoder": "AutoModel", "causal": "AutoModelForCausalLM", "image-text": "AutoModelForImageTextToText",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from oral_ray.modalities import Kind
+
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.", "language_model.", "model.")
 _COMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")  # older versions saved them, every model computes them
 
@@ -36,7 +36,7 @@ class ExpectedModel:
     """A transformers class, built from one config on the meta device, as the judge of a checkpoint's names."""
 
     model: Any
-    kind: str
+    kind: "Kind"
 
     @property
     def class_name(self) -> str:
@@ -44,24 +44,19 @@ class ExpectedModel:
         return type(self.model).__name__
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the model by name, tied ones under each of their names."""
-        return {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+    def _names(self) -> LoaderNames:
+        return LoaderNames(self.model)
 
     @cached_property
-    def _rules(self) -> tuple[list[Any], list[Any]]:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter
-
-        rules = get_model_conversion_mapping(self.model)
-        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-        return [rule for rule in rules if not isinstance(rule, WeightConverter)], converters
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the model by name, tied ones under each of their names."""
+        return {name: tuple(value.shape) for name, value in self._names.meta.items()}
 
     def loaded(self, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
         """The tensors by the names that they have in the model; those that become part of another one are left out."""
         found = {}
         for name, entry in tensors.items():
-            target, pattern = self._target(name)
+            target, pattern = self._names.target(name)
             if target in self.shapes and pattern is None:
                 found[target] = entry
         return found
@@ -72,14 +67,14 @@ class ExpectedModel:
         parts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         left_over, made = [], set()
         for name in tensors:
-            target, pattern = self._target(name)
+            target, pattern = self._names.target(name)
             if target not in self.shapes:
                 left_over.append(name)
             elif pattern is None:
                 sources[target].append(name)
             else:
                 parts[target][pattern].append(name)
-                made |= self._siblings(target, pattern)
+                made |= self._names.siblings(target, pattern)
         self.check_missing(self.shapes.keys() - sources.keys() - made, tensors, where)
         self._check_places(sources, parts, where)
         self._check_stored(sources, parts, tensors, where)
@@ -89,7 +84,7 @@ class ExpectedModel:
         """BaseModelError where the model lacks a tensor that is neither tied to one that is there nor computed."""
         lost = set(missing)
         groups: dict[str, set[str]] = defaultdict(set)
-        for target, source in self._tied.items():
+        for target, source in self._names.tied.items():
             groups[source] |= {source, target}
         for group in groups.values():
             if not group <= lost:
@@ -111,30 +106,18 @@ class ExpectedModel:
                 "use; upload the config.json that belongs to the weights, or remove what is no part of the model"
             )
 
-    def _target(self, name: str) -> tuple[str, str | None]:
-        """Where the loader puts a tensor, and the pattern of the rule by which it is one of several parts."""
-        from transformers.core_model_loading import rename_source_key
+    def check_report(self, report: Mapping[str, Any], tensors: Iterable[str], where: str) -> None:
+        """BaseModelError unless the loader found every tensor in the files, in its shape, and left none of them over.
 
-        prefix = self.model.base_model_prefix
-        target, pattern = rename_source_key(name, *self._rules, prefix, self._meta)
-        if target not in self.shapes and name in self.shapes:
-            target, pattern = rename_source_key(name, [], [], prefix, self._meta)
-        return target, pattern
-
-    @cached_property
-    def _meta(self) -> dict[str, Any]:
-        return self.model.state_dict()
-
-    @property
-    def _tied(self) -> Mapping[str, str]:
-        return self.model.all_tied_weights_keys or {}
-
-    def _siblings(self, target: str, pattern: str) -> set[str]:
-        """All tensors that the rule of a pattern makes, where it makes `target`."""
-        rule = next(rule for rule in self._rules[1] if pattern in rule.source_patterns)
-        patterns = [part.strip("^$") for part in rule.target_patterns]
-        first = next((part for part in patterns if part in target), None)
-        return {target} if first is None else {target.replace(first, part) for part in patterns}
+        `report` is what `from_pretrained` says with `output_loading_info`.
+        """
+        for name, stored, wanted in sorted(report["mismatched_keys"]):
+            raise BaseModelError(
+                f"{where}: {name!r} is {tuple(stored)}, config.json says {tuple(wanted)}; upload the config.json that "
+                "belongs to the weights"
+            )
+        self.check_missing(report["missing_keys"], tensors, where)
+        self.check_left_over(report["unexpected_keys"], where)
 
     def _is_computed(self, name: str) -> bool:
         """A buffer that the class itself says it may do without."""
@@ -147,9 +130,9 @@ class ExpectedModel:
         patterns = {*(self.model._keys_to_ignore_on_load_unexpected or ()), *_COMPUTED}
         if any(re.search(pattern, name) for pattern in patterns):
             return True
-        if self.kind != "encoder":
+        if not self.kind.heads_may_lie:
             return False
-        bare = self._target(name)[0].removeprefix(f"{self.model.base_model_prefix}.")
+        bare = self._names.target(name)[0].removeprefix(f"{self.model.base_model_prefix}.")
         return bare.partition(".")[0] not in dict(self.model.named_children())
 
     def _check_places(
@@ -187,7 +170,7 @@ class ExpectedModel:
         used += [(target, name) for target, groups in parts.items() for names in groups.values() for name in names]
         for target, name in used:
             entry = tensors[name]
-            if self._meta[target].is_floating_point() and entry.dtype not in FLOAT_DTYPES:
+            if self._names.meta[target].is_floating_point() and entry.dtype not in FLOAT_DTYPES:
                 raise BaseModelError(
                     f"{where}: {name!r} is stored as {entry.dtype}, which is no weight of a {self.class_name}; take the "
                     "original checkpoint, or save it as bfloat16 or float32"
@@ -217,40 +200,29 @@ class ExpectedModel:
         return "upload the whole checkpoint, with the config.json that belongs to it"
 
     def _fits_without(self, start: str, names: list[str]) -> bool:
-        found = {self._target(name.removeprefix(start))[0] for name in names}
+        found = {self._names.target(name.removeprefix(start))[0] for name in names}
         return len(found & self.shapes.keys()) > len(found) // 2
 
 
 def expected_model(config: Mapping[str, Any], kind: str, tensors: Iterable[str], where: str) -> ExpectedModel | None:
-    """The class that is loaded for a config; None where nothing here loads models of this kind.
+    """The class that is loaded for a config; None where no class is named for models of this kind.
 
     Raises BaseModelError where config.json contradicts itself or transformers refuses it.
     """
-    if kind not in _AUTO_CLASSES:
+    from oral_ray.modalities import kind_named
+    from oral_ray.modalities.kind import loads
+
+    of_kind = kind_named(kind)
+    if not of_kind.auto_class:
         return None
     text = json.dumps(without_quantization(config), sort_keys=True)
     with transformers_reads(f"{where}/config.json"):
         _check_named(config, where)
-        return _expected_model(text, kind, has_pooler(tensors))
-
-
-def has_pooler(names: Iterable[str]) -> bool:
-    """Whether a checkpoint has weights for the pooler of an encoder. Nothing here reads it, so one without is built so."""
-    return any(re.search(r"(^|\.)pooler\.", name) for name in names)
-
-
-def build_options(kind: str, config: Any, with_pooler: bool) -> dict[str, Any]:
-    """What the class of a transformers config is told, so that it has no pooler where there are no weights for one."""
-    import inspect
-
-    from transformers import AutoModel
-    from transformers.models.auto.auto_factory import _get_model_class
-
-    if kind != "encoder" or with_pooler or type(config) not in AutoModel._model_mapping:
-        return {}
-    model_class = _get_model_class(config, AutoModel._model_mapping)
-    takes_it = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if takes_it else {}
+        own = _own(text)
+        if not loads(of_kind.auto_class, own):
+            return None
+        options = of_kind.build_options(own, tensors)
+        return _built(text, of_kind, tuple(sorted(options.items())))
 
 
 def _check_count(names: Sequence[str], target: str, where: str) -> None:
@@ -292,17 +264,16 @@ def _check_named(config: Mapping[str, Any], where: str) -> None:
 
 
 @lru_cache(maxsize=32)
-def _expected_model(config_text: str, kind: str, with_pooler: bool) -> ExpectedModel | None:
+def _own(config_text: str) -> Any:
+    return config_object(json.loads(config_text))
+
+
+@lru_cache(maxsize=32)
+def _built(config_text: str, kind: "Kind", options: tuple[tuple[str, Any], ...]) -> ExpectedModel:
     import torch
     import transformers
-    from transformers import AutoConfig
 
-    auto = getattr(transformers, _AUTO_CLASSES[kind])
-    with tempfile.TemporaryDirectory(prefix="oral-config-") as folder:
-        (Path(folder) / "config.json").write_text(config_text)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if type(config) not in auto._model_mapping:
-        return None
+    auto = getattr(transformers, kind.auto_class)
     with torch.device("meta"):
-        model = auto.from_config(config, trust_remote_code=False, **build_options(kind, config, with_pooler))
+        model = auto.from_config(_own(config_text), trust_remote_code=False, **dict(options))
     return ExpectedModel(model, kind)

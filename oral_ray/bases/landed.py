@@ -1,14 +1,14 @@
 """What lies directly below the prefix of the bases, before anything is read: names, links, files that still change.
 
 for name, landed in list_landed(objects, "bases").items():
-    landed.reason or unquiet(landed.infos, f"bases/{name}/", 60.0)      # why it is not looked at; empty: it is
+    landed.reason or unquiet(landed, f"bases/{name}/", 60.0)      # why it is not looked at; empty: it is
     check_files(objects, f"bases/{name}/", landed.infos)                # BaseModelError: a name, a link, a pointer
 """
 
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from oral_ray.bases.contents import POINTER, why_no_checkpoint
 from oral_ray.config import IDENTIFIER
@@ -26,13 +26,20 @@ class Landed:
 
     infos: Sequence[ObjectInfo]
     reason: str = ""
+    listed_s: float = field(default_factory=time.time, compare=False)
+    """When they were listed, in seconds since 1970."""
 
 
-def list_landed(objects: Objects, prefix: str, only: Collection[str] | None = None) -> dict[str, Landed]:
-    """What lies below a prefix, by the name directly below it; with `only`, below those of these that can be a key."""
+def list_landed(
+    objects: Objects, prefix: str, only: Collection[str] | None = None, known: Mapping[str, Landed] | None = None
+) -> dict[str, Landed]:
+    """What lies below a prefix, by the name directly below it; with `only`, below those of these that can be a key.
+
+    A folder of `known` is not listed again. (In a bucket one listing has all names anyway.)
+    """
     only = None if only is None else [name for name in only if _is_key(name)]  # an event may be made up
     in_folders = isinstance(objects, FileObjects)
-    found = _folders(objects, prefix, only) if in_folders else _listed(objects, prefix, only)
+    found = _folders(objects, prefix, only, known or {}) if in_folders else _listed(objects, prefix, only)
     wanted = "1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
     return {
         name: landed if re.fullmatch(IDENTIFIER, name) else Landed((), f"{name!r} is no valid id; rename it: {wanted}")
@@ -40,11 +47,13 @@ def list_landed(objects: Objects, prefix: str, only: Collection[str] | None = No
     }
 
 
-def unquiet(infos: Sequence[ObjectInfo], prefix: str, quiet_period_s: float) -> str:
-    """Why to wait, empty when nothing has changed for the quiet period; a READY as young as the youngest waives it."""
+def unquiet(landed: Landed, prefix: str, quiet_period_s: float) -> str:
+    """Why to wait, empty when nothing had changed for the quiet period when it was listed; a READY as young as the youngest
+    waives it."""
+    infos = landed.infos
     newest = max(infos, key=lambda info: info.modified_s)
     is_ready = any(info.key == prefix + READY and info.modified_s >= newest.modified_s for info in infos)
-    age_s = time.time() - newest.modified_s
+    age_s = landed.listed_s - newest.modified_s
     if is_ready or quiet_period_s <= 0 or age_s >= quiet_period_s:
         return ""
     if -age_s > quiet_period_s:
@@ -122,11 +131,13 @@ def _infos(objects: Objects, prefix: str, only: Collection[str] | None) -> Itera
         yield from objects.list(f"{prefix}/{name}/")
 
 
-def _folders(objects: FileObjects, prefix: str, only: Collection[str] | None) -> dict[str, Landed]:
+def _folders(
+    objects: FileObjects, prefix: str, only: Collection[str] | None, known: Mapping[str, Landed]
+) -> dict[str, Landed]:
     """Each folder is listed by itself, so that one that cannot be read hides no other; an empty one is seen too."""
     children = objects.children(prefix)
     names = children if only is None else sorted(children.keys() & set(only))
-    return {name: _folder(objects, prefix, name, children[name]) for name in names}
+    return {name: known.get(name) or _folder(objects, prefix, name, children[name]) for name in names}
 
 
 def _folder(objects: FileObjects, prefix: str, name: str, is_folder: bool) -> Landed:

@@ -5,11 +5,10 @@ or attached. Its own report of the load must say that every tensor was there and
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,14 @@ from torch import nn
 
 from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.checkpoint import CONFIG, Checkpoint, behaviour_files, check_tokenizer, read_checkpoint
-from oral_ray.bases.expected import ExpectedModel, build_options, has_pooler
-from oral_ray.bases.fingerprint import samples
+from oral_ray.bases.expected import ExpectedModel
 from oral_ray.bases.foreign import transformers_reads
+from oral_ray.bases.gguf import converted
 from oral_ray.bases.sources import SourceFolder, local_path, put_folder
 from oral_ray.bases.storage import check_plain, without_quantization
 from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
-from oral_ray.local.packages import cache_folder
-from oral_ray.modalities import Modality, modality_of
+from oral_ray.modalities import Modality, TaskReader, kind_named, modality_of
 from oral_ray.objects import FileObjects, Objects
 
 
@@ -44,6 +42,15 @@ class LoadedBase:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
+    @property
+    def writes_text(self) -> bool:
+        """Whether the next token of a text has a probability here, so that a text has a perplexity."""
+        return kind_named(self.record.spec.kind).writes_text
+
+    def reader(self, labels: Sequence[str]) -> TaskReader:
+        """How this base reads a task with these labels (none: free text); TaskError where it cannot."""
+        return modality_of(self.record.spec.kind).reader(self.model, self.tokenizer, labels)
+
 
 def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     """Load a base model from any source; its id is the source."""
@@ -53,16 +60,19 @@ def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
 
 
-def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu") -> LoadedBase:
-    """Load the checkpoint of a record; BaseModelError when its content is not what the record says."""
+def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu", kind: str = "") -> LoadedBase:
+    """Load the checkpoint of a record; BaseModelError when its content is not what the record says.
+
+    `kind` names the kind of base whose class loads it, where that is not its own.
+    """
     with model_folder(record.uri) as folder, _unchanged(folder):
-        found = describe_base(FileObjects(folder), "", record.id)
-        if found.fingerprint != record.fingerprint:
+        lies_there = describe_base(FileObjects(folder), "", record.id)
+        if lies_there.fingerprint != record.fingerprint:
             raise BaseModelError(
-                f"base {record.id!r} at {record.uri} has fingerprint {found.fingerprint}, expected "
+                f"base {record.id!r} at {record.uri} has fingerprint {lies_there.fingerprint}, expected "
                 f"{record.fingerprint}; it was replaced, run the catalog again"
             )
-        model, tokenizer = load_folder(folder, record.spec.kind)
+        model, tokenizer = load_folder(folder, kind or record.spec.kind)
     return LoadedBase(record, model.to(device, getattr(torch, dtype)), tokenizer)
 
 
@@ -92,7 +102,7 @@ def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
 def model_folder(source: str) -> Iterator[Path]:
     """A local folder that `load_folder` reads, from any source; GGUF files are converted once and cached."""
     with local_path(source) as path:
-        folder = _converted_gguf(path) if path.suffix == ".gguf" else path
+        folder = converted(path) if path.suffix == ".gguf" else path
         if not folder.is_dir():
             raise BaseModelError(f"base model {source!r} is neither a folder nor a .gguf file")
         yield folder
@@ -111,14 +121,16 @@ def _load_model(view: Path, checkpoint: Checkpoint, modality: Modality, where: s
     from transformers import AutoConfig
 
     auto = getattr(transformers, modality.auto_class)
+    _check_sizes(view, checkpoint, where)
     with transformers_reads(f"the base model at {where}"):
         config = AutoConfig.from_pretrained(str(view), local_files_only=True, trust_remote_code=False)
         model, report = auto.from_pretrained(
             str(view), config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False,
             dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
-            **build_options(modality.name, config, has_pooler(checkpoint.tensors)),
+            **modality.build_options(config, checkpoint.tensors),
         )  # fmt: skip
-    _check_report(ExpectedModel(model, modality.name), report, checkpoint, where)
+    ExpectedModel(model, modality).check_report(report, checkpoint.tensors, where)
+    _check_sizes(view, checkpoint, where)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         # float32 weights are the mapped file itself: who writes to it would change them
         value.data = value.data.clone()
@@ -128,15 +140,22 @@ def _load_model(view: Path, checkpoint: Checkpoint, modality: Modality, where: s
     return model
 
 
-def _check_report(expected: ExpectedModel, report: dict[str, Any], checkpoint: Checkpoint, where: str) -> None:
-    """BaseModelError unless the loader found every tensor in the files, in its shape, and left none of them over."""
-    for name, stored, wanted in sorted(report["mismatched_keys"]):
-        raise BaseModelError(
-            f"{where}: {name!r} is {tuple(stored)}, config.json says {tuple(wanted)}; upload the config.json that belongs "
-            "to the weights"
-        )
-    expected.check_missing(report["missing_keys"], checkpoint.tensors, where)
-    expected.check_left_over(report["unexpected_keys"], where)
+def _check_sizes(view: Path, checkpoint: Checkpoint, where: str) -> None:
+    """BaseModelError where a weight file is not as long as its header said.
+
+    Whoever reads a mapped file beyond its end is killed by the system (SIGBUS), which nothing can catch: so this is asked
+    right before the file is mapped, and again before what is mapped is copied. A file that is cut in the moments between
+    is not seen.
+    """
+    ends: dict[str, int] = {}
+    for entry in checkpoint.tensors.values():
+        ends[entry.key] = max(ends.get(entry.key, 0), entry.end)
+    for file, end in sorted(ends.items()):
+        if (num_bytes := (view / file).stat().st_size) != end:
+            raise BaseModelError(
+                f"{where}: {file!r} has {num_bytes} bytes, and had {end} a moment ago; wait until its upload has ended, "
+                "then run the catalog again"
+            )
 
 
 def _load_tokenizer(view: Path, model: Any, where: str) -> Any:
@@ -196,70 +215,10 @@ def _check_states(folder: Path, before: Mapping[str, tuple[int, ...]]) -> None:
 
 def _states(folder: Path) -> dict[str, tuple[int, ...]]:
     """What tells whether a file that counts was touched: its place on the disk, its size, the times of its changes."""
-    found = {}
+    states = {}
     names = [path.name for path in folder.iterdir()]
     for name in {*behaviour_files(names), *(name for name in names if name.endswith((".json", ".safetensors")))}:
         with contextlib.suppress(OSError):  # a link that leads nowhere, a file that has just gone
             state = (folder / name).stat()
-            found[name] = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    return found
-
-
-def _converted_gguf(path: Path) -> Path:
-    """A safetensors folder made once from a GGUF file (dequantised to float32), kept in the user's cache."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    cache = cache_folder() / "gguf" / _gguf_key(path)
-    if (cache / "config.json").exists():
-        return cache
-    with transformers_reads(f"the GGUF file {path}"):
-        try:
-            answer: Any = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True,
-                trust_remote_code=False, output_loading_info=True,
-            )  # fmt: skip
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
-            loaded, report = answer
-        except ImportError:
-            raise BaseModelError(f"reading {path.name} needs the package gguf; run pip install gguf") from None
-    _check_report(ExpectedModel(loaded, "causal"), report, Checkpoint({}, {}, ()), str(path))
-    # save_pretrained refuses a model with a quantization_config, though its weights are plain float32 by now.
-    config = type(loaded.config).from_dict(
-        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    )
-    plain = type(loaded)(config)
-    plain.load_state_dict(loaded.state_dict())
-    plain.tie_weights()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache.parent) as name:
-        plain.save_pretrained(name)
-        tokenizer.save_pretrained(name)
-        _drop_made_up_tokens(Path(name), plain.get_input_embeddings().weight.shape[0])
-        note = {"source": path.name, "note": "dequantised from GGUF, float32"}
-        (Path(name) / "oral_source.json").write_text(json.dumps(note))
-        with contextlib.suppress(OSError):  # another process was faster
-            Path(name).rename(cache)
-            Path(name).mkdir()
-    return cache
-
-
-def _drop_made_up_tokens(folder: Path, num_rows: int) -> None:
-    """Take out of a saved tokenizer what the model has no embedding for: transformers gives GPT-2's own special tokens
-    to every tokenizer that it converts from GGUF."""
-    path, settings_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    tokenizer, settings = (json.loads(file.read_text(encoding="utf-8")) for file in (path, settings_path))
-    made_up = {token["content"] for token in tokenizer["added_tokens"] if token["id"] >= num_rows}
-    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < num_rows]
-    path.write_text(json.dumps(tokenizer), encoding="utf-8")
-    kept = {key: value for key, value in settings.items() if not (isinstance(value, str) and value in made_up)}
-    kept.pop("added_tokens_decoder", None)
-    settings_path.write_text(json.dumps(kept), encoding="utf-8")
-
-
-def _gguf_key(path: Path) -> str:
-    """What tells a GGUF file from others: its name, its size, and its content at 16 places."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(f"{path.name} {size}".encode("utf-8", "surrogateescape"))
-    for sample in samples(FileObjects(path.parent), path.name, size):
-        digest.update(sample)
-    return digest.hexdigest()[:16]
+            states[name] = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return states

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oral_ray.bases.loading import LoadedBase, load_folder, model_folder
+from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.loading import LoadedBase, load_base
 from oral_ray.bases.sources import put_folder
 from oral_ray.config import PretrainOrigin, derive_seed
 from oral_ray.errors import BaseModelError
+from oral_ray.modalities.causal import Causal
 from oral_ray.objects import Objects
 
 HELD_OUT_BLOCKS = 64
@@ -23,16 +25,17 @@ _MAX_DOCUMENT_CHARS = 20_000
 
 
 def pretrain_base(
-    parent_uri: str, objects: Objects, prefix: str, origin: PretrainOrigin, documents: Sequence[str],
+    parent: BaseRecord, objects: Objects, prefix: str, origin: PretrainOrigin, documents: Sequence[str],
     device: str = "cpu",
 ) -> float:  # fmt: skip
     """Train a copy of the parent on blocks of the documents and put it under the prefix; returns the last loss.
 
-    The first `HELD_OUT_BLOCKS` blocks are never trained on (`perplexity`). Raises BaseModelError for too short a corpus.
+    The first `HELD_OUT_BLOCKS` blocks are never trained on (`perplexity`). Raises BaseModelError for too short a corpus,
+    and where the parent is not what its record says.
     """
-    with model_folder(parent_uri) as folder, tempfile.TemporaryDirectory(prefix="oral-pretrain-") as out:
-        model, tokenizer = load_folder(folder, "causal")
-        model.to(device)
+    base = load_base(parent, device=device, kind=Causal.name)
+    model, tokenizer = base.model, base.tokenizer
+    with tempfile.TemporaryDirectory(prefix="oral-pretrain-") as out:
         rng = torch.Generator().manual_seed(derive_seed(origin.seed, "pretrain"))
         needed = origin.steps * origin.batch_size
         blocks_NT = text_blocks(tokenizer, documents, origin.block_tokens, HELD_OUT_BLOCKS + 4 * needed)

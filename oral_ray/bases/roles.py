@@ -1,6 +1,8 @@
 """What the name of a linear module says: its role, and which layer of the model it is in.
 
 A role (`q`, `v`, `up`, ...) is the common name of a module over all architectures; the generator knows roles, not names.
+A module that fuses several is one module with one role: `qkv`, or `up` for a gate that is fused with the way up. This is
+the place for the names of a new model family.
 A name that `ROLE_OF` does not have is `other`: it can be adapted under its own name.
 
     role_of("model.layers.3.self_attn.q_proj")      # "q"

@@ -12,22 +12,21 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from oral_ray.bases.checkpoint import read_config, read_tensors
 from oral_ray.bases.headers import Files, TensorEntry
 from oral_ray.bases.roles import layers_of, role_of
-from oral_ray.bases.skeleton import MAX_WIDTH, Kind, Skeleton, build_skeleton
-from oral_ray.config import fingerprint
+from oral_ray.bases.sizes import MAX_WIDTH
+from oral_ray.bases.skeleton import Skeleton, build_skeleton
+from oral_ray.config import Record, fingerprint
 from oral_ray.errors import BaseModelError
 
 _OUTSIDE = "stands outside the layers, as heads, poolers and embeddings do, where nothing is adapted"
 
 
-class LinearModule(BaseModel):
+class LinearModule(Record):
     """One linear module: W is [d_out, d_in]; `transposed` where the checkpoint stores [d_in, d_out] (Conv1D)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     role: str
@@ -37,21 +36,20 @@ class LinearModule(BaseModel):
     transposed: bool = False
 
 
-class BaseModelSpec(BaseModel):
+class BaseModelSpec(Record):
     """What a base model looks like, without its weights.
 
+    `kind` is the name of its kind of base: one of `oral_ray.modalities`, which is the only room that asks for it.
     `modules` are the linear modules inside its layers. `no_targets` says of names that a target must not mean why (a
     pooler, fused experts, a norm): each that shares the end of its name with a module, and one example of every other.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     model_type: str
-    kind: Kind
+    kind: str
     hidden_size: int
     num_layers: int
     modules: tuple[LinearModule, ...]
-    no_targets: dict[str, str] = {}
+    no_targets: dict[str, str] = Field(default={})
 
     @cached_property
     def digest(self) -> str:
@@ -64,8 +62,10 @@ class BaseModelSpec(BaseModel):
     @property
     def metadata(self) -> str:
         """The sentence that describes the architecture to the generator (ORAL section 3.2)."""
+        from oral_ray.modalities import MODALITIES
+
         roles = ", ".join(dict.fromkeys(module.role for module in self.modules))
-        what = "language model" if self.kind in ("encoder", "causal") else "model"
+        what = MODALITIES[self.kind].noun if self.kind in MODALITIES else "model"
         return (
             f"{self.model_type} {self.kind} {what} with {self.num_layers} layers, "
             f"hidden size {self.hidden_size} and linear modules {roles}."

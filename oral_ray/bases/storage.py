@@ -47,9 +47,9 @@ def check_plain(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], w
         return
     name, by_name = stored
     entry = tensors[name]
-    kind = _described(method, settings) if method else by_name
+    how = _described(method, settings) if method else by_name
     scales = "" if method or not _lacks_scales(entry, tensors) else " without scales, from which no weight can be told"
-    raise BaseModelError(f"{where} is quantised ({kind}){scales}: {name!r} is stored as {entry.dtype}; {_REMEDY}")
+    raise BaseModelError(f"{where} is quantised ({how}){scales}: {name!r} is stored as {entry.dtype}; {_REMEDY}")
 
 
 def quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:

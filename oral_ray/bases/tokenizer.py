@@ -1,11 +1,13 @@
 """The tokenizer of a base without its weights: for checks before anything is trained."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.errors import BaseModelError
+from oral_ray.modalities import modality_of
 from oral_ray.objects import FileObjects, open_objects
 
 MAX_FILE_BYTES = 64 * 2**20  # the largest tokenizer.json are half of that
@@ -22,6 +24,11 @@ def load_tokenizer(record: BaseRecord) -> Any:
             if "/" not in info.key and not info.key.endswith(_WEIGHTS) and info.num_bytes <= MAX_FILE_BYTES:
                 (Path(name) / info.key).write_bytes(objects.get(info.key))
         return _load(Path(name), record)
+
+
+def check_labels(record: BaseRecord, tokenizer: Any, labels: Sequence[str]) -> None:
+    """TaskError where a base, by its tokenizer, cannot tell the labels of a task apart, or cannot write one."""
+    modality_of(record.spec.kind).check_labels(tokenizer, labels)
 
 
 def _load(folder: Path, record: BaseRecord) -> Any:

@@ -19,7 +19,6 @@ import psutil
 from pydantic import PositiveInt
 
 from oral_ray.config import Section
-from oral_ray.evaluation.report.aligned import aligned
 
 Row = dict[str, str | float | int | bool | None]
 T = TypeVar("T")
@@ -147,11 +146,14 @@ def report_text(report: Report) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned columns, in the order in which the columns first appear."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
-    numbers = [i for i, name in enumerate(names) if not any(isinstance(row.get(name), str) for row in rows)]
-    return "\n".join(aligned(cells, right=numbers))
+    """Rows as columns in the order in which they first appear, numbers to the right."""
+    columns = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        cells = [name, *(_cell(row.get(name)) for row in rows)]
+        width = max(map(len, cells))
+        is_text = any(isinstance(row.get(name), str) for row in rows)
+        columns.append([cell.ljust(width) if is_text else cell.rjust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def _cell(value: str | float | int | bool | None) -> str:

@@ -1,8 +1,7 @@
 """A training run on a corpus that nobody had to train: random adapters of one layout as shards in a store.
 
-What a step, a wait, a checkpoint and a lost worker cost does not depend on what the adapters hold; so the runs of
-`bench train` and `bench data` need no base model. The run itself is the real one: Ray Train, Ray Data
-from the store's Parquet files, checkpoints in the store.
+What a step, a wait, a checkpoint and a lost worker cost does not depend on what the adapters hold; so these runs need no
+base model. The run itself is the real one: Ray Train, Ray Data from the store's Parquet files, checkpoints in the store.
 
     manifest = build_corpus(uri, Shape(), num_rows=64, num_files=4)
     curve = run_training(Job(store=uri, shards=manifest.fingerprint, training=training), name="torch")
@@ -23,10 +22,11 @@ from pydantic import PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor
 
-from oral_ray import cluster
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenMoments, token_mask
 from oral_ray.bases.spec import build_spec
+from oral_ray.cluster import limit_threads
+from oral_ray.cluster.training import run_workers, worker_checkpoint, worker_rank, worker_report, worker_rows
 from oral_ray.config import (
     ConditionConfig,
     GeneratorConfig,
@@ -40,7 +40,7 @@ from oral_ray.errors import StoreError
 from oral_ray.generator.data import CorpusRow, CorpusTables
 from oral_ray.generator.model import build_network
 from oral_ray.generator.spec import GeneratorSpec
-from oral_ray.generator.training import MetricsRow, train
+from oral_ray.generator.training import MetricsRow, TrainingLoop
 from oral_ray.objects import open_objects
 from oral_ray.store.shards import ShardManifest, commit_shards, corpus_rows, read_manifest, read_stats, shard_prefix
 
@@ -118,7 +118,7 @@ def build_corpus(uri: str, shape: Shape, num_rows: int, num_files: int) -> Shard
 def run_training(job: Job, name: str) -> list[dict[str, Any]]:
     """Run it on the connected cluster and return its training log, whatever was lost on the way."""
     manifest, curve = _manifest(job), []
-    cluster.run_workers(
+    run_workers(
         train_worker,
         {"job": job.model_dump(mode="json")},
         job.training,
@@ -134,8 +134,8 @@ def run_training(job: Job, name: str) -> list[dict[str, Any]]:
 def train_worker(loop_config: dict[str, Any]) -> None:
     """Worker of a run."""
     job = Job.model_validate(loop_config["job"])
-    cluster.limit_threads(job.training.threads_per_worker, job.determinism)
-    manifest, (rank, num_workers) = _manifest(job), cluster.worker_rank()
+    limit_threads(job.training.threads_per_worker, job.determinism)
+    manifest, (rank, num_workers) = _manifest(job), worker_rank()
     spec = GeneratorSpec(
         generator=job.generator, condition=ConditionConfig(), token_dim=next(iter(manifest.layouts.values())).token_dim,
         text_dim=EMBEDDING, model_dim=EMBEDDING, text_encoder_fingerprint="", architectures=(), recipe="bench",
@@ -143,9 +143,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     marker = Path(job.killed)
 
     def rows() -> Iterable[CorpusRow]:
-        return corpus_rows(cluster.worker_rows(), manifest.layouts)
+        return corpus_rows(worker_rows(), manifest.layouts)
 
-    with cluster.worker_checkpoint() as resume:
+    with worker_checkpoint() as resume:
         curve: list[dict[str, Any]] = json.loads((resume / _CURVE).read_text()) if resume else []
 
         def report(row: MetricsRow, folder: Path | None) -> None:
@@ -156,17 +156,17 @@ def train_worker(loop_config: dict[str, Any]) -> None:
                 with Path(job.progress).open("a", encoding="utf-8") as file:
                     line = {"time": time.time(), "step": row.step, "num_workers": num_workers, "pid": os.getpid()}
                     file.write(json.dumps(line) + "\n")
-            cluster.worker_report(loop_config["board"], row.model_dump(), folder, job.training.checkpoint_upload)
+            worker_report(loop_config["board"], row.model_dump(), folder, job.training.checkpoint_upload)
             if row.step == job.kill_step and rank == num_workers - 1 and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(job.step_s)
 
-        train(
+        TrainingLoop(
             build_network(spec, 0), tables(manifest, job.store), rows, job.training, drop_text_frac=0.1,
             drop_model_frac=0.1, seed=0, rank=rank, num_workers=num_workers, resume=resume, report=report,
             save_network=_save_weights,
-        )  # fmt: skip
+        ).run()  # fmt: skip
 
 
 def tables(manifest: ShardManifest, store: str) -> CorpusTables:

@@ -14,6 +14,7 @@ import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,10 @@ from oral_ray import __version__
 from oral_ray.cli.adapters import add_adapter_commands
 from oral_ray.cli.config import add_config_commands
 from oral_ray.cli.store import add_store_commands
-from oral_ray.config import Config, load_config
+from oral_ray.config import DEFAULT_CONFIG, Config, load_config, shipped_names
+from oral_ray.config.place import with_absolute_store
 from oral_ray.errors import OralError, OutOfTimeError
 
-DEFAULT_CONFIG = "infra/configs/quickstart.toml"
 SOME_FAILED = 3
 
 
@@ -157,20 +158,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folders", type=Path, nargs="+", help="output folders of the runs")
 
     command = add("study", _study, "Run one stage of an evidence suite; every stage goes on where it stopped.")
-    command.add_argument("name", help="suite: the name of a file in infra/configs, such as smollm2")
+    command.add_argument("name", help="suite: a shipped configuration, such as smollm2, or a TOML file")
     command.add_argument("--stage", required=True, help="stage, or all (an unknown one lists them)")
     command.add_argument("--store", help="store uri, the same as store.uri=...")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the file's")
 
-    command = add("bench", _bench, "Time what was measured before it was optimised; ratios within one run.")
-    command.add_argument("name", help="benchmark, or all that measure (an unknown one lists them)")
+    command = add("bench", _bench, "Time generation, training or the store on this machine; ratios within one run.")
+    command.add_argument("name", help="benchmark, or all (an unknown one lists them)")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the report there; with all, a folder")
     command.add_argument("overrides", nargs="*", metavar="option=value", help="options of the benchmark")
     return parser
 
 
 def _config_arguments(parser: argparse.ArgumentParser, verbose: bool = True) -> None:
-    parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"TOML file (default {DEFAULT_CONFIG})")
+    shipped = f"TOML file, or a name: {', '.join(shipped_names())} (default {DEFAULT_CONFIG})"
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help=shipped)
     parser.add_argument("--store", help="store uri, the same as store.uri=...")
     if verbose:
         parser.add_argument("--verbose", action="store_true", help="log everything")
@@ -178,11 +180,8 @@ def _config_arguments(parser: argparse.ArgumentParser, verbose: bool = True) -> 
 
 
 def _config(args: argparse.Namespace) -> Config:
-    from oral_ray.cluster import store_uri
-
     overrides = [*([f"store.uri={json.dumps(args.store, ensure_ascii=False)}"] if args.store else ()), *args.overrides]
-    config = load_config(args.config, overrides)
-    return config.model_copy(update={"store": config.store.model_copy(update={"uri": store_uri(config.store.uri)})})
+    return with_absolute_store(load_config(args.config, overrides))
 
 
 def _quickstart(args: argparse.Namespace) -> None:
@@ -198,10 +197,10 @@ def _generate(args: argparse.Namespace) -> None:
     from oral_ray.generation.service import open_service
 
     service = open_service(_config(args))
-    [digest] = service.fulfil([service.stock.order(args.prompt, args.base, args.seed)])
+    [digest] = service.generate([service.catalog.condition(args.prompt, args.base, args.seed)])
     if args.out:
         service.pull(digest, args.out)
-    print(json.dumps({"id": digest, "uri": service.stock.uri(digest), "folder": str(args.out) if args.out else None}))
+    print(json.dumps({"id": digest, "uri": service.catalog.uri(digest), "folder": str(args.out) if args.out else None}))
 
 
 def _generate_remotely(args: argparse.Namespace) -> None:
@@ -229,22 +228,14 @@ def _spread(args: argparse.Namespace) -> None:
 def _study(args: argparse.Namespace) -> None:
     from oral_ray.study.stages import run_stage
 
-    args.config = f"infra/configs/{args.name}.toml"
+    args.config = args.name
     print(run_stage(_config(args), args.stage))
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from oral_ray.bench.harness import report_text
-    from oral_ray.bench.registry import ALL, check_report, run_benchmark, write_report
+    from oral_ray.bench.registry import BENCH
 
-    for name in ALL if args.name == "all" else (args.name,):
-        file = args.json / f"{name}.json" if args.json and args.name == "all" else args.json
-        if file:
-            check_report(file)
-        report = run_benchmark(name, args.overrides)
-        print(report_text(report), flush=True)
-        if file:
-            write_report(report, file)
+    BENCH.run(args.name, args.overrides, args.json, partial(print, flush=True))
 
 
 if __name__ == "__main__":

@@ -60,39 +60,11 @@ def _export(args: argparse.Namespace, show: Callable[[str], None]) -> None:
 
 
 def _inspect(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.adapters.layout import AdapterLayout
-    from oral_ray.bases.sources import open_source
-    from oral_ray.bases.spec import read_spec
-    from oral_ray.config import build_config
+    from oral_ray.adapters.inspection import inspect_base
 
-    lora = {"r": args.r, "lora_alpha": args.alpha, "target_modules": (args.targets or "q,v").split(",")}
-    config = build_config({"lora": lora, "tokens": {"token_dim": args.token_dim}})
-    with open_source(args.base) as (objects, prefix):
-        spec = read_spec(objects, prefix)
-    if not args.targets:
-        roles = {module.role for module in spec.modules}
-        usual = tuple(role for role in ("q", "v", "qkv") if role in roles) or tuple(sorted(roles))
-        config = config.model_copy(update={"lora": config.lora.model_copy(update={"target_modules": usual})})
-    layout = AdapterLayout.of(spec, config.lora, config.tokens.token_dim)
-    layout.check_rank()
-    if args.json:
-        slots = [slot.model_dump() for slot in layout.slots]
-        about = {
-            "num_tokens": layout.num_tokens,
-            "num_parameters": layout.num_parameters,
-            "num_bytes": layout.num_bytes,
-        }
-        show(json.dumps({"model_type": spec.model_type, "architecture": spec.digest, **about, "slots": slots}))
-        return
-    show(f"{spec.metadata}\narchitecture {spec.digest}")
-    show(f"{'module':56} {'factor':6} {'shape':>16} {'tokens':>7}")
-    for slot in layout.slots:
-        shape = "x".join(map(str, slot.shape(args.r)))
-        show(f"{slot.module:56} {slot.factor:6} {shape:>16} {args.r * slot.chunks:7d}")
-    show(
-        f"{len(layout.slots)} slots, {layout.num_tokens:,} tokens of {layout.token_dim}, "
-        f"{layout.num_parameters:,} parameters, {layout.num_bytes:,} bytes in float32"
-    )
+    targets = args.targets.split(",") if args.targets else None
+    found = inspect_base(args.base, args.r, args.alpha, targets, args.token_dim)
+    show(json.dumps(found.as_json) if args.json else found.text)
 
 
 def _verify(args: argparse.Namespace, show: Callable[[str], None]) -> int:
@@ -112,10 +84,8 @@ def _verify(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
 def _score(args: argparse.Namespace, show: Callable[[str], None]) -> None:
     from oral_ray.evaluation.verify import score_adapter
-    from oral_ray.tasks import load_task
 
     if args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}, at least 1 example must be scored")
-    task = load_task(args.task)
-    correct = score_adapter(args.adapter, args.base, task, args.split, args.limit, args.dtype)
-    show(json.dumps({"task": task.id, "split": args.split, "value": sum(correct) / len(correct), "n": len(correct)}))
+    score = score_adapter(args.adapter, args.base, args.task, args.split, args.limit, args.dtype)
+    show(json.dumps(score.model_dump()))

@@ -2,15 +2,13 @@
 
 import argparse
 import json
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from oral_ray.errors import ConfigError, ReleaseError
-
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from oral_ray.store.operations import StoreOperations
 
 
 def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
@@ -72,155 +70,69 @@ def add_store_commands(commands: Any, show: Callable[[str], None]) -> None:
 
 
 def _pull(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.objects import open_existing
-    from oral_ray.store.adapters import AdapterStore
-    from oral_ray.store.releases import ReleaseStore
-
-    objects, is_published = open_existing(args.store), "/" in args.adapter
-    store = AdapterStore(objects)
-    if args.public_key and not is_published:
-        raise ConfigError(f"only published adapters are signed; give BASE/ADAPTER_ID instead of {args.adapter!r}")
-    digest = ReleaseStore(objects).digest_of(args.adapter) if is_published else args.adapter
-    if args.public_key:
-        show(str(store.pull_published(f"{args.published}/{args.adapter}", digest, args.folder, args.public_key)))
-    else:
-        show(str(store.pull(digest, args.folder)))
+    show(str(_opened(args).pull(args.adapter, args.folder, args.public_key)))
 
 
 def _list(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.objects import open_existing
-    from oral_ray.store.releases import ReleaseStore
-
-    objects = open_existing(args.store)
-    releases = ReleaseStore(objects)
-    latest = []
-    for base, name in [(of, name) for of in releases.bases() for name in releases.names(of)]:
-        seq = releases.sequence(base, name)[-1]
-        try:
-            latest.append((base, name, seq, releases.get(base, name, seq)))
-        except ReleaseError as error:  # the others are listed
-            logger.error("%s", error)
+    store = _opened(args)
+    latest = store.latest_releases()
     if args.json:
         found: dict[str, dict[str, Any]] = {}
-        for base, name, seq, release in latest:
-            found.setdefault(base, {})[name] = release.shown(objects.uri) | {"sequence": seq}
+        for base_id, name, number, release in latest:
+            found.setdefault(base_id, {})[name] = release.shown(store.uri) | {"sequence": number}
         show(json.dumps(found))
         return
-    for base, name, seq, release in latest:
-        show(f"{base}  {name}  release {seq}  generator {release.generator[:12]}")
+    for base_id, name, number, release in latest:
+        show(f"{base_id}  {name}  release {number}  generator {release.generator[:12]}")
         for adapter in release.adapters:
-            uri = adapter.uri_in(objects.uri)
+            uri = adapter.uri_in(store.uri)
             show(f"  {adapter.adapter_id:44} {adapter.arm:12} validation {adapter.score:.3f}  {uri}")
     if not latest:
         show(f"no releases in {args.store}; run jobs/regenerate.py")
 
 
 def _collect(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.objects import open_existing
-    from oral_ray.store.garbage import collect, plan_collection
-
-    if args.keep_releases is not None and args.keep_releases < 1:
-        raise ConfigError(f"--keep-releases is {args.keep_releases}, at least the latest release must be kept")
-    objects = open_existing(args.store)
-    units = plan_collection(objects, args.grace_h * 3600, args.published, args.keep_releases)
+    store = _opened(args)
+    units = store.garbage(args.grace_h * 3600, args.keep_releases)
     for unit in units:
         show(f"{unit.name}  {unit.num_bytes:,} bytes: {unit.reason}")
     total = f"{len(units)} things, {sum(unit.num_bytes for unit in units):,} bytes"
-    show(
-        f"deleted {total} ({collect(objects, units, args.published)} objects)"
-        if args.delete
-        else f"{total}; --delete removes them"
-    )
+    show(f"deleted {total} ({store.delete(units)} objects)" if args.delete else f"{total}; --delete removes them")
 
 
 def _check(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.objects import open_existing
-    from oral_ray.store.fsck import find_faults
-
-    objects = open_existing(args.store)
-    faults = list(find_faults(objects, args.published, args.public_key))
+    store = _opened(args)
+    faults = list(store.faults(args.public_key))
     for fault in faults:
         show(fault)
     if faults:
         show(f"{len(faults)} faults in {args.store}")
         raise SystemExit(1)
-    is_empty = next(iter(objects.list()), None) is None
-    show(f"{args.store} is {'empty: nothing is stored there' if is_empty else 'whole'}")
+    show(f"{args.store} is {'empty: nothing is stored there' if store.is_empty() else 'whole'}")
 
 
 def _show(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    releases, store_uri = _releases(args)
-    found = []
-    for name in [args.name] if args.name else releases.names(args.base):
-        number = int(args.which) if args.which.isdigit() else releases.alias(args.base, name, args.which)
-        if number in releases.sequence(args.base, name):
-            found.append(releases.get(args.base, name, number))
-    if not found and args.name:
-        _name(releases, args)  # says which names there are where this is none of them
-    if not found:
-        raise ReleaseError(_no_release(releases, args.base, args.which))
-    for release in found:
-        show(json.dumps(release.shown(store_uri), indent=1))
+    store = _opened(args)
+    for release in store.releases(args.base, args.which, args.name):
+        show(json.dumps(release.shown(store.uri), indent=1))
 
 
 def _alias(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    from oral_ray.objects import open_existing
-    from oral_ray.store.adapters import AdapterStore
-
-    releases, _ = _releases(args)
-    name = _name(releases, args)
-    seq = _number(releases, args.base, name, args.which)
-    if args.public_key:
-        store = AdapterStore(open_existing(args.store))
-        for adapter in releases.get(args.base, name, seq).adapters:
-            where = f"{args.published}/{args.base}/{adapter.adapter_id}"
-            store.check_published(where, adapter.digest, args.public_key)
-    releases.set_alias(args.base, name, args.alias, seq)
-    show(f"{args.alias} of {args.base} is release {seq} of {name}")
+    name, number = _opened(args).set_alias(args.base, args.name, args.alias, args.which, args.public_key)
+    show(f"{args.alias} of {args.base} is release {number} of {name}")
 
 
 def _roll_back(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    releases, _ = _releases(args)
-    name = _name(releases, args)
-    seq = releases.roll_back(args.base, name, args.alias)
-    show(f"{args.alias} of {args.base} is release {seq} of {name}")
+    name, number = _opened(args).roll_back(args.base, args.name, args.alias)
+    show(f"{args.alias} of {args.base} is release {number} of {name}")
 
 
 def _diff(args: argparse.Namespace, show: Callable[[str], None]) -> None:
-    releases, _ = _releases(args)
-    name = _name(releases, args)
-    numbers = [_number(releases, args.base, name, which) for which in (args.old, args.new)]
-    for line in releases.diff(args.base, name, *numbers) or ["no adapter changed"]:
+    for line in _opened(args).diff(args.base, args.name, args.old, args.new) or ["no adapter changed"]:
         show(line)
 
 
-def _releases(args: argparse.Namespace) -> tuple[Any, str]:
-    """The releases of the store, and its uri."""
-    from oral_ray.objects import open_existing
-    from oral_ray.store.releases import ReleaseStore
+def _opened(args: argparse.Namespace) -> "StoreOperations":
+    from oral_ray.store.operations import StoreOperations
 
-    objects = open_existing(args.store)
-    return ReleaseStore(objects), objects.uri
-
-
-def _name(releases: Any, args: argparse.Namespace) -> str:
-    """The name that is meant: the given one, or the only one that the base has."""
-    names = releases.names(args.base)
-    if args.name in names or (args.name is None and len(names) == 1):
-        return args.name or names[0]
-    if args.name is None and names:
-        raise ReleaseError(f"base {args.base!r} has releases of {', '.join(names)}; say which with --name")
-    wanted = f" of {args.name!r}" if args.name else ""
-    raise ReleaseError(f"base {args.base!r} has no release{wanted}; there are {', '.join(names) or 'none'}")
-
-
-def _number(releases: Any, base_id: str, name: str, which: str) -> int:
-    number = int(which) if which.isdigit() else releases.alias(base_id, name, which)
-    if number not in releases.sequence(base_id, name):
-        raise ReleaseError(_no_release(releases, base_id, which))
-    return number
-
-
-def _no_release(releases: Any, base_id: str, which: str) -> str:
-    known = "; ".join(f"{name}: {releases.sequence(base_id, name)}" for name in releases.names(base_id))
-    return f"base {base_id!r} has no release {which!r}; there are {known or 'none'}"
+    return StoreOperations(args.store, getattr(args, "published", "published"))

@@ -205,16 +205,16 @@ def _settings(url: str, token: str | None, timeout_s: float) -> dict[str, Any]:
 
 
 def _request(
-    prompt: str, base: str, seed: int, r: int | None, lora_alpha: float | None, targets: Sequence[str] | None,
-    strength: float,
+    prompt: str, base_id: str, seed: int, r: int | None, lora_alpha: float | None, targets: Sequence[str] | None,
+    scale: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The body: what was not asked for is left out, so that the service's defaults hold."""
     if isinstance(targets, str):
         raise ServiceError(f"target_modules is the text {targets!r}; give a list of names, such as ['q', 'v']")
     chosen: dict[str, Any] = {"r": r, "lora_alpha": lora_alpha}
     chosen["target_modules"] = None if targets is None else list(targets)
-    chosen["strength"] = strength if strength != 1.0 else None
-    return {"prompt": prompt, "base": base, "seed": seed} | {k: v for k, v in chosen.items() if v is not None}
+    chosen["strength"] = scale if scale != 1.0 else None
+    return {"prompt": prompt, "base": base_id, "seed": seed} | {k: v for k, v in chosen.items() if v is not None}
 
 
 def _arguments(call: Call) -> dict[str, Any]:

@@ -147,9 +147,9 @@ def list_bases(patience: Patience) -> Flow[tuple[Base, ...]]:
     return _read(BaseList, (yield from exchange(Call("GET", "/v1/bases"), patience))).items
 
 
-def list_releases(base: str | None, patience: Patience) -> Flow[tuple[Release, ...]]:
+def list_releases(base_id: str | None, patience: Patience) -> Flow[tuple[Release, ...]]:
     """The latest release of every base, or all of one base, newest first."""
-    call = Call("GET", "/v1/releases", params={"base": base} if base else {})
+    call = Call("GET", "/v1/releases", params={"base": base_id} if base_id else {})
     return _read(ReleaseList, (yield from exchange(call, patience))).items
 
 

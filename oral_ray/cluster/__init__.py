@@ -2,16 +2,14 @@
 
 with session(config.cluster, config.determinism):
     results = run_tasks([(train_one, (item,)) for item in items], config.cluster, retries=2, label="corpus", ...)
+
+What this module names is imported without ray. `cluster.data` (Parquet files) and `cluster.training` (Ray Train) import
+it, so a stage imports them where it has work for them.
 """
 
-from oral_ray.cluster.connection import device_of, in_submitted_job, limit_threads, session, store_uri
-from oral_ray.cluster.data import fold_parquet, write_parquet
-from oral_ray.cluster.metrics import scrape_metrics
+from oral_ray.cluster.connection import device_of, limit_threads, session
 from oral_ray.cluster.tasks import Call, each_task, run_tasks
-from oral_ray.cluster.training import run_workers, worker_checkpoint, worker_rank, worker_report, worker_rows
 
 __all__ = [
-    "Call", "device_of", "each_task", "fold_parquet", "in_submitted_job", "limit_threads", "run_tasks", "run_workers",
-    "scrape_metrics", "session", "store_uri", "worker_checkpoint", "worker_rank", "worker_report", "worker_rows",
-    "write_parquet",
+    "Call", "device_of", "each_task", "limit_threads", "run_tasks", "session",
 ]  # fmt: skip

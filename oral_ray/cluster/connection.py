@@ -1,24 +1,22 @@
-"""The connection to Ray, where its jobs keep their files, and how many threads a process takes.
+"""The connection to Ray, and how many threads a process takes.
 
 Inside `ray job submit` (RAY_ADDRESS is set) the job's cluster is used, else a private one on this machine, with token
-authentication, without dashboard, gone at the end of the block.
+authentication, without dashboard, gone at the end of the block. Either begins with the first work that needs it: a run
+that finds everything done starts nothing, and imports no ray.
 """
 
 import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Iterator
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator
 
-import ray
-import ray.data
 import torch
 
 from oral_ray.config import ClusterConfig
 from oral_ray.errors import ConfigError
 
-logger = logging.getLogger(__name__)
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 # A private session is foreground work on one machine. Ray would give its workers the lowest priority but for four, and
@@ -32,10 +30,15 @@ _PRIVATE = {
 }
 
 
+_connect: Callable[[], None] | None = None
+"""What connects this process to Ray: set inside a session, taken by the first work that needs Ray."""
+
+
 @contextlib.contextmanager
 def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
-    """Connect to Ray for a block; an already connected process is left connected."""
-    if ray.is_initialized():
+    """Have Ray for a block: the first work that needs it connects; a process that is connected already is left so."""
+    global _connect
+    if _connect is not None or _is_connected():
         yield
         return
     for name, value in _QUIET.items():
@@ -43,71 +46,76 @@ def session(config: ClusterConfig, determinism: bool) -> Iterator[None]:
     if config.address == "none":
         yield
         return
-    address = os.environ.get("RAY_ADDRESS") or config.address
-    if address == "local":
-        for name, value in _PRIVATE.items():
-            os.environ.setdefault(name, value)
-        # Ray turns token authentication on by itself (where RAY_AUTH_MODE does not say no) and would write the token to
-        # the home folder; a token of this process's own is neither shared nor left behind.
-        if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus or os.cpu_count(),
-            include_dashboard=False,
-            object_store_memory=config.object_store_bytes,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-        if config.gpus_per_task > (there := ray.cluster_resources().get("GPU", 0)):  # its tasks would wait for ever
+
+    def connect() -> None:
+        _start(config)
+        _set_data_context(determinism)
+
+    _connect = connect
+    try:
+        yield
+    finally:
+        _connect = None
+        if _is_connected():
+            import ray
+
             ray.shutdown()
-            raise ConfigError(
-                f"cluster.gpus_per_task={config.gpus_per_task:g}, and this machine has {there:g} GPUs; set 0"
-            )
-    else:
+
+
+def require_ray(what: str) -> None:
+    """Connect to Ray; ConfigError where the session has none: Ray itself would start a default cluster and a dashboard."""
+    if _is_connected():
+        return
+    if _connect is None:
+        raise ConfigError(f"{what} needs Ray, and cluster.address='none' has none; use 'local' or a cluster's address")
+    _connect()
+
+
+def _is_connected() -> bool:
+    """Whether this process is connected to Ray, which takes no import of it to tell."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _start(config: ClusterConfig) -> None:
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS") or config.address
+    if address != "local":
         try:
             ray.init(address=address, logging_level=logging.WARNING)
         except ConnectionError as error:
             raise ConfigError(
                 f"no Ray cluster at cluster.address={address!r}: {error}; start one or use 'local'"
             ) from None
+        return
+    for name, value in _PRIVATE.items():
+        os.environ.setdefault(name, value)
+    # Ray turns token authentication on by itself (where RAY_AUTH_MODE does not say no) and would write the token to
+    # the home folder; a token of this process's own is neither shared nor left behind.
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=config.num_cpus or os.cpu_count(),
+        include_dashboard=False,
+        object_store_memory=config.object_store_bytes,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    if config.gpus_per_task > (there := ray.cluster_resources().get("GPU", 0)):  # its tasks would wait for ever
+        ray.shutdown()
+        raise ConfigError(f"cluster.gpus_per_task={config.gpus_per_task:g}, and this machine has {there:g} GPUs; set 0")
+
+
+def _set_data_context(determinism: bool) -> None:
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # so that an OralError arrives as one
     context.execution_options.preserve_order = determinism
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def require_ray(what: str) -> None:
-    """ConfigError outside a session that has Ray: Ray itself would start a default cluster, dashboard and all."""
-    if not ray.is_initialized():
-        raise ConfigError(f"{what} needs Ray, and cluster.address='none' has none; use 'local' or a cluster's address")
-
-
-def store_uri(uri: str) -> str:
-    """An absolute uri for workers. Inside a submitted job a relative folder would vanish with the job's temporary copy
-    of the working directory, so it is taken relative to ORAL_HOME (default ~/.oral-ray) there."""
-    if "://" in uri:
-        return uri
-    path = Path(uri).expanduser()
-    if not path.is_absolute() and in_submitted_job():
-        path = Path(os.environ.get("ORAL_HOME", Path.home() / ".oral-ray")) / path
-        logger.warning(
-            "store %r is relative and this is a submitted job: using %s (set ORAL_HOME to move it)", uri, path
-        )
-    if odd := {*"#?%"} & {*str(path.absolute())}:  # a uri would be cut or decoded there, and lead to another folder
-        raise ConfigError(f"store folder {str(path.absolute())!r} holds {min(odd)!r}; choose one without '#', '?', '%'")
-    return f"file://{path.absolute()}"
-
-
-def in_submitted_job() -> bool:
-    """Whether this process works in Ray's copy of a job's working directory (`ray job submit --working-dir`)."""
-    return "/runtime_resources/working_dir_files/" in str(Path.cwd())
 
 
 def limit_threads(num_threads: int, determinism: bool) -> None:

@@ -6,12 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ray
-import ray.exceptions
 from tqdm import tqdm
 
-from oral_ray.cluster.connection import limit_threads
-from oral_ray.cluster.failures import users_error
+from oral_ray.cluster.connection import limit_threads, require_ray
 from oral_ray.config import ClusterConfig
 from oral_ray.errors import OralError, OutOfTimeError
 
@@ -53,6 +50,8 @@ def each_task(
         limit_threads(config.threads_per_task, determinism)
         return function(*arguments)
 
+    if not calls:
+        return
     if config.address == "none":
         finished = _one_by_one(calls, call, config, retries, retry_on)
     else:
@@ -75,8 +74,12 @@ def _on_ray(
     calls: Sequence[Call], call: Callable[..., Any], config: ClusterConfig, retries: int,
     retry_on: tuple[type[Exception], ...], label: str,
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
-    if not calls:
-        return
+    import ray
+    import ray.exceptions
+
+    from oral_ray.cluster.failures import users_error
+
+    require_ray(label)
     asked: dict[str, Any] = {"num_cpus": config.cpus_per_task, "max_retries": retries}
     if config.gpus_per_task:  # said to `remote`, and not to `options`, it makes every task a process of its own
         asked["num_gpus"] = config.gpus_per_task
@@ -120,6 +123,8 @@ def _one_by_one(
 
 def num_in_flight(config: ClusterConfig) -> int:
     """How many tasks may be in flight at once: those of `num_cpus`, by default as many CPUs as the cluster has now."""
+    import ray
+
     cpus = config.num_cpus or ray.cluster_resources().get("CPU", 1)
     return max(1, int(cpus / config.cpus_per_task))
 

@@ -4,7 +4,7 @@ Functions take their section, never the whole `Config`. Unknown keys are errors,
 (`kind = ...`), secrets never stand here. `canonical_json` is the one spelling of a value that is hashed: the
 fingerprint of a recipe names everything a job writes.
 
-    config = load_config("infra/configs/quickstart.toml", ["seed=1", "training.engine.kind=torch"])
+    config = load_config("quickstart", ["seed=1", "training.engine.kind=torch"])
     print(fingerprint(config.training))
 """
 
@@ -14,9 +14,11 @@ from oral_ray.config.corpus import CorpusConfig
 from oral_ray.config.evaluation import EvaluationConfig, StudyConfig
 from oral_ray.config.generator import (
     ConditionConfig,
+    ConvDenoiserConfig,
     DiffusionObjective,
     GeneratorConfig,
     LatentConfig,
+    MlpDenoiserConfig,
     RegressionObjective,
 )
 from oral_ray.config.identity import canonical_json, derive_seed, fingerprint
@@ -24,6 +26,7 @@ from oral_ray.config.lora import LoraSettings
 from oral_ray.config.nightly import RegenerateConfig
 from oral_ray.config.section import IDENTIFIER, Distinct, Dtype, Fraction, Identifier, Section
 from oral_ray.config.serve import ServeConfig
+from oral_ray.config.shipped import DEFAULT_CONFIG, find_config, shipped_names
 from oral_ray.config.store import CacheConfig, S3Config, SigningConfig, StoreConfig
 from oral_ray.config.tasks import TasksConfig
 from oral_ray.config.tokens import TokensConfig
@@ -33,10 +36,13 @@ from oral_ray.config.training import (
     SamplingConfig,
     TorchEngine,
     TrainingConfig,
+    VersionPool,
 )
 from oral_ray.config.tree import Config, build_config, build_section, load_config, with_overrides
+from oral_ray.local.record import Record
 
 __all__ = [
+    "DEFAULT_CONFIG",
     "IDENTIFIER",
     "BaseVersion",
     "BasesConfig",
@@ -44,6 +50,7 @@ __all__ = [
     "ClusterConfig",
     "ConditionConfig",
     "Config",
+    "ConvDenoiserConfig",
     "CorpusConfig",
     "DeepSpeedEngine",
     "DiffusionObjective",
@@ -59,7 +66,9 @@ __all__ = [
     "LandedOrigin",
     "LatentConfig",
     "LoraSettings",
+    "MlpDenoiserConfig",
     "PretrainOrigin",
+    "Record",
     "RegenerateConfig",
     "RegressionObjective",
     "S3Config",
@@ -73,11 +82,14 @@ __all__ = [
     "TokensConfig",
     "TorchEngine",
     "TrainingConfig",
+    "VersionPool",
     "build_config",
     "build_section",
     "canonical_json",
     "derive_seed",
+    "find_config",
     "fingerprint",
     "load_config",
+    "shipped_names",
     "with_overrides",
 ]

@@ -26,7 +26,7 @@ class EvolveOrigin(Section):
     batch_size: PositiveInt = Field(default=32, description="Pairs per step.")
     learning_rate: PositiveFloat = Field(default=5e-5, description="Learning rate of AdamW.")
     temperature: PositiveFloat = Field(default=0.05, description="Temperature of the contrastive loss.")
-    seed: int = Field(default=0, description="Seed of the order of pairs.")
+    seed: int = Field(default=0, description="Seed of the order in which pairs are read.")
     threads: PositiveInt = Field(default=2, description="CPU threads of this training.")
 
 
@@ -41,7 +41,7 @@ class PretrainOrigin(Section):
     block_tokens: PositiveInt = Field(default=128, description="Text tokens per block.")
     learning_rate: PositiveFloat = Field(default=1e-4, description="Learning rate of AdamW.")
     dtype: Dtype = Field(default="float32", description="Number format of the model while it trains.")
-    seed: int = Field(default=0, description="Seed of the order of blocks.")
+    seed: int = Field(default=0, description="Seed of the order in which blocks are read.")
     threads: PositiveInt = Field(default=2, description="CPU threads of this training.")
 
 

@@ -26,7 +26,8 @@ class ClusterConfig(Section):
     )
     threads_per_task: PositiveInt = Field(default=1, description="CPU threads per task.")
     object_store_bytes: PositiveInt = Field(
-        default=400_000_000, description="Bytes of Ray's object store of a private cluster."
+        default=400_000_000,
+        description="Bytes of Ray's object store, where the address is `local`; another cluster has its own.",
     )
     stop_after_s: PositiveFloat | None = Field(
         default=None,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from oral_ray.config.lora import LoraSettings
 from oral_ray.config.section import Distinct, Section
@@ -28,23 +28,30 @@ class CorpusConfig(Section):
     )
     num_examples: PositiveInt | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
         description="Every training, that of the generator too, reads the first so many examples of a task; what the "
         "frozen base does to them below the first adapted layer is computed once and kept in the cache folder. "
         "None: all examples.",
     )
     steps: PositiveInt = Field(default=80, description="Training steps per adapter (`joint`: per version).")
-    batch_size: PositiveInt = Field(default=16, description="Examples per step.")
-    learning_rate: PositiveFloat = Field(default=2e-3, description="Learning rate of AdamW.")
+    batch_size: PositiveInt = Field(default=16, description="Examples of the task per training step.")
+    learning_rate: PositiveFloat = Field(default=2e-3, description="Learning rate of AdamW, the same at every step.")
     keep_last: PositiveInt = Field(
-        default=10, description="How many checkpoints per training are kept, one per step, the last."
+        default=10, description="Adapters that are kept of each training: those after its last so many steps."
     )
     init_seed: int = Field(default=0, description="Seed of the factors that all trainings of a layout start from.")
     start: str = Field(
         default="",
         pattern=r"^([0-9a-f]{64})?$",
-        exclude_if=lambda value: not value,
         description="Digest of the adapter in the store that every training starts from, such as one for all tasks "
         "(`jobs/multitask.py`); it fits one architecture and one set of LoRA settings. Empty: a fresh adapter.",
     )
     retries: NonNegativeInt = Field(default=2, description="How often a training is tried again whose worker failed.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "CorpusConfig":
+        if (self.seeds_per_generator or 0) > len(self.seeds):
+            raise ValueError(
+                f"seeds_per_generator={self.seeds_per_generator} and there are {len(self.seeds)} seeds; lower it, or add "
+                "to seeds"
+            )
+        return self

@@ -47,19 +47,23 @@ class EvaluationConfig(Section):
     )
     task_gradients: NonNegativeInt = Field(
         default=0,
-        description="Training steps on virtual versions of the static controls (`joint_virtual`, `multitask`); 0: as "
-        "many as the functional phase takes.",
+        description="Training steps of the static controls (`joint_virtual`, `multitask`) on virtual versions, for all "
+        "tasks together. 0: as many task gradients as the functional phase takes (its `steps` times `tasks_per_step`).",
     )
     strengths: tuple[PositiveFloat, ...] = Field(
         default=(1.0, 0.75, 1.25),
-        description="Factors of an adapter's change of the weights that `best_*` arms choose among.",
+        description="Factors by which the `best_*` arms multiply an adapter's change of the weights, to choose the best.",
     )
-    num_choice: PositiveInt = Field(default=64, description="Validation examples that `best_*` arms choose by.")
+    num_choice: PositiveInt = Field(
+        default=64, description="Validation examples per task that the `best_*` arms choose by."
+    )
     step_curve: tuple[PositiveInt, ...] = Field(
         default=(1, 2, 5, 10, 20),
-        description="Numbers of sampling steps to compare.",
+        description="Numbers of sampling steps that are compared in curve.parquet, besides the table.",
     )
-    step_curve_tasks: PositiveInt = Field(default=2, description="Tasks of that comparison, the first so many.")
+    step_curve_tasks: PositiveInt = Field(
+        default=2, description="Tasks of the comparison of `step_curve`: the first so many of `tasks.ids`."
+    )
     keep_states: bool = Field(
         default=False,
         description="Keep the examples' states below the adapted layers in the cache folder, for tables that are "

@@ -28,8 +28,7 @@ def resolved_toml(config: Config) -> str:
     leaves = dict(_leaves(config.model_dump(mode="json"), ""))
     lines = [f"{key} = {_toml(value)}" for key, value in leaves.items() if value is not None]
     unset = [key for key, value in leaves.items() if value is None]
-    unset += [key for key in ("corpus.start", "corpus.num_examples", "tasks.folders") if key not in leaves]
-    return "\n".join([*lines, *(f"# {key} is not set" for key in sorted(set(unset)))])
+    return "\n".join([*lines, *(f"# {key} is not set" for key in sorted(unset))])
 
 
 def explained(key: str) -> str:
@@ -37,37 +36,51 @@ def explained(key: str) -> str:
 
     Raises ConfigError for an unknown key and names the ones that are like it.
     """
-    found = dict(described_fields())
+    found: dict[str, list[tuple[str, FieldInfo]]] = {}
+    for name, kind, field in described_fields():
+        found.setdefault(name, []).append((kind, field))
     if key not in found:
         near = difflib.get_close_matches(key, found, n=3, cutoff=0.5)
         raise ConfigError(f"unknown configuration key {key!r}; did you mean {', '.join(near) or 'one of config show'}?")
-    field = found[key]
-    lines = [key, f"  {field.description}"]
     below = [other for other in found if other.startswith(f"{key}.") and "." not in other.removeprefix(f"{key}.")]
     if below:
-        return "\n".join([*lines, "", *(f"  {other}: {found[other].description}" for other in below)])
-    default = (
-        "none, it must be given" if field.is_required() else _toml(_plain(field.get_default(call_default_factory=True)))
-    )
-    return "\n".join([*lines, f"  type: {_type_text(field.annotation)}", f"  default: {default}"])
+        lines = [f"  {other}{_of(kind)}: {field.description}" for other in below for kind, field in found[other]]
+        return "\n".join([key, f"  {found[key][0][1].description}", "", *lines])
+    lines = [key]
+    for kind, field in found[key]:
+        default = "none, it must be given" if field.is_required() else _toml(_plain(field.get_default()))
+        lines += [
+            f"  {field.description}{_of(kind)}",
+            f"  type: {_type_text(field.annotation)}",
+            f"  default: {default}",
+        ]
+    return "\n".join(lines)
 
 
-def described_fields() -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of the tree with its field. An entry of a list stands for all of them: `bases.versions.id`.
+def _of(kind: str) -> str:
+    return f" (kind {kind})" if kind else ""
 
-    The options of a choice stand side by side: `training.engine.zero_stage` is one of DeepSpeed.
+
+def described_fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    """Every key of the tree, the kind of a choice that has it (else empty), its field.
+
+    An entry of a list stands for all of them: `bases.versions.id`. A key that several kinds of a choice have comes once
+    for each: `generator.width` of `tokens` and of `latent`.
     """
-    yield from dict(_fields(Config, "")).items()
+    yield from _fields(Config, "", "")
 
 
-def _fields(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+def _fields(section: type[Section], prefix: str, kind: str) -> Iterator[tuple[str, str, FieldInfo]]:
     for name, field in section.model_fields.items():
-        yield prefix + name, field
+        yield prefix + name, kind, field
         options = list(_sections(field.annotation))
         for option in options:
-            yield from _fields(option, f"{prefix}{name}.")
+            own = option.model_fields["kind"].default if len(options) > 1 else kind
+            yield from (
+                found for found in _fields(option, f"{prefix}{name}.", own) if found[0] != f"{prefix}{name}.kind"
+            )
         if len(options) > 1:  # a choice: its `kind` says which of them
-            yield f"{prefix}{name}.kind", _choice([option.model_fields["kind"] for option in options])
+            yield f"{prefix}{name}.kind", kind, _choice([option.model_fields["kind"] for option in options])
 
 
 def _choice(kinds: list[FieldInfo]) -> FieldInfo:

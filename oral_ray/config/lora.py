@@ -8,7 +8,7 @@ from oral_ray.config.section import Section
 class LoraSettings(Section):
     """Rank, strength and target modules of an adapter."""
 
-    r: PositiveInt = Field(default=4, description="Rank.")
+    r: PositiveInt = Field(default=4, description="Rank: columns of lora_B and rows of lora_A.")
     lora_alpha: PositiveFloat = Field(default=8.0, description="The change of a weight is B A times lora_alpha / r.")
     target_modules: tuple[str, ...] = Field(
         default=("q", "v"), description="Roles (`q`, `v`, `up`, ...) or module names (`q_proj`) that get an adapter."

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from oral_ray.config.section import Distinct, Identifier, Section
 
@@ -13,9 +13,13 @@ class RegenerateConfig(Section):
     """Which landed bases get adapters, what competes for publication, and when a candidate is good enough."""
 
     bases: tuple[str, ...] = Field(
-        default=("*",), description="Patterns of base ids; `*` is everything that has landed."
+        default=("*",),
+        description="Patterns of base ids (`*` and `?` as in file names); `*` is everything that has landed.",
     )
-    num_candidates: PositiveInt = Field(default=1, description="Samples of the generator per base and task.")
+    num_candidates: PositiveInt = Field(
+        default=1,
+        description="Samples of the generator per base and task that compete as `generated`, each with a seed of its own.",
+    )
     candidates: Annotated[tuple[Literal["generated", "joint", "reuse_new", "reuse_old", "refined"], ...], Distinct] = (
         Field(
             default=("generated", "joint", "reuse_new", "reuse_old"),
@@ -26,7 +30,7 @@ class RegenerateConfig(Section):
     refine_steps: PositiveInt = Field(default=10, description="Training steps of the candidate `refined`.")
     min_gain_over_base: float = Field(
         default=0.0,
-        description="Publish nothing unless the best candidate's score is above the bare base's by more than this.",
+        description="Publish nothing unless the best candidate's score is better than the bare base's by more than this.",
     )
     quiet_period_s: float = Field(
         default=0.0, description="Seconds that a landed checkpoint must have been unchanged; a file READY waives it."
@@ -45,6 +49,17 @@ class RegenerateConfig(Section):
     events: str = Field(
         default="", description="Address of an SQS queue of S3 events that --watch follows; empty: none."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "RegenerateConfig":
+        for name, candidate in (("num_candidates", "generated"), ("refine_steps", "refined")):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default and candidate not in self.candidates:
+                raise ValueError(
+                    f"{name}={value} is about the candidate {candidate!r}, which is not among candidates; add it there, "
+                    f"or leave {name} out"
+                )
+        return self
 
     def served_name(self, base_id: str) -> str:
         """The name under which a base is served."""

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
+
+from oral_ray.local.record import Record
 
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
@@ -20,10 +22,10 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 Distinct = AfterValidator(_distinct)
 
 
-class Section(BaseModel):
-    """A frozen node of the tree; an unknown key is an error."""
+class Section(Record):
+    """A frozen node of the tree; an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)

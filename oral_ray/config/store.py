@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from oral_ray.config.section import Section
 
@@ -20,8 +20,12 @@ class S3Config(Section):
         description="How often a request is tried that is throttled (503), fails (5xx) or loses its connection; the "
         "pauses between the attempts are random and grow.",
     )
-    connect_timeout_s: PositiveFloat = Field(default=10.0, description="Seconds until a connection must stand.")
-    read_timeout_s: PositiveFloat = Field(default=60.0, description="Seconds that an answer may pause.")
+    connect_timeout_s: PositiveFloat = Field(
+        default=10.0, description="Seconds in which a connection must be made before the request is tried again."
+    )
+    read_timeout_s: PositiveFloat = Field(
+        default=60.0, description="Seconds that an answer may pause before the request is tried again."
+    )
 
 
 class CacheConfig(Section):
@@ -31,6 +35,12 @@ class CacheConfig(Section):
     max_bytes: PositiveInt = Field(
         default=10_000_000_000, description="Bytes the cache may take; what was used longest ago is deleted first."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "CacheConfig":
+        if not self.folder and self.max_bytes != type(self).model_fields["max_bytes"].default:
+            raise ValueError(f"max_bytes={self.max_bytes} bounds a cache, and folder names none; set it too")
+        return self
 
 
 class SigningConfig(Section):
@@ -50,7 +60,7 @@ class StoreConfig(Section):
     """The object store that holds bases, adapters, generators, releases."""
 
     uri: str = Field(default="./oral-store", description="A folder path, `file:///...` or `s3://bucket/prefix`.")
-    s3: S3Config = Field(default=S3Config(), description="How S3 is spoken to.")
+    s3: S3Config = Field(default=S3Config(), description="How S3 is spoken to; of no effect on a folder.")
     cache: CacheConfig = Field(default=CacheConfig(), description="A local copy of what was read from S3.")
     signing: SigningConfig = Field(
         default=SigningConfig(), description="Keys to sign and verify published adapters with."

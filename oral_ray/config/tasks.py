@@ -29,7 +29,6 @@ class TasksConfig(Section):
     )
     folders: dict[str, str] = Field(
         default={},
-        exclude_if=lambda value: not value,
         description="Filled in where a run starts: fingerprints, by id, of the tasks that were read from folders. With it, "
         "a run is repeated from its store without the folders.",
     )

@@ -10,17 +10,30 @@ from oral_ray.config.section import Dtype, Fraction, Section
 class TorchEngine(Section):
     """Plain PyTorch, DistributedDataParallel when there is more than one worker."""
 
-    kind: Literal["torch"] = Field(default="torch", description="Plain PyTorch.")
+    kind: Literal["torch"] = Field(
+        default="torch", description="Plain PyTorch, with DistributedDataParallel for several workers."
+    )
 
 
 class DeepSpeedEngine(Section):
     """DeepSpeed ZeRO."""
 
-    kind: Literal["deepspeed"] = Field(default="deepspeed", description="DeepSpeed.")
+    kind: Literal["deepspeed"] = Field(default="deepspeed", description="DeepSpeed ZeRO, which shards over workers.")
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        default=2, description="What is sharded over workers: nothing, optimizer states, gradients too, parameters too."
+        default=2,
+        description="What is sharded over workers. 0: nothing, 1: optimizer states, 2: gradients too, 3: parameters too.",
     )
     offload_optimizer: bool = Field(default=False, description="Keep optimizer states in host memory.")
+
+
+class VersionPool(Section):
+    """A fixed number of virtual versions, whose states below the first adapted layer are computed once.
+
+    The states are kept in the cache folder; the examples of the pool are the only ones that the phase reads.
+    """
+
+    num_versions: PositiveInt = Field(description="Virtual versions in the pool.")
+    num_examples: PositiveInt = Field(default=32, description="Examples of every task that each version has.")
 
 
 class FunctionalPhase(Section):
@@ -29,31 +42,35 @@ class FunctionalPhase(Section):
     Half of the virtual versions are convex mixes of the seen ones, half lie past the newest version of a line.
     """
 
-    steps: NonNegativeInt = Field(default=0, description="Steps of the phase; 0: no second phase.")
-    tasks_per_step: PositiveInt = Field(default=1, description="Tasks per step and worker.")
+    steps: NonNegativeInt = Field(
+        default=0,
+        description="Steps of the phase; 0: no second phase. The static controls (`evaluation.task_gradients`) draw "
+        "virtual versions and examples by the other settings of this section in either case.",
+    )
+    tasks_per_step: PositiveInt = Field(
+        default=1, description="Tasks per step and worker, each with an adapter of its own."
+    )
     further_frac: Fraction = Field(default=0.5, description="Probability that a task is one of `tasks.further`.")
     num_examples: PositiveInt = Field(default=16, description="Examples of each task per step and worker.")
     batch_size: PositiveInt = Field(
         default=4,
-        description="Adapters per worker in the diffusion loss that stays beside it.",
+        description="Adapters per worker and step in the diffusion loss, which goes on beside the task loss.",
     )
     steps_per_base: PositiveInt = Field(default=1, description="Steps on one virtual version before the next is drawn.")
-    learning_rate: PositiveFloat = Field(default=3e-4, description="Learning rate of the phase.")
-    diffusion_weight: float = Field(default=0.3, description="Weight of the diffusion loss beside the task loss.")
+    learning_rate: PositiveFloat = Field(
+        default=3e-4, description="Highest learning rate of the phase, with a warm-up and a cosine of its own."
+    )
+    diffusion_weight: float = Field(
+        default=0.3, description="What the diffusion loss is multiplied by before it is added to the task loss."
+    )
     extrapolation: float = Field(
         default=1.0,
-        description="How far past the newest version a virtual one lies, in times of its way from an older one.",
+        description="How far past the newest version of a line a virtual one lies at most, as a multiple of the difference "
+        "from an older version of the line.",
     )
-    num_versions: PositiveInt | None = Field(
+    pool: VersionPool | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,
-        description="Draw virtual versions from a pool of so many, whose states below the first adapted layer are "
-        "computed once and kept in the cache folder. None: a new one every time.",
-    )
-    version_examples: PositiveInt = Field(
-        default=32,
-        exclude_if=lambda value: value == 32,
-        description="Examples of every task that each version of the pool has (with `num_versions`).",
+        description="Draw virtual versions from a pool that is made once. None: a new version every time.",
     )
 
 
@@ -67,7 +84,9 @@ class TrainingConfig(Section):
     engine: TorchEngine | DeepSpeedEngine = Field(
         discriminator="kind", default=TorchEngine(), description="What runs a training step."
     )
-    num_workers: PositiveInt = Field(default=1, description="Workers of the Ray Train run.")
+    num_workers: PositiveInt = Field(
+        default=1, description="Workers that train together, each with its share of the corpus and of every batch."
+    )
     min_workers: PositiveInt | None = Field(
         default=None,
         description="Go on with so few workers while the cluster has no room for more; None: wait for all.",
@@ -78,36 +97,57 @@ class TrainingConfig(Section):
     dtype: Dtype = Field(default="float32", description="Number format of activations; bfloat16 by autocast.")
     steps: PositiveInt = Field(default=1000, description="Steps of the diffusion phase.")
     batch_size: PositiveInt = Field(default=16, description="Adapters per step, over all workers together.")
-    accumulation: PositiveInt = Field(default=1, description="Parts in which a worker takes its share of a batch.")
+    accumulation: PositiveInt = Field(
+        default=1,
+        description="Parts into which a worker cuts its share of a batch, one after another: more take less memory.",
+    )
     window_tokens: PositiveInt | None = Field(
         default=None,
         description="Train on at most so many consecutive tokens of an adapter per step; None: on all of them.",
     )
     activation_checkpointing: bool = Field(
         default=False,
-        description="Compute activations again instead of keeping them.",
+        description="Compute the activations of layers again in the backward pass instead of keeping them: less memory, "
+        "more time, the same result.",
     )
-    learning_rate: PositiveFloat = Field(default=1e-3, description="Highest learning rate; it falls by a cosine.")
+    learning_rate: PositiveFloat = Field(
+        default=1e-3, description="Highest learning rate of the diffusion phase; it falls to 0 by a cosine."
+    )
     weight_decay: NonNegativeFloat = Field(default=0.0, description="Weight decay of AdamW.")
-    warmup_steps: NonNegativeInt = Field(default=20, description="Steps over which the learning rate rises.")
+    warmup_steps: NonNegativeInt = Field(
+        default=20, description="Steps over which the learning rate rises from 0, at the start of each phase."
+    )
     high_noise_bias: PositiveFloat = Field(
         default=4.0,
-        description="Noise levels are u^(1/bias), u uniform: 1 is uniform, more trains mostly at high noise.",
+        description="Which noise levels t, from 0 to 1, training draws: t = u^(1 / high_noise_bias) with u uniform. 1 is "
+        "uniform, more is mostly high noise.",
     )
-    ema_decay: Fraction = Field(default=0.99, description="Decay of the average of the weights, which is what is kept.")
-    grad_clip: PositiveFloat = Field(default=1.0, description="Largest norm of the gradient.")
-    validation_frac: Fraction = Field(default=0.05, description="Share of the adapters that are held out.")
+    ema_decay: Fraction = Field(
+        default=0.99,
+        description="Decay per step of the moving average of the weights; the average is what is kept and sampled from.",
+    )
+    grad_clip: PositiveFloat = Field(
+        default=1.0, description="Norm of a step's gradient; a larger one is scaled down to it."
+    )
+    validation_frac: Fraction = Field(
+        default=0.05,
+        description="Share of the corpus's adapters that are held out from training, to read the validation loss on.",
+    )
     validate_every: PositiveInt = Field(default=100, description="Steps between readings of the held-out loss.")
-    checkpoint_every: PositiveInt = Field(default=200, description="Steps between checkpoints.")
+    checkpoint_every: PositiveInt = Field(
+        default=200, description="Steps between checkpoints, from which a run that was stopped goes on."
+    )
     checkpoint_upload: Literal["async", "sync"] = Field(
-        default="async", description="Upload checkpoints while training goes on, or wait for each."
+        default="async", description="`async`: upload a checkpoint while training goes on; `sync`: wait for each."
     )
     cache_bytes: PositiveInt = Field(
         default=2_000_000_000,
         description="Bytes of rows that a worker keeps in memory; larger shares are streamed anew.",
     )
     functional: FunctionalPhase = Field(default=FunctionalPhase(), description="The second phase of training.")
-    max_failures: NonNegativeInt = Field(default=3, description="Lost workers that a run survives.")
+    max_failures: NonNegativeInt = Field(
+        default=3, description="How often a run goes on from its last checkpoint after a worker was lost."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":
@@ -130,8 +170,14 @@ class TrainingConfig(Section):
 class SamplingConfig(Section):
     """How adapters are sampled."""
 
-    sampler: Literal["ddpm", "ddim", "dpmpp"] = Field(default="ddim", description="Sampler of the diffusion.")
-    num_steps: PositiveInt = Field(default=10, description="Denoising steps.")
+    sampler: Literal["ddpm", "ddim", "dpmpp"] = Field(
+        default="ddim",
+        description="Sampler of the diffusion. `ddpm` draws noise at every step, `ddim` and `dpmpp` (DPM-Solver++) only at "
+        "the start; large adapters are sampled in pieces by these two only.",
+    )
+    num_steps: PositiveInt = Field(
+        default=10, description="Denoising steps; each calls the denoiser once per term of the guidance."
+    )
     guidance_text: float = Field(default=1.0, description="Guidance scale of the prompt; 1 is no guidance.")
     guidance_model: float = Field(default=1.0, description="Guidance scale of the base; 1 is no guidance.")
     batch_size: PositiveInt = Field(default=64, description="Adapters that are sampled together at most.")

@@ -5,35 +5,46 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from oral_ray.config.bases import BasesConfig
 from oral_ray.config.cluster import ClusterConfig
 from oral_ray.config.corpus import CorpusConfig
 from oral_ray.config.evaluation import EvaluationConfig, StudyConfig
-from oral_ray.config.generator import ConditionConfig, GeneratorConfig
+from oral_ray.config.generator import ConditionConfig, GeneratorConfig, LatentConfig
 from oral_ray.config.lora import LoraSettings
 from oral_ray.config.nightly import RegenerateConfig
 from oral_ray.config.section import Identifier, S, Section
 from oral_ray.config.serve import ServeConfig
+from oral_ray.config.shipped import find_config, shipped_names
 from oral_ray.config.store import StoreConfig
 from oral_ray.config.tasks import TasksConfig
 from oral_ray.config.tokens import TokensConfig
 from oral_ray.config.training import SamplingConfig, TrainingConfig
 from oral_ray.errors import ConfigError
 
+_MOVED = {
+    "generator.conv_channels": "it is generator.denoiser.channels, with generator.denoiser.kind=conv before it",
+    "generator.denoiser_blocks": "it is generator.denoiser.num_blocks",
+    "generator.denoiser_width": "it is generator.denoiser.width",
+    "generator.latent": "set generator.kind=latent, and its sizes beside that, as in generator.patch",
+    "training.functional.num_versions": "it is training.functional.pool.num_versions",
+    "training.functional.version_examples": "it is training.functional.pool.num_examples",
+}
+"""Keys that files of version 0.1 have -> where what they say stands."""
+
 
 class Config(Section):
     """The whole tree; one run is one complete file."""
 
     name: Identifier = Field(default="run", description="Name of the run: its generator and its releases carry it.")
-    seed: int = Field(default=0, description="Seed of everything that is random.")
+    seed: int = Field(default=0, description="Seed that every random number is derived from.")
     determinism: bool = Field(
         default=False,
         description="Fixed thread counts, order and kernels, adapters sampled one by one: the same seed gives the same "
         "digests on the same kind of device.",
     )
-    out: str = Field(default="out/run", description="Folder of tables, report and summary.")
+    out: str = Field(default="out/run", description="Folder on this machine for tables, report and summary.")
     store: StoreConfig = Field(default=StoreConfig(), description="Where everything is kept.")
     bases: BasesConfig = Field(default=BasesConfig(), description="The base model versions.")
     tasks: TasksConfig = Field(default=TasksConfig(), description="What adapters are for.")
@@ -43,7 +54,9 @@ class Config(Section):
     corpus: CorpusConfig = Field(default=CorpusConfig(), description="The adapters that the generator learns from.")
     tokens: TokensConfig = Field(default=TokensConfig(), description="How an adapter becomes weight tokens.")
     condition: ConditionConfig = Field(default=ConditionConfig(), description="What the generator is told.")
-    generator: GeneratorConfig = Field(default=GeneratorConfig(), description="Sizes of the generator.")
+    generator: GeneratorConfig | LatentConfig = Field(
+        discriminator="kind", default=GeneratorConfig(), description="Which generator, and its sizes."
+    )
     training: TrainingConfig = Field(default=TrainingConfig(), description="How the generator is trained.")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="How adapters are sampled.")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="What is scored.")
@@ -52,17 +65,36 @@ class Config(Section):
     study: StudyConfig = Field(default=StudyConfig(), description="Variants of an evidence suite.")
     cluster: ClusterConfig = Field(default=ClusterConfig(), description="The Ray cluster.")
 
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        """What one section says must count beside the others."""
+        if self.training.window_tokens and isinstance(self.generator, LatentConfig):
+            raise ValueError(
+                "training.window_tokens cuts adapters, and a generator of kind latent knows whole ones only; leave "
+                "window_tokens out, or set generator.kind=tokens"
+            )
+        if (self.tokens.last_checkpoints or 0) > self.corpus.keep_last:
+            raise ValueError(
+                f"tokens.last_checkpoints={self.tokens.last_checkpoints} is above corpus.keep_last="
+                f"{self.corpus.keep_last}, the number of checkpoints that a training keeps; lower it, or raise keep_last"
+            )
+        return self
+
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a TOML file, apply `section.key=value` overrides in order, and validate the result.
+
+    `path` is the path of a file, or the bare name of one that comes with the package (`quickstart`).
 
     Values of overrides are TOML (`1`, `true`, `[1, 2]`, `"text"`); what is no TOML value is taken as a string.
     Raises ConfigError for a missing file, a syntax error, an unknown key or a value of the wrong type.
     """
     try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tree = tomllib.loads(find_config(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"configuration file {str(path)!r} does not exist; see infra/configs/") from None
+        raise ConfigError(
+            f"configuration file {str(path)!r} does not exist; give a path, or a name: {', '.join(shipped_names())}"
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"configuration file {str(path)!r} cannot be read: {error.strerror}; check the path"
@@ -120,10 +152,22 @@ def _explain(item: dict[str, Any], section: type[Section]) -> str:
         keys.append(str(part))
     where = ".".join(keys)
     if item["type"] == "value_error":
-        return f"configuration key {where!r}: {item['msg'].removeprefix('Value error, ')}"
+        said = item["msg"].removeprefix("Value error, ")
+        return f"configuration key {where!r}: {said}" if where else f"configuration: {said}"
+    if item["type"] == "extra_forbidden" and where in _MOVED:
+        return f"configuration key {where!r} has moved: {_MOVED[where]}"
+    kinds = _kinds(node)
+    if kinds and not isinstance(item.get("input"), dict):
+        return f"configuration key {where!r} is a choice; set {where}.kind to one of {', '.join(kinds)}"
     if item["type"] == "extra_forbidden":
         return f"unknown configuration key {where!r}; valid here: {', '.join(parent.model_fields)}"
     return f"configuration key {where!r}: {item['msg']} (got {item.get('input')!r})"
+
+
+def _kinds(annotation: Any) -> list[str]:
+    """The kinds of a tagged union; none for everything else."""
+    fields = [getattr(option, "model_fields", {}).get("kind") for option in get_args(annotation)]
+    return [field.default for field in fields if field is not None]
 
 
 def _merge(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +204,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _child(node: Any, part: str, override: str) -> Any:
     if isinstance(node, list):
         return node[_index(node, part, override)]
-    child = node.setdefault(part, {})
+    if node.get(part) is None:  # not there, or an option that is off
+        node[part] = {}
+    child = node[part]
     if not isinstance(child, dict | list):
         raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
     return child

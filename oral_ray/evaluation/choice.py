@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 
-from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import Config, Section
+from oral_ray.config import Record
 from oral_ray.evaluation import cells
 from oral_ray.evaluation.cells import Cell
+from oral_ray.pipeline.run import Run
 
 
-class Choice(Section):
-    """The adapters to choose among, by digest; of equals the first is taken."""
+class Choice(Record):
+    """The adapters to choose among, by digest; of equals, or where no figure is a number, the first is taken."""
 
     base: str
     task: str
     candidates: tuple[str, ...]
 
 
-def choose_all(config: Config, choices: Sequence[Choice], records: dict[str, BaseRecord]) -> list[str]:
+def choose_all(run: Run, choices: Sequence[Choice]) -> list[str]:
     """The digest that each choice comes to; candidates of one (base, task) are scored together."""
     candidates: dict[tuple[str, str], set[str]] = {}
     for choice in choices:
@@ -24,17 +24,17 @@ def choose_all(config: Config, choices: Sequence[Choice], records: dict[str, Bas
     wanted = [
         Cell(
             base=base_id,
-            dtype=config.bases.dtype,
+            dtype=run.config.bases.dtype,
             task=task_id,
             digests=tuple(sorted(digests)),
             split="validation",
-            limit=config.evaluation.num_choice,
+            limit=run.config.evaluation.num_choice,
         )
         for (base_id, task_id), digests in candidates.items()
     ]
-    answers = cells.score_all(config, wanted, records)
+    scored = cells.score_all(run, wanted)
     chosen = []
     for choice in choices:
-        right = answers[choice.base, choice.task]
-        chosen.append(max(choice.candidates, key=lambda digest: sum(right[digest])))
+        best = scored[choice.base, choice.task].best(choice.candidates)
+        chosen.append(best or choice.candidates[0])
     return chosen

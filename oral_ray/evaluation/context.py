@@ -1,22 +1,21 @@
 """What arms are planned from, and what they may ask for at a (base, task, seed).
 
-evaluation = EvaluationContext(config, task_ids, base_ids, records, manifest, generators)
+evaluation = EvaluationContext(run, arms, task_ids, base_ids, manifest, generators)
 plan = arm.plan(evaluation)      # (base, task, seed) -> an adapter that is there, one to make, or none
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from oral_ray.bases.catalog import BaseRecord
 from oral_ray.config import Config
 from oral_ray.evaluation.cells import Request, Unadapted
 from oral_ray.evaluation.choice import Choice
-from oral_ray.evaluation.static import StaticRun
 from oral_ray.pipeline import corpus
 from oral_ray.pipeline.corpus import CorpusRun
-from oral_ray.pipeline.own_tasks import task_of
-from oral_ray.store.shards import ShardManifest
+from oral_ray.pipeline.run import Run
+from oral_ray.pipeline.shards import ShardManifest
+from oral_ray.pipeline.static import StaticRun
 from oral_ray.tasks import Task
 
 Place = tuple[str, str, int]  # (base, task, seed)
@@ -43,16 +42,22 @@ class Sample(NamedTuple):
 class EvaluationContext:
     """The versions and tasks to make adapters for, and what there is to make them from."""
 
-    config: Config
+    run: Run
+    arms: tuple[str, ...]
     task_ids: tuple[str, ...]
     base_ids: tuple[str, ...]
-    records: dict[str, BaseRecord]
-    """Every configured version by id."""
     manifest: ShardManifest
-    generators: dict[int, str]
+    generators: Mapping[int, str]
     """The recipe of every generator by its entry of `evaluation.generator_seeds`."""
     made: Digests = field(default_factory=dict)
     """The adapters of the arms that are made so far."""
+    scaled: dict[tuple[str, float], str] = field(default_factory=dict)
+    """Digests of adapters whose change of the weights is multiplied, by digest and factor, for all arms to share."""
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration; the arms to make are those of the context."""
+        return self.run.config
 
     def made_by(self, arm: str) -> dict[Place, str]:
         """The adapters of one arm, of those that are made so far."""
@@ -65,15 +70,15 @@ class EvaluationContext:
 
     def task(self, task_id: str) -> Task:
         """A built-in task or one of the user's own."""
-        return task_of(self.config, task_id)
+        return self.run.task(task_id)
 
     def alike(self, base_id: str) -> list[str]:
         """The ids of the seen versions of the architecture of a base, oldest first."""
-        return corpus.alike(self.config, self.records, base_id)
+        return corpus.alike(self.run, base_id)
 
     def corpus_run(self, task_id: str, base_ids: Sequence[str], seed: int) -> CorpusRun:
         """The training of the corpus' kind of a task on one version, or on several together."""
-        return corpus.plan_run(self.config, task_id, [self.records[base_id] for base_id in base_ids], seed)
+        return corpus.plan_run(self.run, task_id, [self.run.bases[base_id] for base_id in base_ids], seed)
 
     def without_adapter(self, answerer: Unadapted) -> Plan:
         """No adapter on any base, for any task."""

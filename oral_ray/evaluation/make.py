@@ -10,31 +10,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from oral_ray.bases.catalog import BaseRecord
-from oral_ray.cluster import Call
-from oral_ray.config import Config
 from oral_ray.errors import EvaluationError
-from oral_ray.evaluation import cells, choice, static
+from oral_ray.evaluation import cells, choice
 from oral_ray.evaluation.arms.registry import Arm, arm_of, chosen_arms
 from oral_ray.evaluation.cells import Request
 from oral_ray.evaluation.choice import Choice
 from oral_ray.evaluation.context import Digests, EvaluationContext
-from oral_ray.evaluation.static import StaticRun
-from oral_ray.pipeline import corpus
+from oral_ray.pipeline import corpus, static
 from oral_ray.pipeline.corpus import CorpusRun
-from oral_ray.store.adapters import AdapterStore
+from oral_ray.pipeline.run import Call, Run
+from oral_ray.pipeline.static import StaticRun
 
 
 def make_arms(evaluation: EvaluationContext) -> Digests:
-    """The adapters of every arm of `evaluation.arms`, made where they are missing, in the order of tables.
+    """The adapters of every arm of the evaluation, made where they are missing, in the order of tables.
 
     Raises EvaluationError for an unknown arm, or one without the arm that it is made from.
     """
-    asked = chosen_arms(evaluation.config.evaluation.arms)
-    beside = [call for arm in asked for call in arm.prepare(evaluation)]
+    asked = chosen_arms(evaluation.arms)
+    trainings = [call for arm in asked for call in arm.prepare(evaluation)]
     for wave in _waves(asked, {arm for _, _, arm, _ in evaluation.made}):
-        evaluation = replace(evaluation, made=evaluation.made | _make_wave(evaluation, wave, beside))
-        beside = []
+        evaluation = replace(evaluation, made=evaluation.made | _make_wave(evaluation, wave, trainings))
+        trainings = []
     return {
         (base_id, task_id, arm.name, seed): digest
         for arm in asked
@@ -42,14 +39,16 @@ def make_arms(evaluation: EvaluationContext) -> Digests:
     }
 
 
-def check_bases(digests: Digests, store: AdapterStore, records: dict[str, BaseRecord]) -> None:
+def check_bases(digests: Digests, run: Run) -> None:
     """EvaluationError when an adapter that was made for one base version would be scored on another.
 
     Of the arms that are made for the very base; reuse and static arms are meant to travel.
     """
     for (base_id, task_id, arm, _), digest in digests.items():
-        made = store.get(digest).provenance if arm_of(arm).for_its_base else None
-        if made is not None and made.base_fingerprint != records[base_id].fingerprint:
+        if not arm_of(arm).for_its_base:
+            continue
+        _, made = run.adapters.about(digest)
+        if made.base_fingerprint != run.bases[base_id].fingerprint:
             raise EvaluationError(
                 f"the {arm} adapter {digest[:12]} of {task_id} was made for {made.base!r}, not for {base_id!r}; its record "
                 "is wrong, delete it from the store and run again"
@@ -73,16 +72,16 @@ def _with_needs(arms: Sequence[Arm]) -> Iterator[Arm]:
         yield arm
 
 
-def _make_wave(evaluation: EvaluationContext, arms: Sequence[Arm], beside: Sequence[Call]) -> Digests:
-    """What these arms plan; `beside` are calls that run with the trainings of the corpus."""
+def _make_wave(evaluation: EvaluationContext, arms: Sequence[Arm], trainings: Sequence[Call]) -> Digests:
+    """What these arms plan; `trainings` are other calls that run in the time of those of the corpus."""
     plan: dict[tuple[str, str, str, int], Any] = {
         (base_id, task_id, arm.name, seed): work
         for arm in arms
         for (base_id, task_id, seed), work in arm.plan(evaluation).items()
     }
 
-    def train(config: Config, runs: list[CorpusRun], records: dict[str, BaseRecord]) -> list[str]:
-        return [entry.digests[-1] for entry in corpus.train_runs(config, runs, records, beside)]
+    def train(run: Run, planned: list[CorpusRun]) -> list[str]:
+        return [entry.digests[-1] for entry in corpus.train_runs(run, planned, trainings)]
 
     rounds: list[tuple[type, Callable[..., list[str]]]] = [
         (CorpusRun, train),
@@ -93,7 +92,7 @@ def _make_wave(evaluation: EvaluationContext, arms: Sequence[Arm], beside: Seque
     made: Digests = {key: work for key, work in plan.items() if isinstance(work, str)}
     for kind, make in rounds:
         wanted = {key: work for key, work in plan.items() if isinstance(work, kind)}
-        if wanted or (kind is CorpusRun and beside):
-            digests = make(evaluation.config, list(wanted.values()), evaluation.records)
+        if wanted or (kind is CorpusRun and trainings):
+            digests = make(evaluation.run, list(wanted.values()))
             made |= dict(zip(wanted, digests, strict=True))
     return {key: made[key] for key in plan}

@@ -1,17 +1,18 @@
-"""How good an adapter is: scores with paired bootstrap intervals, and how far it is from the corpus.
+"""How good an adapter is: one value per example, and what a metric says that the values of a task are.
 
-An arm is a way to get an adapter (arms/ has one file for each); a score is one arm on one base and task. All
-arms see the same examples, so differences are paired: a bootstrap draw takes the same examples (and seeds) for both arms.
+An arm is a way to get an adapter (arms/ has one file for each); a score is one arm on one base and task.
 
-Letters: N examples, S seeds, R bootstrap draws, G generated adapters, K corpus adapters.
+    [with_adapter, bare] = example_values(base, task, [artifact, None], "test", 1000)
+    metric = metric_of(base, task)
+    metric.figure(np.array(with_adapter))
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from oral_ray.adapters.artifact import AdapterArtifact
@@ -20,14 +21,17 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import attached
 from oral_ray.bases.loading import LoadedBase
 from oral_ray.bases.states import PrefixStates
-from oral_ray.modalities import Batch, Metric, TaskReader, batches, modality_of
-from oral_ray.tasks import Example, Split, Task
+from oral_ray.config import Record
+from oral_ray.errors import EvaluationError
+from oral_ray.modalities import Batch, Metric, TaskReader, Values, batches, modality_of
+from oral_ray.tasks import Split, Task
 
 
-class Score(BaseModel):
-    """One arm on one base and task: accuracy over n examples. `digest` is empty where there is no adapter."""
+class Score(Record):
+    """One arm on one base and task: the figure of n examples by a metric (its name), over all of them.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    `digest` is empty where there is no adapter.
+    """
 
     base: str
     base_seen: bool
@@ -40,36 +44,33 @@ class Score(BaseModel):
     digest: str
 
 
-def correct_answers(
-    base: LoadedBase, task: Task, artifacts: Sequence[AdapterArtifact | None], split: Split, limit: int,
-    keep: Path | None = None,
-) -> list[list[bool]]:  # fmt: skip
-    """For each adapter, which of the first `limit` examples of a split a base answers rightly with it.
-
-    An answer is right where its value (`example_values`) is one.
-    """
-    values = example_values(base, task, artifacts, split, limit, keep)
-    return [[value == 1.0 for value in of_adapter] for of_adapter in values]
-
-
 def metric_of(base: LoadedBase, task: Task) -> Metric:
-    """What the values of a task's examples are on a base, and how they become one figure."""
-    return _reader(base, task).metric
+    """What the values of a task's examples are on a base, and how they become one figure.
+
+    EvaluationError where the base's modality does not name the metric: a table could not find it again.
+    """
+    modality, metric = modality_of(base.record.spec.kind), base.reader(task.labels).metric
+    if metric not in modality.metrics:
+        raise EvaluationError(
+            f"task {task.id!r} has the metric {metric.name!r}, which the modality {modality.name!r} does not name in its "
+            "`metrics`; add it there, tables find a metric by its name"
+        )
+    return metric
 
 
 @torch.no_grad()
 def example_values(
     base: LoadedBase, task: Task, artifacts: Sequence[AdapterArtifact | None], split: Split, limit: int,
     keep: Path | None = None,
-) -> list[list[float]]:  # fmt: skip
-    """For each adapter, one value for each of the first `limit` examples of a split; `metric_of` says what they are.
+) -> list[Values]:  # fmt: skip
+    """For each adapter, the value of each of the first `limit` examples of a split; `metric_of` says what they are.
 
     Without one (None): zero-shot, each label's log-probability minus the log of its mean probability over the
     validation inputs (no labels read), so that a label the base always likes gains nothing. Free text is not calibrated.
     What lies below the first adapted layer is kept in the folder `keep`, where there is one.
     """
     examples = task.examples(split)[:limit]
-    reader = _reader(base, task)
+    reader = base.reader(task.labels)
     read = {0: list(batches(reader, examples))}  # by first layer: what lies below it has been computed
     found = []
     for artifact in artifacts:
@@ -92,25 +93,25 @@ def example_values(
     return found
 
 
-def _reader(base: LoadedBase, task: Task) -> TaskReader:
-    return modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
-
-
 def _values(
     model: nn.Module, reader: TaskReader, read: Sequence[tuple[list[int], Batch]], num: int,
     prior: torch.Tensor | None = None,
-) -> list[float]:  # fmt: skip
+) -> Values:  # fmt: skip
     """The value of each example, in the order of the examples and not of the batches."""
-    values = [0.0] * num
+    values: list[Any] = [None] * num
     for chosen, batch in read:
         for i, value in zip(chosen, reader.values(model, batch, prior), strict=True):
             values[i] = value
     return values
 
 
-def majority_answers(task: Task, split: Split, limit: int) -> list[bool]:
-    """The `majority` arm: always the most frequent label of the training examples (ties: the first)."""
+def majority_values(metric: Metric, task: Task, split: Split, limit: int) -> Values:
+    """The `majority` arm: always the most frequent label of the training examples (ties: the first).
+
+    Nothing where the metric does not count right answers: there is no most frequent image.
+    """
+    if not metric.counts_right_answers:
+        return []
     counts = Counter(example.label for example in task.examples("train"))
     most = max(task.labels or counts, key=lambda label: counts[label])
-    examples: Sequence[Example] = task.examples(split)[:limit]
-    return [example.label == most for example in examples]
+    return [float(example.label == most) for example in task.examples(split)[:limit]]

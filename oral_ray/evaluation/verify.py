@@ -8,31 +8,29 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from oral_ray.adapters.artifact import AdapterArtifact, read_folder
 from oral_ray.adapters.intake import Intake, take_in
 from oral_ray.adapters.lora import difference_from_peft
 from oral_ray.adapters.matching import key_of
 from oral_ray.bases.loading import LoadedBase, open_base
-from oral_ray.config import Dtype
+from oral_ray.config import Dtype, Record
 from oral_ray.errors import ArtifactError
-from oral_ray.evaluation.scoring import correct_answers
-from oral_ray.tasks import Split, Task
+from oral_ray.evaluation.scoring import example_values, metric_of
+from oral_ray.tasks import Split, load_task
 
 _TOLERANCE = 1e-4  # of the largest output: float32 through a hundred layers; the tests hold small models to 1e-5
 
 
-class Verification(BaseModel):
+class Verification(Record):
     """What an adapter folder is, and the one verdict on it with its reason.
 
     `other weights` is a warning: the adapter was made on another version of this architecture. `change` is the largest
     norm of a change relative to its weight's, `difference` the largest of outputs (logits, hidden states) from peft's.
     `lora_alpha` is that of the plain LoRA which computes the same, `file_alpha` what the file says.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     adapter: str
     base: str
@@ -71,6 +69,16 @@ class Verification(BaseModel):
             f"difference  {self.difference:.2g} from peft's outputs at most\n"
             f"{self.verdict}: {self.reason}"
         )
+
+
+class AdapterScore(Record):
+    """One cell of a table, computed again: the figure of the first n examples of a split by a metric (its name)."""
+
+    task: str
+    split: Split
+    metric: str
+    value: float
+    n: int
 
 
 def verify_adapter(folder: Path, base_source: str, digest: str | None = None) -> Verification:
@@ -115,13 +123,17 @@ def verify_adapter(folder: Path, base_source: str, digest: str | None = None) ->
 
 
 def score_adapter(
-    folder: Path, base_source: str, task: Task, split: Split, limit: int, dtype: Dtype = "float32"
-) -> list[bool]:
-    """Which examples a base in a dtype answers rightly with the adapter of a folder."""
+    folder: Path, base_source: str, task_id: str, split: Split, limit: int, dtype: Dtype = "float32"
+) -> AdapterScore:
+    """The score of an adapter folder on a base in a dtype and a task, by its id or by the path of its folder."""
+    task = load_task(task_id)
     artifact = read_folder(folder)
     base = open_base(base_source, dtype)
     taken = take_in(base, artifact, str(folder)).artifact
-    return correct_answers(base, task, [taken], split, limit)[0]
+    [values] = example_values(base, task, [taken], split, limit)
+    metric = metric_of(base, task)
+    figure = metric.figure(np.array(values))
+    return AdapterScore(task=task.id, split=split, metric=metric.name, value=figure, n=len(values))
 
 
 def _verdict(

@@ -1,1 +1,1 @@
-"""From conditions to adapters: the factory, and the service without its wire."""
+"""From conditions to adapters: the factory, what may be asked of it, and the service without its wire."""

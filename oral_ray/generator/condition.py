@@ -1,4 +1,4 @@
-"""Condition(prompt, base) -> c = [c_text ; c_model], what the generator is told (ORAL, arXiv 2503.24354, section 3.2).
+"""Prompt and base -> c = [c_text ; c_model], what the generator is told (ORAL, arXiv 2503.24354, section 3.2).
 
 c_text: frozen sentence embedding of the prompt. c_model: embedding of the base's metadata sentence, and the base's
 weight probes in the principal components of the versions of that architecture in the corpus. A metadata sentence is the
@@ -17,8 +17,9 @@ from torch import Tensor
 from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.loading import load_folder, model_folder
 from oral_ray.bases.sources import SourceFolder
-from oral_ray.config import ConditionConfig, LoraSettings, derive_seed
+from oral_ray.config import ConditionConfig, derive_seed
 from oral_ray.errors import ConditionError
+from oral_ray.modalities import kind_named
 from oral_ray.modalities.encoder import embed
 from oral_ray.modalities.text import encode
 
@@ -28,19 +29,6 @@ _BLANKS = frozenset(
     "\u115f\u1160\u3164\uffa0\u2800\U0001d159"
 )  # Hangul fillers, the empty Braille cell, a null notehead
 MAX_KNOWN = 16384  # embeddings that an encoder remembers, 25 MB at 384 numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What is asked for: a prompt, a base with its weight probes, and the kind of adapter."""
-
-    prompt: str
-    base: BaseRecord
-    probes: Mapping[str, Tensor]
-    lora: LoraSettings
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
 
 
 def check_prompt(prompt: str) -> str:
@@ -120,19 +108,22 @@ class ConditionEncoder:
         self.config = config
         with model_folder(config.text_encoder) as folder:
             record = describe_base(SourceFolder(folder), "", "text-encoder")
-            if record.spec.kind != "encoder":
+            if not kind_named(record.spec.kind).embeds_text:
                 raise ConditionError(f"condition.text_encoder {config.text_encoder!r} is no sentence encoder")
-            self._model, self._tokenizer = load_folder(folder, "encoder")
+            self._model, self._tokenizer = load_folder(folder, record.spec.kind)
         self.fingerprint = record.fingerprint
         self.text_dim = record.spec.hidden_size
         self.model_dim = self.text_dim + config.num_components
         self._known: dict[str, Tensor] = {}
 
     def encode_prompts(self, prompts: Sequence[str], batch_size: int = 1) -> Tensor:
-        """c_text [B, E], entries of order one. More than one text at a time is faster, and changes float rounding."""
+        """c_text [B, E] of checked prompts, entries of order one.
+
+        More than one text at a time is faster, and changes float rounding.
+        """
         if self.config.text == "random":
-            return torch.stack([_random(f"prompt/{check_prompt(prompt)}", self.text_dim) for prompt in prompts])
-        return self._embed([check_prompt(prompt) for prompt in prompts], batch_size)
+            return torch.stack([_random(f"prompt/{prompt}", self.text_dim) for prompt in prompts])
+        return self._embed(prompts, batch_size)
 
     def encode_base(self, base: BaseRecord, probes: Mapping[str, Tensor], stats: ProbeStats) -> Tensor:
         """c_model [E + C], entries of order one."""

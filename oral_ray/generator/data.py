@@ -51,7 +51,12 @@ class CorpusTables:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One training batch, padded to its longest adapter, or window of one; the fields are arguments of `Network`."""
+    """One training batch, padded to its longest adapter, or window of one: what a network computes its loss of.
+
+    Normalised tokens `x0_BLD` with their mask, positions and condition; whether each half of the condition is used; the
+    noise and its level (0 to 1). `before_BNWP` are the positions of the `num_before_B` windows of W tokens before the one
+    that is trained on; N is 0 where no adapter has any.
+    """
 
     x0_BLD: Tensor
     mask_BLD: Tensor
@@ -65,10 +70,14 @@ class Batch:
     before_BNWP: Tensor
     num_before_B: Tensor
 
-    def inputs(self, device: torch.device) -> dict[str, Tensor]:
-        """Keyword arguments of the network; what comes before a window is left out where nothing does."""
-        unused = () if self.before_BNWP.shape[1] else ("before_BNWP", "num_before_B")
-        return {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in unused}
+    @property
+    def condition(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Text [B, E], base [B, G], and whether each of them is used [B]."""
+        return self.text_BE, self.model_BG, self.use_text_B, self.use_model_B
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def parts(self, num: int) -> "list[Batch]":
         """`num` batches of equally many adapters."""

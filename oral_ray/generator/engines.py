@@ -57,15 +57,12 @@ class _Torch:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.zero_grad()
-        parts = parts_of(batch, functional, self._training)
+        parts, weight = parts_of(batch, functional, self._training), self._training.functional.diffusion_weight
         losses = []
         for i, part in enumerate(parts):
             with self._summed_here(i + 1 < len(parts)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self._training.dtype == "bfloat16"):
-                    loss = self._model(
-                        **part.inputs(self.device), functional=functional,
-                        diffusion_weight=self._training.functional.diffusion_weight,
-                    )  # fmt: skip
+                    loss = self._model(part.to(self.device), functional, weight)
                 (loss / len(parts)).backward()
             losses.append(loss.detach())
         nn.utils.clip_grad_norm_(self._network.parameters(), self._training.grad_clip)

@@ -3,10 +3,10 @@
 Reconstruction alone learns what the corpus happens to hold. Here the loss is the task's own, and the base is mostly one
 that nobody trained an adapter for: a virtual version W = sum_i c_i W_i of the seen versions (convex mixes, and steps past
 the newest one); its weight probes are linear in W, so they mix with the same c. No adapter is trained for any of them.
-With a pool of such versions (`phase.num_versions`) what lies below the first adapted layer is computed once an example.
+With a pool of such versions (`phase.pool`) what lies below the first adapted layer is computed once an example.
 The adapter is the one-step estimate from pure noise; gradients flow through it into the generator.
 
-    source = FunctionalSource(bases, lines, tasks, further, layouts, phase)
+    source = FunctionalSource(bases, lineages, tasks, auxiliary, layouts, phase)
     loss = source.draw(seed).loss(adapters)                   # a few tasks on one virtual base, an adapter each
     items = FunctionalItems(source, probes, tables, encode_base)
     loss = items.item(seed).task_loss(tokens_BLD)             # the same for normalised tokens of a generator
@@ -33,7 +33,7 @@ from oral_ray.config import FunctionalPhase, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.data import CorpusTables
 from oral_ray.generator.spec import FunctionalItem
-from oral_ray.modalities import Batch, TaskReader, modality_of
+from oral_ray.modalities import Batch, TaskReader
 from oral_ray.tasks import Task
 
 
@@ -41,20 +41,20 @@ class FunctionalSource:
     """Draws tasks and virtual versions of one architecture; every draw comes from the seed of its item."""
 
     def __init__(
-        self, bases: Sequence[LoadedBase], lines: Sequence[Sequence[int]], tasks: Sequence[Task],
-        further: Sequence[Task], layouts: Sequence[AdapterLayout], phase: FunctionalPhase, keep: Path | None = None,
+        self, bases: Sequence[LoadedBase], lineages: Sequence[Sequence[int]], tasks: Sequence[Task],
+        auxiliary: Sequence[Task], layouts: Sequence[AdapterLayout], phase: FunctionalPhase, keep: Path | None = None,
     ) -> None:  # fmt: skip
-        """`bases` are the seen versions; `lines` their lines of descent by index, oldest first.
+        """`bases` are the seen versions; `lineages` how they descend from each other, by index, oldest first.
 
-        `tasks` have adapters in the corpus, `further` ones have only examples; an adapter is of one of the `layouts`. With
-        `phase.num_versions` the states below the first adapted layer are kept in the folder `keep`.
+        `tasks` have adapters in the corpus, `auxiliary` ones have only examples; an adapter is of one of the `layouts`.
+        With `phase.pool` the states below the first adapted layer are kept in the folder `keep`.
         """
-        if phase.num_versions and keep is None:
+        if phase.pool and keep is None:
             raise GeneratorError("a pool of virtual versions keeps states; name a folder for them")
         if len({base.record.spec.digest for base in bases}) != 1:
             raise GeneratorError("the functional phase mixes versions of one architecture; give each its own source")
-        self._virtual, self._num_versions, self._lines = VirtualBase(bases), len(bases), lines
-        self._tasks, self._further = tasks, further
+        self._virtual, self._num_versions, self._lineages = VirtualBase(bases), len(bases), lineages
+        self._tasks, self._auxiliary = tasks, auxiliary
         self._layouts, self.phase, self._keep = layouts, phase, keep
         self._names = [base.record.fingerprint for base in bases]
         self.device = bases[-1].device
@@ -69,31 +69,31 @@ class FunctionalSource:
         tasks = [self._draw_task(rng) for _ in range(self.phase.tasks_per_step)]
         mix_rng = rng if base_seed is None else torch.Generator().manual_seed(base_seed)
         version = None
-        if self.phase.num_versions:
-            version = int(torch.randint(self.phase.num_versions, (), generator=mix_rng))
+        if self.phase.pool:
+            version = int(torch.randint(self.phase.pool.num_versions, (), generator=mix_rng))
             mix_rng = torch.Generator().manual_seed(derive_seed(version, "virtual version"))
-        mix = draw_mix(self._num_versions, self._lines, self.phase.extrapolation, mix_rng)
+        mix = draw_mix(self._num_versions, self._lineages, self.phase.extrapolation, mix_rng)
         base = self._virtual.set(mix)
         asked = [self._ask(base, task, version, mix, rng) for task in tasks]
         which = int(torch.randint(len(self._layouts), (), generator=rng)) if len(self._layouts) > 1 else 0
         return Draw(base.model, self._layouts[which], mix, tuple(task.id for task in tasks), asked, rng)
 
     def _draw_task(self, rng: torch.Generator) -> Task:
-        further = self._further and float(torch.rand((), generator=rng)) < self.phase.further_frac
-        tasks = self._further if further else self._tasks
+        auxiliary = self._auxiliary and float(torch.rand((), generator=rng)) < self.phase.further_frac
+        tasks = self._auxiliary if auxiliary else self._tasks
         return tasks[int(torch.randint(len(tasks), (), generator=rng))]
 
     def _ask(
         self, base: LoadedBase, task: Task, version: int | None, mix: Sequence[float], rng: torch.Generator
     ) -> tuple[TaskReader, Batch]:
         """Random training examples of a task; for a version of the pool out of those that it has, from their states on."""
-        reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+        reader = base.reader(task.labels)
         examples = task.examples("train")
-        if version is None:
+        if version is None or self.phase.pool is None:
             chosen = torch.randint(len(examples), (self.phase.num_examples,), generator=rng).tolist()
             return reader, reader.read([examples[i] for i in chosen])
         own = torch.Generator().manual_seed(derive_seed(version, "examples", task.id))
-        order = torch.randperm(len(examples), generator=own)[: self.phase.version_examples].tolist()
+        order = torch.randperm(len(examples), generator=own)[: self.phase.pool.num_examples].tolist()
         first = min(layout.first_layer for layout in self._layouts)
         assert self._keep is not None
         weights, texts = [self._names, list(mix)], [task.fingerprint, order]
@@ -199,13 +199,13 @@ class VirtualBase:
 
 
 def draw_mix(
-    num_versions: int, lines: Sequence[Sequence[int]], extrapolation: float, rng: torch.Generator
+    num_versions: int, lineages: Sequence[Sequence[int]], extrapolation: float, rng: torch.Generator
 ) -> list[float]:
-    """Coefficients summing to one: half the time a uniform convex mix, else the newest version of a line of descent plus
-    a step away from an older one of that line."""
+    """Coefficients summing to one: half the time a uniform convex mix, else the newest version of a lineage plus a step
+    away from an older one of it."""
     if num_versions == 1:
         return [1.0]
-    long = [line for line in lines if len(line) > 1]
+    long = [lineage for lineage in lineages if len(lineage) > 1]
     if float(torch.rand((), generator=rng)) < 0.5 or not long:
         exponential = -torch.log(torch.rand(num_versions, generator=rng).clamp(min=1e-12))
         return (exponential / exponential.sum()).tolist()

@@ -18,8 +18,10 @@ from torch.nn import functional as F  # noqa: N812
 from oral_ray.config import DiffusionObjective, LatentConfig, SamplingConfig
 from oral_ray.errors import GeneratorError
 from oral_ray.generator import diffusion
+from oral_ray.generator.data import Batch
 from oral_ray.generator.denoiser import TIME_FEATURES, time_features
-from oral_ray.generator.spec import FunctionalItem, GeneratorSpec, guidance_terms, sum_weighted
+from oral_ray.generator.guidance import Branch, guidance_terms, guided
+from oral_ray.generator.spec import FunctionalItem, GeneratorSpec
 
 INPUT_NOISE, LATENT_NOISE = 0.001, 0.1
 LATENT_MOMENTUM = 0.02
@@ -33,12 +35,14 @@ class LatentNetwork(nn.Module):
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
-        config = spec.generator.latent
-        if config is None or not spec.num_tokens or not isinstance(spec.generator.objective, DiffusionObjective):
+        config = spec.generator
+        if not (
+            isinstance(config, LatentConfig) and isinstance(config.objective, DiffusionObjective) and spec.num_tokens
+        ):
             raise GeneratorError(
-                "a latent generator needs one layout and the diffusion objective; change generator.latent"
+                "a latent generator needs one layout and the diffusion objective; change generator.kind"
             )
-        self.objective, self._shape = spec.generator.objective, (spec.num_tokens, spec.token_dim)
+        self.objective, self._shape = config.objective, (spec.num_tokens, spec.token_dim)
         stride = config.patch * config.stride**config.num_layers
         self._latent_length = -(-spec.num_tokens * spec.token_dim // stride)
         self._num_values = self._latent_length * stride
@@ -54,12 +58,9 @@ class LatentNetwork(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1))
         self.register_buffer("latent_scale", torch.ones(config.latent_channels, 1))
 
-    def forward(
-        self, x0_BLD: Tensor, mask_BLD: Tensor, position_BLP: Tensor, text_BE: Tensor, model_BG: Tensor,
-        use_text_B: Tensor, use_model_B: Tensor, noise_BLD: Tensor, time_B: Tensor,
-        functional: FunctionalItem | None = None, diffusion_weight: float = 1.0,
-    ) -> Tensor:  # fmt: skip
-        """Reconstruction of the flattened adapter plus diffusion of its latent, as `Network.forward`."""
+    def forward(self, batch: Batch, functional: FunctionalItem | None = None, diffusion_weight: float = 1.0) -> Tensor:
+        """Reconstruction of the flattened adapter plus diffusion of its latent, as `Network.forward`; whole adapters."""
+        x0_BLD, mask_BLD, noise_BLD, time_B = batch.x0_BLD, batch.mask_BLD, batch.noise_BLD, batch.time_B
         noise_BCZ, other_BCZ = self._latent_noise(noise_BLD), self._latent_noise(noise_BLD.flip(1))
         raw_BCZ = self.encoder(self._flat(x0_BLD * mask_BLD) + INPUT_NOISE * self._flat(noise_BLD))
         if torch.is_grad_enabled():
@@ -69,7 +70,7 @@ class LatentNetwork(nn.Module):
         loss = diffusion.masked_mse(decoded_BLD, x0_BLD, mask_BLD)
         z0_BCZ, schedule, prediction = latent_BCZ.detach(), self.objective.schedule, self.objective.prediction
         z_t = diffusion.add_noise(z0_BCZ, noise_BCZ, time_B, schedule)
-        condition_BW = self._condition(text_BE, model_BG, use_text_B, use_model_B)
+        condition_BW = self._condition(*batch.condition)
         wanted = diffusion.target(z0_BCZ, noise_BCZ, time_B, schedule, prediction)
         loss = loss + (self._denoise(z_t, condition_BW, time_B).float() - wanted).square().mean()
         if functional is None:
@@ -97,21 +98,17 @@ class LatentNetwork(nn.Module):
                 f"a latent generator knows adapters of {self._shape} tokens only, this one has "
                 f"{tuple(mask_BLD.shape[1:])}; use the per-token generator"
             )
-        terms = [
-            (weight, self._condition(text_BE, model_BG, use_text_B, use_model_B))
-            for weight, use_text_B, use_model_B in guidance_terms(sampling, mask_BLD)
-        ]
-        schedule, prediction = self.objective.schedule, self.objective.prediction
-
-        def denoise(z: Tensor, t: float) -> Tensor:
-            time_B = torch.full((len(z),), t, device=z.device)
-            raw = [(weight, self._denoise(z, condition_BW, time_B)) for weight, condition_BW in terms]
-            return sum_weighted([(weight, diffusion.to_x0(r, z, t, schedule, prediction)) for weight, r in raw])
-
+        branches: list[tuple[float, Branch]] = []
+        for weight, use_text_B, use_model_B in guidance_terms(sampling, mask_BLD):
+            branches.append((weight, self._branch(self._condition(text_BE, model_BG, use_text_B, use_model_B))))
         latent_BCZ = diffusion.sample(
-            denoise, lambda: self._latent_noise(draw_noise()), sampling.sampler, sampling.num_steps, schedule
-        )
+            guided(branches, self.objective), lambda: self._latent_noise(draw_noise()), sampling.sampler,
+            sampling.num_steps, self.objective.schedule,
+        )  # fmt: skip
         return self._decode(latent_BCZ) * mask_BLD
+
+    def _branch(self, condition_BW: Tensor) -> Branch:
+        return lambda z_BCZ, time_B: self._denoise(z_BCZ, condition_BW, time_B)
 
     def _condition(self, text_BE: Tensor, model_BG: Tensor, use_text_B: Tensor, use_model_B: Tensor) -> Tensor:
         text_BW = torch.where(use_text_B[:, None], self.text_in(text_BE), self.no_text)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from oral_ray.adapters.tokens import TokenStats
-from oral_ray.config import derive_seed
+from oral_ray.config import LatentConfig, derive_seed
 from oral_ray.errors import GeneratorError
 from oral_ray.generator.condition import ProbeStats
 from oral_ray.generator.latent import LatentNetwork
@@ -41,7 +41,7 @@ def build_network(spec: GeneratorSpec, seed: int) -> AnyNetwork:
     """A freshly initialised network; the initialisation depends on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "generator-init"))
-        return Network(spec) if spec.generator.latent is None else LatentNetwork(spec)
+        return LatentNetwork(spec) if isinstance(spec.generator, LatentConfig) else Network(spec)
 
 
 def save_generator(generator: Generator, folder: Path) -> None:

@@ -5,18 +5,23 @@ on every token. Letters: B adapters, L tokens, D token dim, P position features,
 size.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from oral_ray.adapters.tokens import POSITION_DIM
-from oral_ray.config import DiffusionObjective, GeneratorConfig, SamplingConfig
+from oral_ray.config import ConvDenoiserConfig, DiffusionObjective, GeneratorConfig, SamplingConfig
 from oral_ray.generator import diffusion
 from oral_ray.generator.conv_denoiser import ConvDenoiser
+from oral_ray.generator.data import Batch
 from oral_ray.generator.denoiser import Denoiser
-from oral_ray.generator.spec import FunctionalItem, GeneratorSpec, guidance_terms, sum_weighted
-from oral_ray.generator.ssm import Mamba2, MambaState
+from oral_ray.generator.guidance import Branch, guidance_terms, guided, sum_weighted
+from oral_ray.generator.spec import FunctionalItem, GeneratorSpec
+from oral_ray.generator.ssm import Mamba2, MambaState, Scan
+
+logger = logging.getLogger(__name__)
 
 
 class Network(nn.Module):
@@ -25,6 +30,7 @@ class Network(nn.Module):
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         config = spec.generator
+        assert isinstance(config, GeneratorConfig)  # LatentConfig is of LatentNetwork
         self.objective = config.objective
         self.position_in = nn.Linear(POSITION_DIM, config.width)
         self.text_in = nn.Sequential(
@@ -36,11 +42,14 @@ class Network(nn.Module):
         self.no_text = nn.Parameter(torch.zeros(config.width))
         self.no_model = nn.Parameter(torch.zeros(config.width))
         self.layers = nn.ModuleList(RecurrentLayer(config) for _ in range(config.num_layers))
+        if config.recurrent:
+            level = logging.INFO if torch.cuda.is_available() else logging.DEBUG  # without CUDA there is no choice
+            logger.log(level, "scan of the recurrent layers: %s", Scan.find(config.kernel))
         self.norm = nn.RMSNorm(config.width)
         self.denoiser = (
-            ConvDenoiser(spec.token_dim, config.conv_channels, config.width)
-            if config.denoiser == "conv"
-            else Denoiser(spec.token_dim, config.denoiser_width, config.denoiser_blocks, config.width)
+            ConvDenoiser(spec.token_dim, config.denoiser.channels, config.width)
+            if isinstance(config.denoiser, ConvDenoiserConfig)
+            else Denoiser(spec.token_dim, config.denoiser.width, config.denoiser.num_blocks, config.width)
         )
 
     def prototypes(
@@ -88,23 +97,16 @@ class Network(nn.Module):
         empty = prototypes_BLM.new_zeros(*prototypes_BLM.shape[:2], token_dim)
         return self.denoiser(empty, prototypes_BLM, torch.ones(len(prototypes_BLM), device=empty.device))
 
-    def forward(
-        self, x0_BLD: Tensor, mask_BLD: Tensor, position_BLP: Tensor, text_BE: Tensor, model_BG: Tensor,
-        use_text_B: Tensor, use_model_B: Tensor, noise_BLD: Tensor, time_B: Tensor,
-        before_BNWP: Tensor | None = None, num_before_B: Tensor | None = None,
-        functional: FunctionalItem | None = None, diffusion_weight: float = 1.0,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, batch: Batch, functional: FunctionalItem | None = None, diffusion_weight: float = 1.0) -> Tensor:
         """The loss of one step: one call, so that every engine can wrap it.
 
-        With a functional target, its task loss plus `diffusion_weight` times the corpus loss. `before_*`: see
-        `states_before`.
+        With a functional target, its task loss plus `diffusion_weight` times the corpus loss.
         """
-        condition = text_BE, model_BG, use_text_B, use_model_B
         states = None
-        if before_BNWP is not None and num_before_B is not None:
-            states = self.states_before(before_BNWP, num_before_B, *condition)
-        prototypes_BLM, _ = self.prototypes(position_BLP, *condition, states)
-        loss = self.loss(x0_BLD, mask_BLD, prototypes_BLM, noise_BLD, time_B)
+        if batch.before_BNWP.shape[1]:
+            states = self.states_before(batch.before_BNWP, batch.num_before_B, *batch.condition)
+        prototypes_BLM, _ = self.prototypes(batch.position_BLP, *batch.condition, states)
+        loss = self.loss(batch.x0_BLD, batch.mask_BLD, prototypes_BLM, batch.noise_BLD, batch.time_B)
         if functional is None:
             return loss
         return functional.task_loss(self.one_step(functional)) + diffusion_weight * loss
@@ -125,26 +127,35 @@ class Network(nn.Module):
         self, position_BLP: Tensor, mask_BLD: Tensor, text_BE: Tensor, model_BG: Tensor,
         draw_noise: Callable[[], Tensor], sampling: SamplingConfig,
     ) -> Tensor:  # fmt: skip
-        """Normalised tokens [B, L, D]. `draw_noise()` gives unit noise [B, L, D], adapter i from its own stream.
-
-        Guidance (Ho & Salimans, arXiv 2207.12598) on each half of the condition:
-        x0 = x0(-,-) + s_model (x0(-,m) - x0(-,-)) + s_text (x0(t,m) - x0(-,m)).
-        """
+        """Normalised tokens [B, L, D]. `draw_noise()` gives unit noise [B, L, D], adapter i from its own stream."""
         branches: list[tuple[float, Tensor]] = [
             (weight, self.prototypes(position_BLP, text_BE, model_BG, use_text_B, use_model_B)[0])
             for weight, use_text_B, use_model_B in guidance_terms(sampling, mask_BLD)
         ]
+        return self.sample_tokens(branches, mask_BLD, draw_noise, sampling)
+
+    @torch.no_grad()
+    def sample_tokens(
+        self, branches: Sequence[tuple[float, Tensor]], mask_BLD: Tensor, draw_noise: Callable[[], Tensor],
+        sampling: SamplingConfig,
+    ) -> Tensor:  # fmt: skip
+        """Normalised tokens [B, L, D], float32, from the prototypes [B, L, M] of each term of guidance and its weight."""
         if not isinstance(self.objective, DiffusionObjective):
-            return sum_weighted([(w, self.regress(z, mask_BLD.shape[-1])) for w, z in branches]) * mask_BLD
-        schedule, prediction = self.objective.schedule, self.objective.prediction
+            token_dim = mask_BLD.shape[-1]
+            return sum_weighted([(weight, self.regress(z, token_dim).float()) for weight, z in branches]) * mask_BLD
+        denoise = guided([(weight, self._branch(z)) for weight, z in branches], self.objective)
+        return mask_BLD * diffusion.sample(
+            lambda x_BLD, t: denoise(x_BLD * mask_BLD, t),
+            draw_noise, sampling.sampler, sampling.num_steps, self.objective.schedule,
+        )  # fmt: skip
 
-        def denoise(x: Tensor, t: float) -> Tensor:
-            x = x * mask_BLD
-            time_B = torch.full((len(x),), t, device=x.device)
-            raw = [(w, self.denoiser(x, z, time_B)) for w, z in branches]
-            return sum_weighted([(w, diffusion.to_x0(r, x, t, schedule, prediction)) for w, r in raw])
+    def _branch(self, prototypes_BLM: Tensor) -> Branch:
+        """The denoiser given prototypes. Products are of the network's number format, the sampler's sums float32."""
 
-        return diffusion.sample(denoise, draw_noise, sampling.sampler, sampling.num_steps, schedule) * mask_BLD
+        def raw(x_BLD: Tensor, time_B: Tensor) -> Tensor:
+            return self.denoiser(x_BLD.to(prototypes_BLM.dtype), prototypes_BLM, time_B).float()
+
+        return raw
 
 
 class RecurrentLayer(nn.Module):

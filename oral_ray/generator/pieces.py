@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oral_ray.config import DiffusionObjective, SamplingConfig
+from oral_ray.config import SamplingConfig
 from oral_ray.errors import GeneratorError
-from oral_ray.generator import diffusion
+from oral_ray.generator.guidance import guidance_terms
+from oral_ray.generator.model import AnyNetwork
 from oral_ray.generator.network import Network
-from oral_ray.generator.spec import guidance_terms, sum_weighted
 from oral_ray.generator.ssm import MambaState
 
 NOISE_TOKENS = 1024
@@ -65,21 +65,28 @@ class NoiseStream:
         return out
 
 
-def check_streams(sampling: SamplingConfig) -> None:
-    """Raise GeneratorError for a sampler that draws noise for the whole adapter at every step."""
+def refuse_pieces(network: AnyNetwork, sampling: SamplingConfig) -> str:
+    """Why an adapter cannot be sampled in pieces by this network and sampler; empty when it can."""
+    if not isinstance(network, Network):
+        return "a latent generator cannot sample in pieces; use the per-token generator"
     if sampling.sampler == "ddpm":
-        raise GeneratorError(
+        return (
             "sampler 'ddpm' draws noise for the whole adapter at every step and cannot sample it in pieces; "
             "use sampling.sampler=ddim or dpmpp"
         )
+    return ""
 
 
 @torch.no_grad()
 def sample_pieces(
-    network: Network, pieces: Iterable[Piece], text_1E: Tensor, model_1G: Tensor, sampling: SamplingConfig
+    network: AnyNetwork, pieces: Iterable[Piece], text_1E: Tensor, model_1G: Tensor, sampling: SamplingConfig
 ) -> Iterator[Tensor]:
-    """Normalised tokens [L, D] of each piece, in order; what `Network.sample` gives for the whole, up to rounding."""
-    check_streams(sampling)
+    """Normalised tokens [L, D] of each piece, in order; what `Network.sample` gives for the whole, up to rounding.
+
+    GeneratorError for a network or a sampler that cannot.
+    """
+    if (reason := refuse_pieces(network, sampling)) or not isinstance(network, Network):
+        raise GeneratorError(reason)
     like = next(network.parameters())
     text_1E, model_1G = text_1E.to(like), model_1G.to(like)
     terms = guidance_terms(sampling, text_1E)
@@ -91,22 +98,4 @@ def sample_pieces(
         for i, (weight, use_text, use_model) in enumerate(terms):
             prototypes, states[i] = network.prototypes(position_1LP, text_1E, model_1G, use_text, use_model, states[i])
             branches.append((weight, prototypes))
-        yield _sample(network, branches, mask_1LD, noise_1LD, sampling)[0]
-
-
-def _sample(
-    network: Network, branches: list[tuple[float, Tensor]], mask_BLD: Tensor, noise_BLD: Tensor,
-    sampling: SamplingConfig,
-) -> Tensor:  # fmt: skip
-    if not isinstance(network.objective, DiffusionObjective):
-        return sum_weighted([(w, network.regress(z, mask_BLD.shape[-1]).float()) for w, z in branches]) * mask_BLD
-    schedule, prediction = network.objective.schedule, network.objective.prediction
-    dtype = branches[0][1].dtype
-
-    def denoise(x: Tensor, t: float) -> Tensor:
-        x = x * mask_BLD
-        time_B = torch.full((len(x),), t, device=x.device)
-        raw = [(w, network.denoiser(x.to(dtype), z, time_B).float()) for w, z in branches]
-        return sum_weighted([(w, diffusion.to_x0(r, x, t, schedule, prediction)) for w, r in raw])
-
-    return diffusion.sample(denoise, lambda: noise_BLD, sampling.sampler, sampling.num_steps, schedule) * mask_BLD
+        yield network.sample_tokens(branches, mask_1LD, lambda noise=noise_1LD: noise, sampling)[0]

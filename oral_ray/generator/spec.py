@@ -1,24 +1,26 @@
-"""What every generator network shares: its description, what it is asked in a functional step, guidance.
+"""What every generator network shares: its description, what it is asked in a functional step.
 
 Letters: B adapters, L tokens, D token dim, P position features, E text size, G model-condition size.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from oral_ray.config import ConditionConfig, GeneratorConfig, SamplingConfig, Section
+from oral_ray.config import ConditionConfig, GeneratorConfig, LatentConfig, Record
 
 
-class GeneratorSpec(Section):
+class GeneratorSpec(Record):
     """Everything that is no tensor: sizes, condition settings, what it was trained on.
 
     `num_tokens` is the one length that a latent generator knows; 0 where any will do.
     """
 
-    generator: GeneratorConfig
+    generator: GeneratorConfig | LatentConfig = Field(discriminator="kind")
     condition: ConditionConfig
     token_dim: int
     num_tokens: int = 0
@@ -27,6 +29,22 @@ class GeneratorSpec(Section):
     text_encoder_fingerprint: str
     architectures: tuple[str, ...]
     recipe: str
+
+    @field_validator("generator", mode="before")
+    @classmethod
+    def _read_flat(cls, data: Any) -> Any:
+        """Generators in stores of version 0.1 have the sizes of either kind and of either denoiser side by side."""
+        if not isinstance(data, dict) or "kind" in data:
+            return data
+        sizes = dict(data)
+        latent, denoiser = sizes.pop("latent", None), sizes.pop("denoiser", "mlp")
+        width, num_blocks = sizes.pop("denoiser_width", 512), sizes.pop("denoiser_blocks", 3)
+        channels = sizes.pop("conv_channels", (64, 96, 64))
+        if latent is not None:
+            return {"kind": "latent", **latent, "objective": sizes["objective"]}
+        if denoiser == "conv":
+            return {"kind": "tokens", **sizes, "denoiser": {"kind": "conv", "channels": channels}}
+        return {"kind": "tokens", **sizes, "denoiser": {"kind": "mlp", "width": width, "num_blocks": num_blocks}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +68,3 @@ class FunctionalItem:
             self.noise_BLD.to(device),
             self.task_loss,
         )
-
-
-def guidance_terms(sampling: SamplingConfig, like_B: Tensor) -> list[tuple[float, Tensor, Tensor]]:
-    """(weight, use text [B], use model [B]) of the network calls of one guided step; those of weight 0 are left out."""
-    yes = torch.ones(len(like_B), dtype=torch.bool, device=like_B.device)
-    s_text, s_model = sampling.guidance_text, sampling.guidance_model
-    terms = [(s_text, yes, yes), (s_model - s_text, ~yes, yes), (1 - s_model, ~yes, ~yes)]
-    return [term for term in terms if term[0] != 0.0]
-
-
-def sum_weighted(terms: list[tuple[float, Tensor]]) -> Tensor:
-    """Sum of weight * tensor; a single term of weight 1 is returned as it is."""
-    if len(terms) == 1 and terms[0][0] == 1.0:
-        return terms[0][1]
-    return torch.stack([weight * term for weight, term in terms]).sum(0)

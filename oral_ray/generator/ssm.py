@@ -16,6 +16,7 @@ Letters: B batch, L length, H heads, P head dim, N state dim, K chunks, Q chunk 
 
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,7 @@ from torch.nn import functional as F  # noqa: N812
 from oral_ray.errors import GeneratorError
 
 Kernel = Literal["auto", "torch", "cuda"]
+ScanFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, Tensor | None], tuple[Tensor, Tensor]]
 EXPAND, CONV_WIDTH = 2, 4
 
 
@@ -45,17 +47,34 @@ class MambaState:
         ))  # fmt: skip
 
 
-def resolve_kernel(kernel: Kernel, device: torch.device) -> Literal["torch", "cuda"]:
-    """The kernel to run; GeneratorError when `cuda` is asked for and cannot be had."""
-    installed = importlib.util.find_spec("mamba_ssm") is not None
-    if kernel == "cuda" and not installed:
-        raise GeneratorError(
-            "generator.kernel='cuda' needs mamba-ssm, which is not installed; on a machine with CUDA run "
-            "pip install 'oral-ray[gpu]' --no-build-isolation, or set generator.kernel=auto"
-        )
-    if kernel == "cuda" and device.type != "cuda":
-        raise GeneratorError(f"generator.kernel='cuda' needs a CUDA device, the model is on {device}; use kernel=auto")
-    return "cuda" if kernel != "torch" and installed and device.type == "cuda" else "torch"
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Which kernel scans, decided when a network is built; `on` gives it for the device that the network is on."""
+
+    kernel: Kernel
+    has_mamba: bool
+
+    @classmethod
+    def find(cls, kernel: Kernel) -> "Scan":
+        """Look once whether mamba-ssm is installed."""
+        return cls(kernel, importlib.util.find_spec("mamba_ssm") is not None)
+
+    def on(self, device: torch.device) -> ScanFunction:
+        """`ssd_cuda` or `ssd`; GeneratorError when `cuda` is asked for and cannot be had on this device."""
+        if self.kernel == "cuda" and not self.has_mamba:
+            raise GeneratorError(
+                "generator.kernel='cuda' needs mamba-ssm, which is not installed; on a machine with CUDA run "
+                "pip install 'oral-ray[gpu]' --no-build-isolation, or set generator.kernel=auto"
+            )
+        if self.kernel == "cuda" and device.type != "cuda":
+            raise GeneratorError(
+                f"generator.kernel='cuda' needs a CUDA device, the model is on {device}; use kernel=auto"
+            )
+        return ssd_cuda if self.kernel != "torch" and self.has_mamba and device.type == "cuda" else ssd
+
+    def __str__(self) -> str:
+        where = "mamba-ssm on CUDA, torch elsewhere" if self.kernel != "torch" and self.has_mamba else "torch"
+        return f"{where} (generator.kernel={self.kernel}, mamba-ssm {'found' if self.has_mamba else 'not installed'})"
 
 
 class Mamba2(nn.Module):
@@ -68,7 +87,7 @@ class Mamba2(nn.Module):
             raise GeneratorError(f"generator.head_dim={head_dim} does not divide {self.inner} (2 x width)")
         self.num_heads, self.head_dim, self.state_dim = self.inner // head_dim, head_dim, state_dim
         self.chunk_size = chunk_size
-        self.kernel: Kernel = kernel
+        self.scan = Scan.find(kernel)
         conv_dim = self.inner + 2 * state_dim
         self.in_proj = nn.Linear(width, 2 * self.inner + 2 * state_dim + self.num_heads, bias=False)
         self.conv1d = nn.Conv1d(conv_dim, conv_dim, CONV_WIDTH, groups=conv_dim)
@@ -91,8 +110,7 @@ class Mamba2(nn.Module):
         x_BLE, b_BLN, c_BLN = xbc_BLC.split([self.inner, self.state_dim, self.state_dim], dim=-1)
         x_BLHP = x_BLE.unflatten(-1, (self.num_heads, self.head_dim))
         dt_BLH = F.softplus(dt_BLH + self.dt_bias)
-        scan = ssd_cuda if resolve_kernel(self.kernel, u_BLM.device) == "cuda" else ssd
-        y_BLHP, ssd_state = scan(
+        y_BLHP, ssd_state = self.scan.on(u_BLM.device)(
             x_BLHP, dt_BLH, -self.A_log.exp(), b_BLN, c_BLN, self.chunk_size, None if state is None else state.ssd
         )
         y_BLHP = y_BLHP + self.D[:, None] * x_BLHP

@@ -94,14 +94,11 @@ class ZeroEngine:
     def step(self, batch: Batch, functional: Any, learning_rate: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        parts = parts_of(batch, functional, self._training)
+        parts, weight = parts_of(batch, functional, self._training), self._training.functional.diffusion_weight
         losses = []
         for i, part in enumerate(parts):
             self._engine.set_gradient_accumulation_boundary(i + 1 == len(parts))
-            loss = self._engine(
-                **part.inputs(self.device), functional=functional,
-                diffusion_weight=self._training.functional.diffusion_weight,
-            )  # fmt: skip
+            loss = self._engine(part.to(self.device), functional, weight)
             self._engine.backward(loss / len(parts))
             self._engine.step()
             losses.append(loss.detach())

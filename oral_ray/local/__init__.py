@@ -1,1 +1,1 @@
-"""What this machine keeps and reads by itself: packages that are fetched, Parquet files."""
+"""What every room may use: the base of records, packages that this machine fetches, Parquet files."""

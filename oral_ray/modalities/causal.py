@@ -7,7 +7,7 @@ writes exactly that answer.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from oral_ray.errors import BaseModelError, TaskError
-from oral_ray.modalities.protocol import ACCURACY, EXACT_MATCH, Batch, Metric, TaskReader
+from oral_ray.modalities.choosing import ChoosingReader, LabelChoice
+from oral_ray.modalities.kind import loads
+from oral_ray.modalities.metrics import ACCURACY, Metric
+from oral_ray.modalities.protocol import Batch, Modality, TaskReader
 from oral_ray.modalities.text import (
     PROBE_TEXT,
     check_answers,
@@ -25,7 +28,6 @@ from oral_ray.modalities.text import (
     label_indices,
     label_tokens,
     padded,
-    text_lengths,
     text_limit,
 )
 from oral_ray.tasks.task import ANSWER, Example
@@ -34,11 +36,20 @@ MAX_ANSWER_TOKENS = 48
 _SKIPPABLE = ("llama", "mistral", "qwen2")  # nothing happens to a token's embedding before the first layer
 
 
-class Causal:
+class Causal(Modality):
     """Causal language models of any family that `AutoModelForCausalLM` loads."""
 
     name = "causal"
+    noun = "language model"
     auto_class = "AutoModelForCausalLM"
+    writes_text = True
+    metrics = (ACCURACY,)
+
+    def claims(self, config: Mapping[str, Any], own: Any) -> bool:
+        """By the class that loads it. Types of both kinds (BERT's family) read both ways unless they say they decode."""
+        if own is None or not loads(self.auto_class, own):
+            return False
+        return not loads("AutoModelForMaskedLM", own) or config.get("is_decoder") is True
 
     @torch.no_grad()
     def check(self, model: nn.Module, processor: Any) -> None:
@@ -69,17 +80,13 @@ class Causal:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelReader:
+class LabelReader(LabelChoice):
     """Next-token logits at the last token of the text, for the labels' first tokens `label_token_K`."""
 
     tokenizer: Any
     labels: tuple[str, ...]
     label_token_K: Tensor
     max_tokens: int
-
-    @property
-    def metric(self) -> Metric:
-        return ACCURACY
 
     def read(self, examples: Sequence[Example]) -> Batch:
         tokens = encode(self.tokenizer, [example.text for example in examples], ANSWER, self.max_tokens)
@@ -91,26 +98,12 @@ class LabelReader:
         """Logits [B, K] of the labels."""
         return _next_token_logits(model, batch, self.label_token_K)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(self.logits(model, batch), batch.wanted_P)
-
-    def prior(self, model: nn.Module, batches: Iterable[Batch]) -> Tensor:
-        """The log of the mean probability of each label [K]."""
-        return torch.cat([self.logits(model, batch).softmax(-1) for batch in batches]).mean(0).log()
-
-    def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> list[float]:
-        scores_BK = self.logits(model, batch).log_softmax(-1)
-        return _right(scores_BK if prior is None else scores_BK - prior, batch)
-
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
-        return text_lengths(self.tokenizer, examples, self.max_tokens)
-
     def skip_layers(self, model: nn.Module, batch: Batch, first_layer: int) -> Batch:
         return skip_layers(model, batch, first_layer)
 
 
 @dataclass(frozen=True, slots=True)
-class FreeTextReader:
+class FreeTextReader(ChoosingReader):
     """Next-token logits over the whole vocabulary at every token of a free answer."""
 
     tokenizer: Any
@@ -119,7 +112,7 @@ class FreeTextReader:
 
     @property
     def metric(self) -> Metric:
-        return EXACT_MATCH
+        return ACCURACY
 
     def read(self, examples: Sequence[Example]) -> Batch:
         asked = encoded(self.tokenizer, [example.text for example in examples], ANSWER, self.max_tokens)
@@ -136,18 +129,12 @@ class FreeTextReader:
         """Logits [P, K] of the vocabulary at every token of every answer."""
         return _next_token_logits(model, batch, None)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(self.logits(model, batch), batch.wanted_P)
-
     def prior(self, model: nn.Module, batches: Iterable[Batch]) -> Tensor:
         """Zero: free text is not calibrated."""
         return torch.zeros(())
 
     def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> list[float]:
-        return _right(self.logits(model, batch).log_softmax(-1), batch)
-
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
-        return text_lengths(self.tokenizer, examples, self.max_tokens)
+        return _all_right(self.logits(model, batch).log_softmax(-1), batch)
 
     def skip_layers(self, model: nn.Module, batch: Batch, first_layer: int) -> Batch:
         return skip_layers(model, batch, first_layer)
@@ -187,7 +174,7 @@ def _first_tokens(tokenizer: Any, labels: Sequence[str]) -> list[int]:
     return tokens
 
 
-def _right(log_probs_PK: Tensor, batch: Batch) -> list[float]:
+def _all_right(log_probs_PK: Tensor, batch: Batch) -> list[float]:
     """1 where the most likely choice is the right one at every position of an example, else 0; by example."""
     assert batch.where_BT is not None
     right_P = (log_probs_PK.argmax(-1) == batch.wanted_P).cpu()

@@ -4,35 +4,47 @@ The logit of a label is the cosine between the mean-pooled, normalised text and 
 over a temperature of 0.05.
 """
 
-from collections.abc import Iterable, Sequence
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from oral_ray.errors import TaskError
-from oral_ray.modalities.protocol import ACCURACY, Batch, Metric, TaskReader, Tokens
-from oral_ray.modalities.text import (
-    PROBE_TEXT,
-    check_answers,
-    encode,
-    label_indices,
-    label_tokens,
-    text_lengths,
-    text_limit,
-)
+from oral_ray.modalities.choosing import LabelChoice
+from oral_ray.modalities.kind import model_class_of
+from oral_ray.modalities.metrics import ACCURACY
+from oral_ray.modalities.protocol import Batch, Modality, TaskReader, Tokens
+from oral_ray.modalities.text import PROBE_TEXT, check_answers, encode, label_indices, label_tokens, text_limit
 from oral_ray.tasks.task import Example
 
 TEMPERATURE = 0.05
 
 
-class Encoder:
+class Encoder(Modality):
     """Sentence encoders of any family that `AutoModel` loads."""
 
     name = "encoder"
+    noun = "language model"
     auto_class = "AutoModel"
+    heads_may_lie = True
+    embeds_text = True
+    metrics = (ACCURACY,)
+
+    def claims(self, config: Mapping[str, Any], own: Any) -> bool:
+        """Whatever no other kind claims: a masked language model and a classifier are encoders with a head."""
+        return own is not None
+
+    def build_options(self, own: Any, tensors: Iterable[str]) -> dict[str, Any]:
+        """Nothing here reads a pooler: a checkpoint without one is built without it, instead of with a random one."""
+        model_class = model_class_of(self.auto_class, own)
+        if model_class is None or any(re.search(r"(^|\.)pooler\.", name) for name in tensors):
+            return {}
+        takes_it = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+        return {"add_pooling_layer": False} if takes_it else {}
 
     @torch.no_grad()
     def check(self, model: nn.Module, processor: Any) -> None:
@@ -59,17 +71,13 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderReader:
+class EncoderReader(LabelChoice):
     """Cosine to frozen label embeddings `label_KH` (normalised rows)."""
 
     tokenizer: Any
     labels: tuple[str, ...]
     label_KH: Tensor
     max_tokens: int
-
-    @property
-    def metric(self) -> Metric:
-        return ACCURACY
 
     def read(self, examples: Sequence[Example]) -> Batch:
         tokens = encode(self.tokenizer, [example.text for example in examples], max_tokens=self.max_tokens)
@@ -78,21 +86,6 @@ class EncoderReader:
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, K] of the labels."""
         return embed(model, batch.tokens) @ self.label_KH.T / TEMPERATURE
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(self.logits(model, batch), batch.wanted_P)
-
-    def prior(self, model: nn.Module, batches: Iterable[Batch]) -> Tensor:
-        """The log of the mean probability of each label [K]."""
-        return torch.cat([self.logits(model, batch).softmax(-1) for batch in batches]).mean(0).log()
-
-    def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> list[float]:
-        scores_BK = self.logits(model, batch).log_softmax(-1)
-        scores_BK = scores_BK if prior is None else scores_BK - prior
-        return (scores_BK.argmax(-1) == batch.wanted_P).float().tolist()
-
-    def lengths(self, examples: Sequence[Example]) -> list[int]:
-        return text_lengths(self.tokenizer, examples, self.max_tokens)
 
     def skip_layers(self, model: nn.Module, batch: Batch, first_layer: int) -> Batch:
         return batch

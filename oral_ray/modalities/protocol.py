@@ -1,6 +1,6 @@
 """What a kind of base has to offer, so that training, scoring and the functional phase are written once.
 
-A `Modality` is a kind of base model: which of transformers' classes loads it, and how it reads a task. A `TaskReader` is
+A `Modality` is a `Kind` of base model that also says how it reads a task. A `TaskReader` is
 one task on one bare base: it turns examples into batches, and a batch into a loss (differentiable, for training) and
 into one value per example (for scoring). It is built from the bare base, so an adapter cannot move what answers are
 compared with.
@@ -8,20 +8,22 @@ compared with.
     reader = modality_of("causal").reader(model, tokenizer, task.labels)
     batch = reader.read(task.examples("train")[:8])
     loss = reader.loss(model, batch)
-    values = reader.values(model, batch)          # one float per example; reader.metric says what they are
+    values = reader.values(model, batch)          # one value per example; reader.metric says what they are
 
 Letters: B examples, T text tokens, H hidden size, K choices (labels, or the vocabulary), P answered positions.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from oral_ray.modalities.kind import Kind
+from oral_ray.modalities.metrics import Metric, Values
 from oral_ray.tasks.task import Example
 
 Tokens = dict[str, Tensor]
@@ -50,30 +52,6 @@ class Batch:
         )
 
 
-def _mean(values_N: np.ndarray) -> float:
-    return float(np.mean(values_N))
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """What the values of a task's examples are, and how they become one figure.
-
-    `figure` takes the values [N, ...] of a set of examples: their mean, or any function of the whole set (a Frechet
-    distance of features). A bootstrap draws examples and asks it again, so both kinds have intervals.
-    """
-
-    name: str
-    higher_is_better: bool = True
-    figure: Callable[[np.ndarray], float] = _mean
-
-    def better(self, one: float, other: float) -> bool:
-        """Whether one figure is better than another."""
-        return one > other if self.higher_is_better else one < other
-
-
-ACCURACY, EXACT_MATCH = Metric("accuracy"), Metric("exact_match")
-
-
 class TaskReader(Protocol):
     """One task on one bare base. Batches are on the device of the base."""
 
@@ -94,8 +72,8 @@ class TaskReader(Protocol):
         """What the bare base answers whatever it is asked: `values` is calibrated by it. Reads no right answers."""
         ...
 
-    def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> list[float]:
-        """One value per example of the batch."""
+    def values(self, model: nn.Module, batch: Batch, prior: Tensor | None = None) -> Values:
+        """One value per example of the batch: a float, or a row of floats as `metric.figure` takes them."""
         ...
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
@@ -107,29 +85,26 @@ class TaskReader(Protocol):
         ...
 
 
-class Modality(Protocol):
-    """A kind of base model."""
+class Modality(Kind):
+    """A kind of base model that is trained and scored on."""
 
-    name: str
-    auto_class: str
-
+    @abstractmethod
     def check(self, model: nn.Module, processor: Any) -> None:
         """One short text through a bare base; BaseModelError where it cannot be read, or the answer is no number."""
-        ...
 
+    @abstractmethod
     def check_labels(self, processor: Any, labels: Sequence[str]) -> None:
         """TaskError where a base of this kind cannot tell two labels apart, or cannot write one."""
-        ...
 
+    @abstractmethod
     def reader(self, model: nn.Module, processor: Any, labels: Sequence[str]) -> TaskReader:
         """The reader of a task with these labels (none: free text) on a bare base; TaskError where it cannot be."""
-        ...
 
 
 def batches(reader: TaskReader, examples: Sequence[Example], size: int = 16) -> Iterable[tuple[list[int], Batch]]:
     """Examples by length in batches, each with the examples' indices.
 
-    Small batches of equal length beat large ones on a CPU (`oral-ray bench score`).
+    Small batches of equal length beat large ones on a CPU (`python infra/dev/bench score`).
     """
     lengths = reader.lengths(examples)
     order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))

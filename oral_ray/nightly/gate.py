@@ -1,31 +1,31 @@
 """One (base, task) of a regeneration: make the candidates, score them on validation data, decide, publish the winner.
 
 Candidates are `num_candidates` samples of the generator, the adapters to reuse, and where configured the best of them
-after a few steps on this very base (`refined`). A candidate that cannot be used (damaged, not finite, of another shape)
-is refused by name; the others compete. Reads no test data.
+after a few steps on this very base (`refined`). A candidate that cannot be used (damaged, not finite, of another shape,
+without a score that is a number) is refused by name; the others compete. Reads no test data.
 
 The first decision counts: it is kept as a record, so that a second run, or one at the same time, publishes the same.
 """
 
-from collections.abc import Mapping
-
-import numpy as np
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from oral_ray.adapters.artifact import rebased
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import Config, Section, fingerprint
-from oral_ray.errors import ArtifactError
-from oral_ray.evaluation import cells, static
+from oral_ray.config import Config, Record, fingerprint
+from oral_ray.errors import ArtifactError, EvaluationError
+from oral_ray.evaluation import cells
 from oral_ray.evaluation.arms import refined
 from oral_ray.evaluation.arms.generated import GENERATED
 from oral_ray.evaluation.cells import Cell, Request, Unadapted
-from oral_ray.generation.factory import settled
+from oral_ray.evaluation.statistics import Metric
+from oral_ray.generation.factory import effective_sampling
 from oral_ray.nightly.plan import GateDecision, decide
-from oral_ray.objects import open_objects
-from oral_ray.pipeline.own_tasks import task_of
+from oral_ray.pipeline import static
+from oral_ray.pipeline.run import Run, open_run
 from oral_ray.store.adapters import AdapterStore, Use
-from oral_ray.store.records import Records
 from oral_ray.store.releases import ReleasedAdapter
 from oral_ray.store.signing import signer_name
 from oral_ray.version import code_version
@@ -33,8 +33,8 @@ from oral_ray.version import code_version
 RECIPE_VERSION = 1
 
 
-class Item(Section):
-    """What is decided together: a task on a base, the generator's recipe, and digests to reuse by candidate name."""
+class Item(Record):
+    """What is decided together: a task on a base, the generator's recipe, and digests to reuse by arm."""
 
     base: BaseRecord
     task: str
@@ -43,7 +43,15 @@ class Item(Section):
     reuse: dict[str, str]
 
 
-class Outcome(Section):
+class Candidate(NamedTuple):
+    """An adapter that competes: its name in outcomes and releases, and its arm, as `regenerate.candidates` names it."""
+
+    name: str
+    arm: str
+    digest: str
+
+
+class Outcome(Record):
     """The gate's decision, the validation score of every candidate, why others were refused, the winner's digest."""
 
     base: str
@@ -54,9 +62,9 @@ class Outcome(Section):
     digest: str
 
 
-def decided(config: Config, item: Item) -> Outcome | None:
+def decided(run: Run, item: Item) -> Outcome | None:
     """The outcome of an item that was decided before."""
-    kept = Records(open_objects(config.store)).get("gate", _recipe(config, item))
+    kept = run.records.get("gate", _recipe(run.config, item))
     return None if kept is None else Outcome.model_validate(kept)
 
 
@@ -65,22 +73,23 @@ def regenerate_item(config: Config, item: Item) -> tuple[Outcome, ReleasedAdapte
 
     Where what won has been deleted or damaged since, it is decided again, from candidates that are there.
     """
-    outcome = decided(config, item)
-    if outcome is None or not _holds(AdapterStore(open_objects(config.store)), outcome):
-        outcome = _decide(config, item)
+    run = open_run(config)
+    outcome = decided(run, item)
+    if outcome is None or not _holds(run.adapters, outcome):
+        outcome = _decide(run, item)
     arm = outcome.decision.arm
-    return outcome, None if arm is None else _publish(config, item, outcome, arm)
+    return outcome, None if arm is None else _publish(run, item, outcome, arm)
 
 
-def _publish(config: Config, item: Item, outcome: Outcome, arm: str) -> ReleasedAdapter:
+def _publish(run: Run, item: Item, outcome: Outcome, arm: str) -> ReleasedAdapter:
     """Put what won into the serving view, under the name by which its base is served."""
-    store, keys = AdapterStore(open_objects(config.store)), config.store.signing
-    served_name = config.regenerate.served_name(item.base.id)
+    store, settings, keys = run.adapters, run.config.regenerate, run.config.store.signing
+    served_name = settings.served_name(item.base.id)
     artifact = rebased(store.get(outcome.digest), item.base.id, item.base.fingerprint, served_name)
     digest, use = store.put(artifact), Use(artifact.provenance, outcome.task, arm)
-    view = f"{config.regenerate.publish_prefix}/{item.base.id}"
+    view = f"{settings.publish_prefix}/{item.base.id}"
     adapter_id = _adapter_id(store, view, digest, use)
-    uri = store.publish(digest, config.regenerate.publish_prefix, item.base.id, adapter_id, keys.private_key, use)
+    uri = store.publish(digest, settings.publish_prefix, item.base.id, adapter_id, keys.private_key, use)
     if keys.public_key is not None:
         store.check_published(f"{view}/{adapter_id}", digest, keys.public_key)
     return ReleasedAdapter(
@@ -110,18 +119,23 @@ def _holds(store: AdapterStore, outcome: Outcome) -> bool:
     return outcome.decision.arm is None or store.is_whole(outcome.digest)
 
 
-def _decide(config: Config, item: Item) -> Outcome:
-    digests, refused = _candidates(config, item)
-    scores = _score(config, item, digests)
-    wanted = config.regenerate.candidates
-    if "refined" in wanted and digests:
-        best = digests[max(digests, key=lambda name: scores[name])]
-        run = refined.refined_run(config, "refined_generated", item.base.id, item.task, best, config.seed)
-        run = run.model_copy(update={"steps": config.regenerate.refine_steps})
-        digests["refined"] = static.train_here(config, run, [item.base])
-        scores |= _score(config, item, {"refined": digests["refined"]})
-    ordered = sorted(digests, key=lambda name: wanted.index(_arm(name)))
-    decision = decide(scores, ordered, config.regenerate.min_gain_over_base)
+def _decide(run: Run, item: Item) -> Outcome:
+    settings = run.config.regenerate
+    candidates, refused = _candidates(run, item)
+    metric, scores = _score(run, item, candidates)
+    wanted = settings.candidates
+    best = metric.best({candidate.name: scores[candidate.name] for candidate in candidates})
+    if "refined" in wanted and best is not None:
+        start = next(candidate.digest for candidate in candidates if candidate.name == best)
+        made = _refined(run, item, start)
+        candidates.append(made)
+        scores |= _score(run, item, [made])[1]
+    for name in [name for name, figure in scores.items() if math.isnan(figure)]:
+        refused[name] = f"its {metric.name} on the validation examples is no number"
+        del scores[name]
+    names = [candidate.name for candidate in sorted(candidates, key=lambda candidate: wanted.index(candidate.arm))]
+    decision = decide(scores, names, settings.min_gain_over_base, metric)
+    digests = {candidate.name: candidate.digest for candidate in candidates}
     outcome = Outcome(
         base=item.base.id,
         task=item.task,
@@ -132,70 +146,80 @@ def _decide(config: Config, item: Item) -> Outcome:
     )
     if refused:  # what is damaged today may be mended tomorrow
         return outcome
-    objects = open_objects(config.store)
-    store, record = AdapterStore(objects), outcome.model_dump(mode="json")
-    kept = Records(objects).commit(
-        "gate", _recipe(config, item), record, lambda kept: _holds(store, Outcome.model_validate(kept))
+    record = outcome.model_dump(mode="json")
+    kept = run.records.commit(
+        "gate", _recipe(run.config, item), record, lambda kept: _holds(run.adapters, Outcome.model_validate(kept))
     )
     return Outcome.model_validate(kept)
 
 
-def _candidates(config: Config, item: Item) -> tuple[dict[str, str], dict[str, str]]:
-    """Digests of the candidates that can be used, and reasons against the others, by name."""
-    found: dict[str, str] = {}
+def _refined(run: Run, item: Item, start: str) -> Candidate:
+    """A few steps on this very base from another candidate's adapter (its digest)."""
+    planned = refined.refined_run(run.config, "refined_generated", item.base.id, item.task, start, run.config.seed)
+    planned = planned.model_copy(update={"steps": run.config.regenerate.refine_steps})
+    return Candidate("refined", "refined", static.train_here(run, planned, [item.base]))
+
+
+def _candidates(run: Run, item: Item) -> tuple[list[Candidate], dict[str, str]]:
+    """The candidates that can be used, and reasons against the others by name."""
+    found: list[Candidate] = []
     refused: dict[str, str] = {}
-    requests = _requests(config, item)
-    names = ["generated" if request.seed == 0 else f"generated-{request.seed}" for request in requests]
+    requests = _requests(run, item)
+    names = [GENERATED if request.seed == 0 else f"{GENERATED}-{request.seed}" for request in requests]
     try:
-        found |= dict(zip(names, cells.generate_here(config, requests, {item.base.id: item.base}), strict=True))
+        digests = cells.generate_here(run, requests, item.base)
+        found += [Candidate(name, GENERATED, digest) for name, digest in zip(names, digests, strict=True)]
     except ArtifactError as error:
         refused |= dict.fromkeys(names, str(error))
-    layout = AdapterLayout.of(item.base.spec, config.lora, token_dim=item.base.spec.hidden_size)
-    store = AdapterStore(open_objects(config.store))
-    for name, digest in item.reuse.items():
+    layout = AdapterLayout.of(item.base.spec, run.config.lora, token_dim=item.base.spec.hidden_size)
+    for arm, digest in item.reuse.items():
         try:
-            store.get(digest).check(layout)
-            found[name] = digest
+            run.adapters.get(digest).check(layout)
+            found.append(Candidate(arm, arm, digest))
         except ArtifactError as error:
-            refused[name] = str(error)
+            refused[arm] = str(error)
     return found, refused
 
 
-def _requests(config: Config, item: Item) -> list[Request]:
+def _requests(run: Run, item: Item) -> list[Request]:
+    config = run.config
     return [
         Request(
             arm=GENERATED,
             base=item.base.id,
             task=item.task,
-            prompt=task_of(config, item.task).prompt,
+            prompt=run.task(item.task).prompt,
             seed=seed,
             recipe=item.recipe,
             num_steps=config.sampling.num_steps,
         )
         for seed in range(config.regenerate.num_candidates)
-        if "generated" in config.regenerate.candidates
+        if GENERATED in config.regenerate.candidates
     ]
 
 
-def _score(config: Config, item: Item, digests: Mapping[str, str]) -> dict[str, float]:
-    """Validation accuracy by candidate name, and that of the bare `base`."""
+def _score(run: Run, item: Item, candidates: Sequence[Candidate]) -> tuple[Metric, dict[str, float]]:
+    """The metric of the task on this base, and the figures on validation by candidate name and of the bare `base`.
+
+    EvaluationError where the bare base has no figure that is a number: there is nothing to be better than.
+    """
+    digests = {"base": str(Unadapted.BASE)} | {candidate.name: candidate.digest for candidate in candidates}
     cell = Cell(
         base=item.base.id,
-        dtype=config.bases.dtype,
+        dtype=run.config.bases.dtype,
         task=item.task,
-        digests=tuple(sorted({Unadapted.BASE, *digests.values()})),
+        digests=tuple(sorted(set(digests.values()))),
         split="validation",
-        limit=config.evaluation.max_validation,
+        limit=run.config.evaluation.max_validation,
     )
-    if (left := cells.missing(config, cell, item.base)).digests:
-        cells.score_cell(config, left, item.base)
-    answers = cells.read_cell(config, cell, item.base)
-    return {name: float(np.mean(answers[digest])) for name, digest in {"base": Unadapted.BASE, **digests}.items()}
-
-
-def _arm(name: str) -> str:
-    """`generated-3` is a sample of `generated`."""
-    return name.partition("-")[0]
+    scored = cells.score_here(run, cell, item.base)
+    figures = {name: scored.figure(digest) for name, digest in digests.items()}
+    if math.isnan(figures["base"]):
+        raise EvaluationError(
+            f"the {scored.metric.name} of the bare base {item.base.id} on the validation examples of {item.task} is no "
+            "number; look at its answers with oral-ray score"
+        )
+    return scored.metric, figures
 
 
 def _recipe(config: Config, item: Item) -> str:
@@ -206,5 +230,5 @@ def _recipe(config: Config, item: Item) -> str:
     return fingerprint(
         "gate", RECIPE_VERSION, item.base.id, item.base.fingerprint, item.task_fingerprint, item.recipe,
         item.reuse, settings, config.lora, config.bases.dtype, config.evaluation.max_validation,
-        settled(config.sampling, config.determinism), config.seed,
+        effective_sampling(config.sampling, config.determinism), config.seed,
     )  # fmt: skip

@@ -1,26 +1,26 @@
 """Release logic as pure functions: what to generate for which base, and which candidate may be published.
 
 items = plan_releases(bases, tasks, generator_architectures, lora, released)
-decision = decide({"generated": .84, "reuse_new": .83, "base": .60}, ("generated", "reuse_new"), min_gain=0.0)
+scores = {"generated": 0.84, "reuse_new": 0.83, "base": 0.60}
+decision = decide(scores, ("generated", "reuse_new"), min_gain=0.0, metric=ACCURACY)
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Literal
 
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.config import LoraSettings
+from oral_ray.config import LoraSettings, Record
 from oral_ray.generation.refusal import refuse_base
+
+if TYPE_CHECKING:  # plans are made without torch, which an evaluation needs
+    from oral_ray.evaluation.statistics import Metric
 
 _DUE = "not released yet: new base version, served name, generator or task"
 
 
-class PlanItem(BaseModel):
+class PlanItem(Record):
     """What is to be done for one task on one base version, and why not where nothing is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     task: str
@@ -28,10 +28,8 @@ class PlanItem(BaseModel):
     reason: str
 
 
-class GateDecision(BaseModel):
-    """The arm that may be published (None: nothing) and the reason."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class GateDecision(Record):
+    """The candidate that may be published by its name (None: nothing) and the reason."""
 
     arm: str | None
     reason: str
@@ -65,16 +63,19 @@ def plan_releases(
     return items
 
 
-def decide(scores: Mapping[str, float], candidates: Sequence[str], min_gain: float) -> GateDecision:
-    """The best candidate on validation; the earlier one in a tie; nothing unless it beats `base` by more than `min_gain`.
+def decide(scores: Mapping[str, float], candidates: Sequence[str], min_gain: float, metric: "Metric") -> GateDecision:
+    """The best candidate on validation by a metric; the earlier one in a tie; nothing unless it is better than `base` by
+    more than `min_gain`.
 
     So a generated adapter that is worse than reuse is never published, and a task on which nothing helps gets nothing.
+    `scores` are figures by candidate name, and that of `base`; a candidate without a number is passed over.
     """
-    present = [arm for arm in candidates if not math.isnan(scores.get(arm, math.nan))]
-    if not present:
+    present = {name: scores[name] for name in candidates if not math.isnan(scores.get(name, math.nan))}
+    best = metric.best(present)
+    if best is None:
         return GateDecision(arm=None, reason="no candidate could be made")
-    best = max(present, key=lambda arm: scores[arm])
-    shown = ", ".join(f"{arm} {scores[arm]:.4f}" for arm in (*present, "base"))
-    if not scores[best] > scores["base"] + min_gain:  # so that a base without a score publishes nothing
-        return GateDecision(arm=None, reason=f"no candidate beats base by more than {min_gain}: {shown}")
-    return GateDecision(arm=best, reason=f"best on validation: {shown}")
+    shown = ", ".join(f"{name} {scores[name]:.4f}" for name in (*present, "base"))
+    by = "" if metric.counts_right_answers else f" in {metric.label}"
+    if not metric.better(scores[best], scores["base"], by=min_gain):  # so that a base without a score publishes nothing
+        return GateDecision(arm=None, reason=f"no candidate beats base by more than {min_gain}{by}: {shown}")
+    return GateDecision(arm=best, reason=f"best on validation{by}: {shown}")

@@ -3,9 +3,9 @@
 Reads generators, corpus and landed bases; writes `<publish_prefix>/<base>/<adapter_id>/`, `releases/<base>/<name>/`, a
 record of every decision, and one of the run (`runs/`) where there was something to do. Reads no test data.
 
-    summary = run(config)                       # once
+    summary = run_night(open_run(config))       # once
     for summary in watch(config): ...           # again and again
-    plan = survey(config, recipe).plan          # only look
+    plan = survey(run, recipe).plan             # only look
 """
 
 import fnmatch
@@ -18,19 +18,18 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from oral_ray.bases.catalog import BaseRecord, SkippedBase, discover
+from oral_ray.bases.catalog import BaseRecord, SkippedBase
 from oral_ray.bases.events import MAX_WAIT_S, EventQueue, changed_bases
-from oral_ray.cluster import each_task
-from oral_ray.config import Config, LandedOrigin, canonical_json
+from oral_ray.config import BaseVersion, Config, LandedOrigin, canonical_json
 from oral_ray.errors import GeneratorError, OralError, StoreError
 from oral_ray.nightly.gate import Item, Outcome, decided, regenerate_item
 from oral_ray.nightly.plan import PlanItem, plan_releases
 from oral_ray.nightly.summary import WHOLE_BASE, FailedItem, RegenerationSummary, once_a_base
-from oral_ray.objects import Objects, open_objects
-from oral_ray.pipeline import corpus, train
-from oral_ray.pipeline.own_tasks import task_of
-from oral_ray.store.bases import BaseShelf
-from oral_ray.store.generators import Lineage, current_generator, generator_lineage, get_generator
+from oral_ray.pipeline import corpus
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.run import Run, open_run
+from oral_ray.pipeline.walk import Trained, walk
+from oral_ray.store.generators import Lineage, current_generator, generator_lineage
 from oral_ray.store.heads import Head, latest_of
 from oral_ray.store.releases import Release, ReleasedAdapter, ReleaseStore
 
@@ -48,33 +47,40 @@ class Survey:
 
 
 def watch(config: Config) -> Iterator[RegenerationSummary]:
-    """A run now, one every `regenerate.poll_s`, and in between one for the bases that an event names; without end."""
+    """A run now, one every `regenerate.poll_s`, and in between one for the bases that an event names; without end.
+
+    The tasks of the configuration are resolved; each run looks at the store anew.
+    """
     queue = EventQueue(config.regenerate.events) if config.regenerate.events else None
     while True:
         listed_s = time.monotonic()
-        yield run(config)
+        yield run_night(open_run(config))
         while (left_s := listed_s + config.regenerate.poll_s - time.monotonic()) > 0:
             if queue is None:
                 time.sleep(left_s)
                 continue
             hints = queue.wait(min(left_s, MAX_WAIT_S))
-            if changed := changed_bases(hints, open_objects(config.store).uri, config.bases.prefix):
-                yield run(config, changed)
+            run = open_run(config)
+            if changed := changed_bases(hints, run.objects.uri, config.bases.prefix):
+                yield run_night(run, changed)
             queue.done(hints)
 
 
-def run(config: Config, only: Collection[str] | None = None) -> RegenerationSummary:
+def run_night(run: Run, only: Collection[str] | None = None) -> RegenerationSummary:
+    """The pipeline where it is not done, then `regenerate`."""
+    return regenerate(walk(resolve_bases(run, _needed(run))), only)
+
+
+def regenerate(trained: Trained, only: Collection[str] | None = None) -> RegenerationSummary:
     """Regenerate everything that is due (of the bases `only`); a second run finds it released and does nothing."""
-    started, objects = datetime.now(UTC), open_objects(config.store)
-    needed = _needed(config, objects)
-    recipe = train.run(needed)
-    found = survey(config, recipe, only)
-    items = _items(config, needed, recipe, found)
-    known = [_decided(config, item) for item in items]
+    started, run, recipe = datetime.now(UTC), trained.run, trained.recipe
+    found = survey(run, recipe, only)
+    items = _items(trained, found)
+    known = [_decided(run, item) for item in items]
     outcomes = [outcome for outcome in known if outcome is not None and outcome.decision.arm is None]
     todo = [item for item, outcome in zip(items, known, strict=True) if outcome is None or outcome.decision.arm]
-    made, failed = _work(config, objects, recipe, todo)
-    heads, lost = _afterwards(config, objects) if todo else (found.heads, [])
+    made, failed = _work(run, recipe, todo)
+    heads, lost = _afterwards(run) if todo else (found.heads, [])
     summary = RegenerationSummary(
         started=started.isoformat(timespec="seconds"),
         wall_s=(datetime.now(UTC) - started).total_seconds(),
@@ -83,54 +89,52 @@ def run(config: Config, only: Collection[str] | None = None) -> RegenerationSumm
         plan=tuple(found.plan),
         outcomes=tuple(outcomes + made),
         failed=(*failed, *lost),
-        published=tuple(row for base_id in found.bases for row in _published(heads.get(base_id), base_id, objects.uri)),
+        published=tuple(
+            row for base_id in found.bases for row in _published(heads.get(base_id), base_id, run.objects.uri)
+        ),
     )
-    return _kept(objects, summary, started) if todo else summary
+    return _kept(run, summary, started) if todo else summary
 
 
-def _afterwards(config: Config, objects: Objects) -> tuple[dict[str, Head], list[FailedItem]]:
+def _afterwards(run: Run) -> tuple[dict[str, Head], list[FailedItem]]:
     """What is released after a run; where the store cannot say, a failure that says so: the run's summary is not lost."""
     try:
-        return latest_of(objects, config.name), []
+        return latest_of(run.objects, run.config.name), []
     except StoreError as error:
         reason = f"what is released cannot be read ({_one_line(error)}); see oral-ray list"
         return {}, [FailedItem(base="*", task="*", reason=reason)]
 
 
-def _kept(objects: Objects, summary: RegenerationSummary, started: datetime) -> RegenerationSummary:
+def _kept(run: Run, summary: RegenerationSummary, started: datetime) -> RegenerationSummary:
     """Keep a summary in `runs/`; one that the store does not take is returned with that failure."""
     try:
-        objects.put(f"runs/{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json", canonical_json(summary).encode())
+        run.objects.put(f"runs/{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json", canonical_json(summary).encode())
     except StoreError as error:
         lost = FailedItem(base="*", task="*", reason=f"this summary is not kept in the store: {_one_line(error)}")
         return summary.model_copy(update={"failed": (*summary.failed, lost)})
     return summary
 
 
-def dry_run(config: Config) -> RegenerationSummary:
-    """What `run` would find and do; it starts nothing and trains no generator."""
-    objects = open_objects(config.store)
-    recipe = current_generator(objects, config.name)
+def dry_run(run: Run) -> RegenerationSummary:
+    """What `run_night` would find and do; it starts nothing and trains no generator."""
+    uri, name = run.objects.uri, run.config.name
+    recipe = current_generator(run.objects, name)
     if recipe is None:
-        raise GeneratorError(
-            f"{objects.uri} has no generator of {config.name!r}; run jobs/train.py, or without --dry-run"
-        )
-    found = survey(config, recipe)
+        raise GeneratorError(f"{uri} has no generator of {name!r}; run jobs/train.py, or without --dry-run")
+    found = survey(run, recipe)
     return RegenerationSummary(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         generator=recipe,
         skipped_bases=tuple(found.skipped),
         plan=tuple(found.plan),
-        published=tuple(
-            row for base_id in found.bases for row in _published(found.heads.get(base_id), base_id, objects.uri)
-        ),
+        published=tuple(row for base_id in found.bases for row in _published(found.heads.get(base_id), base_id, uri)),
     )
 
 
-def survey(config: Config, recipe: str, only: Collection[str] | None = None) -> Survey:
+def survey(run: Run, recipe: str, only: Collection[str] | None = None) -> Survey:
     """Look what has landed and what is released, and plan."""
-    objects = open_objects(config.store)
-    landed, skipped = discover(objects, config.bases.prefix, config.regenerate.quiet_period_s, only)
+    config = run.config
+    landed, skipped = run.base_store.discover(config.regenerate.quiet_period_s, only)
     chosen = [base for base in landed if any(fnmatch.fnmatch(base.id, glob) for glob in config.regenerate.bases)]
     if only is None:  # a mistyped pattern would do nothing, every night, and say so to nobody
         names = [base.id for base in (*landed, *skipped)]
@@ -143,37 +147,36 @@ def survey(config: Config, recipe: str, only: Collection[str] | None = None) -> 
             for glob in globs
             if not fnmatch.filter(names, glob)
         ]
-    heads = latest_of(objects, config.name)
+    heads = latest_of(run.objects, config.name)
     released = {
         (base.id, base.fingerprint, adapter.task)
         for base in chosen
         if base.id in heads
         for adapter in _current(config, heads[base.id].release, base, recipe)
     }
-    architectures = get_generator(objects, recipe).spec.architectures
+    architectures = run.generator_card(recipe).spec.architectures
     plan = plan_releases(chosen, config.tasks.ids, architectures, config.lora, released)
     return Survey({base.id: base for base in chosen}, skipped, plan, heads)
 
 
-def _needed(config: Config, objects: Objects) -> Config:
+def _needed(run: Run) -> list[BaseVersion]:
     """Without the unseen versions that others put there, or that are there: one that is broken must not stop the rest."""
-    shelf = BaseShelf(objects, config.bases.prefix)
-    versions = [
+    return [
         version
-        for version in config.bases.versions
-        if version.seen or not (isinstance(version.origin, LandedOrigin) or shelf.has(version.id))
+        for version in run.config.bases.versions
+        if version.seen or not (isinstance(version.origin, LandedOrigin) or run.base_store.has(version.id))
     ]
-    return config.model_copy(update={"bases": config.bases.model_copy(update={"versions": tuple(versions)})})
 
 
-def _items(config: Config, needed: Config, recipe: str, found: Survey) -> list[Item]:
+def _items(trained: Trained, found: Survey) -> list[Item]:
     """What is to be done, with the adapters of the corpus that each could reuse; trained where they are missing."""
-    known = corpus.run(needed)
+    run = trained.run
+    config, known = run.config, run.bases
     seen = corpus.seen_ids(config)
 
     @functools.cache
     def of_corpus(base_ids: tuple[str, ...], task_id: str) -> corpus.CorpusRun:
-        return corpus.plan_run(needed, task_id, [known[base_id] for base_id in base_ids], config.corpus.seeds[0])
+        return corpus.plan_run(run, task_id, [known[base_id] for base_id in base_ids], config.corpus.seeds[0])
 
     def reusable(planned: PlanItem) -> dict[str, corpus.CorpusRun]:
         base = found.bases[planned.base]
@@ -187,31 +190,31 @@ def _items(config: Config, needed: Config, recipe: str, found: Survey) -> list[I
         }
 
     due = [(planned, reusable(planned)) for planned in found.plan if planned.action == "generate"]
-    runs = [run_ for _, reuse in due for run_ in reuse.values()]
-    digests = {entry.run.recipe: entry.digests[-1] for entry in corpus.train_runs(needed, runs, known)}
-    fingerprints = {task_id: task_of(config, task_id).fingerprint for task_id in config.tasks.ids}
+    trainings = [training for _, reuse in due for training in reuse.values()]
+    digests = {entry.run.recipe: entry.digests[-1] for entry in corpus.train_runs(run, trainings)}
+    fingerprints = {task_id: run.task(task_id).fingerprint for task_id in config.tasks.ids}
     return [
         Item(
             base=found.bases[planned.base],
             task=planned.task,
             task_fingerprint=fingerprints[planned.task],
-            recipe=recipe,
-            reuse={name: digests[run_.recipe] for name, run_ in reuse.items()},
+            recipe=trained.recipe,
+            reuse={name: digests[training.recipe] for name, training in reuse.items()},
         )
         for planned, reuse in due
     ]
 
 
-def _decided(config: Config, item: Item) -> Outcome | None:
+def _decided(run: Run, item: Item) -> Outcome | None:
     """What was decided before; None also where that cannot be read: its worker then says so, of this item alone."""
     try:
-        return decided(config, item)
+        return decided(run, item)
     except Exception:
         logger.exception("what was decided of %s on %s cannot be read", item.task, item.base.id)
         return None
 
 
-def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> tuple[list[Outcome], list[FailedItem]]:
+def _work(run: Run, recipe: str, items: list[Item]) -> tuple[list[Outcome], list[FailedItem]]:
     """Decide and publish every item on the cluster; a base is released as soon as its last item has ended.
 
     Whatever an item or a release raises is said of it by name, and the others are done.
@@ -221,10 +224,9 @@ def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> t
     won: dict[str, list[ReleasedAdapter]] = {base_id: [] for base_id in left}
     outcomes: dict[int, Outcome] = {}
     failed: list[FailedItem] = []
-    for i, result in each_task(
-        [(regenerate_item, (config, item)) for item in items], config.cluster, determinism=config.determinism,
-        retries=config.regenerate.retries, label="regenerate", retry_on=(StoreError,),
-    ):  # fmt: skip
+    calls = [(regenerate_item, (run.config, item)) for item in items]
+    retries = run.config.regenerate.retries
+    for i, result in run.each_on_cluster(calls, label="regenerate", retries=retries, retry_on=(StoreError,)):
         base = items[i].base
         if isinstance(result, Exception):
             failed.append(_failure(base.id, items[i].task, result))
@@ -234,7 +236,7 @@ def _work(config: Config, objects: Objects, recipe: str, items: list[Item]) -> t
         left[base.id] -= 1
         if not left[base.id] and won[base.id]:
             try:
-                _release(config, objects, generator_lineage(objects, recipe), base, won[base.id])
+                _release(run, generator_lineage(run.objects, recipe), base, won[base.id])
             except Exception as error:
                 failed.append(_failure(base.id, WHOLE_BASE, error))
     return [outcomes[i] for i in sorted(outcomes)], once_a_base(failed, due)
@@ -247,13 +249,13 @@ def _failure(base_id: str, task: str, error: Exception) -> FailedItem:
     return FailedItem(base=base_id, task=task, reason=_one_line(error))
 
 
-def _release(
-    config: Config, objects: Objects, generator: Lineage, base: BaseRecord, adapters: Collection[ReleasedAdapter]
-) -> None:
+def _release(run: Run, generator: Lineage, base: BaseRecord, adapters: Collection[ReleasedAdapter]) -> None:
     """One release that names what was released for the same base and generator, and these adapters, one a task.
 
     When a run at the same time was faster, it is made again on top of that one's, so that no item of either is lost.
     """
+
+    config = run.config
 
     def change(before: Release | None) -> Release:
         tasks = {adapter.task: adapter for adapter in adapters}
@@ -269,7 +271,7 @@ def _release(
             adapters=tuple(tasks[task] for task in sorted(tasks)),
         )
 
-    number = ReleaseStore(objects).amend(base.id, config.name, change)
+    number = ReleaseStore(run.objects).amend(base.id, config.name, change)
     logger.info("base %s: release %d of %s", base.id, number, config.name)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from oral_ray.bases.catalog import SkippedBase
-from oral_ray.config import Section
+from oral_ray.config import Record
 from oral_ray.errors import ConfigError, StoreError, printable
 from oral_ray.evaluation.report.aligned import aligned
 from oral_ray.nightly.gate import Outcome
@@ -25,7 +25,7 @@ _STYLE = (
 WHOLE_BASE = "*"
 
 
-class FailedItem(Section):
+class FailedItem(Record):
     """A (base, task) that could not be finished, and why; the next run tries again.
 
     The task `*` stands for all that was due on the base, or for its release.
@@ -36,7 +36,7 @@ class FailedItem(Section):
     reason: Annotated[str, BeforeValidator(printable)]
 
 
-class RegenerationSummary(Section):
+class RegenerationSummary(Record):
     """One run: what was skipped, planned, decided, failed, and what stands published for the chosen bases afterwards."""
 
     started: str

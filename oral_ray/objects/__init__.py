@@ -18,12 +18,13 @@ from oral_ray.config import StoreConfig
 from oral_ray.errors import StoreError
 from oral_ray.objects.cache import ReadCache
 from oral_ray.objects.file import FileObjects
+from oral_ray.objects.once import ReadOnce
 from oral_ray.objects.protocol import ObjectInfo, Objects, check_key, in_parallel
 from oral_ray.objects.s3 import S3Objects
 
 __all__ = [
-    "FileObjects", "ObjectInfo", "Objects", "ReadCache", "S3Objects", "check_key", "in_parallel", "open_existing",
-    "open_objects", "probe",
+    "FileObjects", "ObjectInfo", "Objects", "ReadCache", "ReadOnce", "S3Objects", "check_key", "in_parallel",
+    "open_existing", "open_objects", "probe",
 ]  # fmt: skip
 
 

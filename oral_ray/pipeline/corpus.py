@@ -6,8 +6,7 @@ checkpoints of every run.
 
 import itertools
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.layout import AdapterLayout
@@ -15,22 +14,22 @@ from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.catalog import BaseRecord
 from oral_ray.bases.loading import load_base
 from oral_ray.bases.states import states_folder
-from oral_ray.cluster import Call, device_of, run_tasks
-from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Section, derive_seed, fingerprint
+from oral_ray.cluster import Call
+from oral_ray.config import Config, EvolveOrigin, LoraSettings, PretrainOrigin, Record, derive_seed, fingerprint
 from oral_ray.errors import ArtifactError, ConfigError, StoreError
-from oral_ray.objects import Objects, in_parallel, open_objects
-from oral_ray.pipeline import bases as bases_stage
-from oral_ray.pipeline.own_tasks import check_answers, subject_of, task_of
+from oral_ray.pipeline.answers import check_answers
+from oral_ray.pipeline.own_tasks import check_unseen, unseen_among
+from oral_ray.pipeline.run import Run, open_run
+from oral_ray.pipeline.work import Finished, complete
 from oral_ray.store.adapters import AdapterStore
-from oral_ray.store.records import Records
-from oral_ray.tasks import Task, expand
+from oral_ray.tasks import Task
 
-RECIPE_VERSION = 1  # raise it when training changes in a way that the settings do not show
+RECIPE_VERSION = 2  # raise it when training changes in a way that the settings do not show
 # Of CorpusConfig; the rest says how a run is made.
 WHICH_RUNS = {"targets", "kinds", "seeds", "seeds_per_generator", "retries"}
 
 
-class CorpusRun(Section):
+class CorpusRun(Record):
     """One LoRA training: a task on one base, or on several together (`joint`); `recipe` names its result."""
 
     task: str
@@ -40,57 +39,44 @@ class CorpusRun(Section):
     recipe: str
 
 
-class CorpusEntry(Section):
+class CorpusEntry(Record):
     """A finished run: the digests of its last checkpoints, newest last."""
 
     run: CorpusRun
     digests: tuple[str, ...]
 
 
-def run(config: Config) -> dict[str, BaseRecord]:
-    """Train what the generator learns from, where it is not done; returns the records of all bases."""
-    check_unseen(config)
-    found = bases_stage.run(config)
-    check_start(config, found)
-    train_runs(config, plan_targets(config, found), found)
-    return found
+Corpus = Mapping[str, CorpusEntry]
+"""Finished runs by their recipe."""
 
 
-def check_unseen(config: Config) -> None:
-    """ConfigError when a task that no training may see is in the corpus, be it as its opposite or `instructed/`."""
-    if pair := _unseen_among(config, config.tasks.ids):
-        raise ConfigError(
-            f"'tasks.unseen': {pair[0]!r} has the examples of {pair[1]!r} in tasks.ids; what the corpus holds is not "
-            "unseen, remove one"
-        )
+def train_corpus(run: Run) -> Corpus:
+    """What the generators learn from (`corpus.targets`, of all seeds), trained where it is missing."""
+    check_unseen(run.config, run.tasks)
+    check_start(run)
+    return {entry.run.recipe: entry for entry in train_runs(run, plan_targets(run))}
 
 
-def check_start(config: Config, found: dict[str, BaseRecord]) -> None:
+def check_start(run: Run) -> None:
     """ConfigError unless `corpus.start` is whole, fits every run, and was made without the tasks that nobody may see."""
+    config = run.config
     if not config.corpus.start:
         return
-    kinds = {(found[run.bases[0]].spec.digest, run.lora): run for run in plan_targets(config, found)}
+    kinds = {(run.bases[planned.bases[0]].spec.digest, planned.lora): planned for planned in plan_targets(run)}
     if len(kinds) > 1:
         raise ConfigError(
             f"'corpus.start' is one adapter, and the corpus has {len(kinds)} kinds (architectures of bases.versions, "
             "corpus.kinds); leave it out, or configure one kind"
         )
-    objects = open_objects(config.store)
-    for run in kinds.values():
-        made = _start(AdapterStore(objects), config.corpus.start, _layout(found[run.bases[0]], run)).provenance
-        record = Records(objects).get("static", made.recipe) or {"run": {"tasks": [made.task], "further": []}}
-        if pair := _unseen_among(config, [*record["run"]["tasks"], *record["run"]["further"]]):
+    for planned in kinds.values():
+        layout = _layout(run.bases[planned.bases[0]], planned)
+        made = _start(run.adapters, config.corpus.start, layout).provenance
+        record = run.records.get("static", made.recipe) or {"run": {"tasks": [made.task], "further": []}}
+        if pair := unseen_among(config, run.tasks, [*record["run"]["tasks"], *record["run"]["further"]]):
             raise ConfigError(
                 f"'corpus.start': adapter {config.corpus.start[:12]} was trained on {pair[1]!r}, whose examples are those "
                 f"of {pair[0]!r} in tasks.unseen; make it again with these tasks (jobs/multitask.py)"
             )
-
-
-def _unseen_among(config: Config, trained: Sequence[str]) -> tuple[str, str] | None:
-    """The first of `tasks.unseen` that has the examples of one of these tasks, and that one."""
-    known = {subject_of(config, task_id): task_id for task_id in trained}
-    pairs = ((task_id, known.get(subject_of(config, task_id))) for task_id in expand(config.tasks.unseen))
-    return next(((task_id, found) for task_id, found in pairs if found), None)
 
 
 def seen_ids(config: Config) -> list[str]:
@@ -114,113 +100,121 @@ def newest_seen(config: Config, base_id: str) -> str:
     return base_id if base_id in seen else seen[-1]
 
 
-def alike(config: Config, found: dict[str, BaseRecord], base_id: str) -> list[str]:
+def alike(run: Run, base_id: str) -> list[str]:
     """The ids of the seen versions of the architecture of a base, oldest first."""
-    return [seen for seen in seen_ids(config) if found[seen].spec.digest == found[base_id].spec.digest]
+    architecture = run.bases[base_id].spec.digest
+    return [seen for seen in seen_ids(run.config) if run.bases[seen].spec.digest == architecture]
 
 
-def families(config: Config, found: dict[str, BaseRecord]) -> list[tuple[str, ...]]:
+def families(run: Run) -> list[tuple[str, ...]]:
     """The seen versions by architecture, each oldest first."""
-    return list(dict.fromkeys(tuple(alike(config, found, base_id)) for base_id in seen_ids(config)))
+    return list(dict.fromkeys(tuple(alike(run, base_id)) for base_id in seen_ids(run.config)))
 
 
-def lines(config: Config, seen: Sequence[str]) -> list[list[int]]:
-    """The lines of descent of these versions, as indices into them, oldest first: one a newest version."""
+def lineages(config: Config, seen: Sequence[str]) -> list[list[int]]:
+    """How these versions descend from each other, as indices into them, oldest first: one lineage a newest version."""
     parent = parents(config)
+    with_children = {parent.get(base_id) for base_id in seen}
     found = []
-    for tip in (base_id for base_id in seen if base_id not in {parent.get(other) for other in seen}):
-        line = [tip]
-        while (older := parent.get(line[-1])) in seen:
-            line.append(str(older))
-        found.append([seen.index(base_id) for base_id in reversed(line)])
+    for newest in (base_id for base_id in seen if base_id not in with_children):
+        lineage = [newest]
+        while (older := parent.get(lineage[-1])) in seen:
+            lineage.append(str(older))
+        found.append([seen.index(base_id) for base_id in reversed(lineage)])
     return found
 
 
-def plan_targets(config: Config, found: dict[str, BaseRecord]) -> list[CorpusRun]:
+def plan_targets(run: Run) -> list[CorpusRun]:
     """The runs whose adapters a generator learns to reproduce (`corpus.targets`), of all seeds."""
-    seen = seen_ids(config)
-    together = [(base_id,) for base_id in seen]
-    if config.corpus.targets == "joint":
-        together = families(config, found)
+    return _plan_seeds(run, run.config.corpus.seeds)
+
+
+def plan_learned(run: Run) -> list[CorpusRun]:
+    """The targets of the seeds that this very generator learns from (`corpus.seeds_per_generator`)."""
+    seeds, first = run.config.corpus.seeds, run.config.training.seed % len(run.config.corpus.seeds)
+    return _plan_seeds(run, (seeds[first:] + seeds[:first])[: run.config.corpus.seeds_per_generator])
+
+
+def _plan_seeds(run: Run, seeds: Sequence[int]) -> list[CorpusRun]:
+    config = run.config
+    together = families(run) if config.corpus.targets == "joint" else [(base_id,) for base_id in seen_ids(config)]
     return [
-        plan_run(config, task_id, [found[base_id] for base_id in base_ids], seed, lora)
+        plan_run(run, task_id, [run.bases[base_id] for base_id in base_ids], seed, lora)
         for lora in config.corpus.kinds or (config.lora,)
         for task_id in config.tasks.ids
         for base_ids in together
-        for seed in config.corpus.seeds
+        for seed in seeds
     ]
 
 
-def plan_learned(config: Config, found: dict[str, BaseRecord]) -> list[CorpusRun]:
-    """The targets of the seeds that this very generator learns from (`corpus.seeds_per_generator`)."""
-    seeds, first = config.corpus.seeds, config.training.seed % len(config.corpus.seeds)
-    learned = (seeds[first:] + seeds[:first])[: config.corpus.seeds_per_generator]
-    settings = config.corpus.model_copy(update={"seeds": learned})
-    return plan_targets(config.model_copy(update={"corpus": settings}), found)
-
-
 def plan_run(
-    config: Config, task_id: str, records: Sequence[BaseRecord], seed: int, lora: LoraSettings | None = None
+    run: Run, task_id: str, records: Sequence[BaseRecord], seed: int, lora: LoraSettings | None = None
 ) -> CorpusRun:
-    """One run (of kind `config.lora` unless another is given) and its recipe: everything that decides the result, nothing
-    that does not."""
+    """A training (of kind `config.lora` unless another is given) and its recipe: everything that decides the result,
+    nothing that does not."""
+    config = run.config
     lora = lora or config.lora
     training = config.corpus.model_dump(exclude=WHICH_RUNS)
     run_seed = derive_seed(config.seed, "corpus", seed)
     recipe = fingerprint(
-        "corpus", RECIPE_VERSION, task_of(config, task_id).fingerprint, [r.fingerprint for r in records],
+        "corpus", RECIPE_VERSION, run.task(task_id).fingerprint, [r.fingerprint for r in records],
         [r.id for r in records], config.bases.dtype, lora, training, run_seed,
     )  # fmt: skip
     return CorpusRun(task=task_id, bases=tuple(r.id for r in records), lora=lora, seed=run_seed, recipe=recipe)
 
 
-def training_task(config: Config, task_id: str) -> Task:
+def training_task(run: Run, task_id: str) -> Task:
     """The task with no more training examples than `corpus.num_examples`."""
-    task = task_of(config, task_id)
-    return task.model_copy(update={"train": task.train[: config.corpus.num_examples]})
+    task = run.task(task_id)
+    return task.model_copy(update={"train": task.train[: run.config.corpus.num_examples]})
 
 
-def train_runs(
-    config: Config, runs: Sequence[CorpusRun], found: dict[str, BaseRecord], beside: Sequence[Call] = ()
-) -> list[CorpusEntry]:
-    """Do what is not done of these runs, as Ray tasks, equal ones once; returns all of them, finished, in order.
+def train_runs(run: Run, planned: Sequence[CorpusRun], first: Sequence[Call] = ()) -> list[CorpusEntry]:
+    """Do what is not done of these runs, as tasks of the cluster, equal ones once; returns all, finished, in order.
 
-    `beside` are other calls to fit into the same tasks' time; they start first and must leave their result in the store.
+    `first` are other calls to fit into the same time; they start first and must leave their result in the store.
     """
-    objects = open_objects(config.store)
-    wanted = {run.recipe: run for run in runs}
-    entries = dict(zip(wanted, in_parallel(objects, lambda run: _entry(objects, run), wanted.values()), strict=True))
-    missing = [run for recipe, run in wanted.items() if entries[recipe] is None]
-    check_answers(config, [(run.task, [found[base_id] for base_id in run.bases]) for run in missing])
-    calls: list[Call] = [
-        (train_run, (config, run, [found[b] for b in run.bases]))
-        for run in sorted(missing, key=lambda run: -len(run.bases))
-    ]
-    done = run_tasks(
-        [*beside, *calls], config.cluster, determinism=config.determinism, retries=config.corpus.retries, label="corpus"
-    )
-    entries |= {entry.run.recipe: entry for entry in done[len(beside) :]}
-    return [entry for run in runs if (entry := entries[run.recipe]) is not None]
+
+    def train(missing: dict[str, CorpusRun]) -> dict[str, Finished]:
+        check_answers(
+            run, [((work.task,), [run.bases[base_id] for base_id in work.bases]) for work in missing.values()]
+        )
+        longest_first = sorted(missing.values(), key=lambda work: -len(work.bases))
+        calls = [(train_run, (run.config, work, [run.bases[b] for b in work.bases])) for work in longest_first]
+        done = on_cluster(calls)
+        return {work.recipe: record for work, record in zip(longest_first, done, strict=True)}
+
+    def on_cluster(calls: Sequence[Call]) -> list[Finished]:
+        done = run.on_cluster([*waiting, *calls], label="corpus", retries=run.config.corpus.retries)[len(waiting) :]
+        waiting.clear()
+        return done
+
+    waiting = list(first)
+    wanted = {work.recipe: work for work in planned}
+    records = complete(run, "corpus", wanted, train, lambda record: record["digests"], lambda d: _is_there(run, d))
+    if waiting:  # there was nothing to train with them
+        on_cluster([])
+    return [CorpusEntry(run=work, digests=tuple(records[work.recipe]["digests"])) for work in planned]
 
 
-def train_run(config: Config, run: CorpusRun, bases: Sequence[BaseRecord]) -> CorpusEntry:
-    """Worker: train one run, store its checkpoints, commit its record."""
-    started = time.perf_counter()
-    objects = open_objects(config.store)
-    layout = _layout(bases[0], run)
-    device = device_of(config.cluster.gpus_per_task)
+def train_run(config: Config, planned: CorpusRun, bases: Sequence[BaseRecord]) -> Finished:
+    """Worker: train one run, store its checkpoints, commit its record and return it."""
+    started, run = time.perf_counter(), open_run(config)
+    layout, device = _layout(bases[0], planned), run.device
     loaded = [load_base(base, config.bases.dtype, device) for base in bases]
     keep = states_folder() if config.corpus.num_examples else None
-    store = AdapterStore(objects)
-    start = _start(store, config.corpus.start, layout).factors(layout) if config.corpus.start else None
+    start = _start(run.adapters, config.corpus.start, layout).factors(layout) if config.corpus.start else None
     artifacts = train_adapter(
-        loaded, training_task(config, run.task), layout, config.corpus, run.seed, run.recipe, keep, start
+        loaded, training_task(run, planned.task), layout, config.corpus, planned.seed, planned.recipe, keep, start
     )
-    digests = [store.put(artifact) for artifact in artifacts]
-    record = {"run": run.model_dump(mode="json"), "digests": digests, "wall_s": time.perf_counter() - started}
-    record |= {"start": config.corpus.start} if config.corpus.start else {}
-    kept = Records(objects).commit("corpus", run.recipe, record, lambda kept: _are_there(store, kept))
-    return CorpusEntry(run=run, digests=tuple(kept["digests"]))
+    digests = [run.adapters.put(artifact) for artifact in artifacts]
+    record: Finished = {
+        "run": planned.model_dump(mode="json"), "digests": digests, "start": config.corpus.start,
+        "wall_s": time.perf_counter() - started,
+    }  # fmt: skip
+    return run.records.commit(
+        "corpus", planned.recipe, record, lambda kept: all(_is_there(run, digest) for digest in kept["digests"])
+    )
 
 
 def _layout(base: BaseRecord, run: CorpusRun) -> AdapterLayout:
@@ -242,17 +236,9 @@ def _start(store: AdapterStore, digest: str, layout: AdapterLayout) -> AdapterAr
     return artifact
 
 
-def _entry(objects: Objects, run: CorpusRun) -> CorpusEntry | None:
-    """A run on record whose adapters are all still there; a deleted one is trained again."""
-    record = Records(objects).get("corpus", run.recipe)
-    if record is None or not _are_there(AdapterStore(objects), record):
-        return None
-    return CorpusEntry(run=run, digests=tuple(record["digests"]))
-
-
-def _are_there(store: AdapterStore, record: dict[str, Any]) -> bool:
-    """Whether no adapter of a run is missing. One that cannot be looked at fails whoever uses it, by its own name."""
+def _is_there(run: Run, digest: str) -> bool:
+    """Whether an adapter is not missing. One that cannot be looked at fails whoever uses it, by its own name."""
     try:
-        return all(store.has(digest) for digest in record["digests"])
+        return run.adapters.has(digest)
     except StoreError:
         return True

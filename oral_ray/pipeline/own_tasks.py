@@ -1,35 +1,80 @@
-"""Tasks of one's own: where a job starts, every task folder of its configuration is read, checked and put into the store,
-and is called `folder/<name>` from there on; workers read it from the store, on whatever machine they run.
+"""The tasks of a configuration: those that ship by name, those of one's own from the store.
 
-    config = enter_tasks(config)            # a relative path counts from this process's folder
-    task = task_of(config, "folder/spam")   # anywhere
+Where a job starts, every task folder of its configuration is read, checked and put into the store, and is called
+`folder/<name>` from there on; workers read it from the store, on whatever machine they run.
+
+    config = resolve_tasks(config, objects)              # a relative path counts from this process's folder
+    tasks = Tasks(objects, config.tasks.folders)
+    task = tasks.get("folder/spam")                      # anywhere
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from oral_ray.bases.catalog import BaseRecord
-from oral_ray.bases.tokenizer import load_tokenizer
-from oral_ray.cluster import in_submitted_job
-from oral_ray.config import Config, StoreConfig, canonical_json, fingerprint
-from oral_ray.errors import ConditionError, TaskError
+from oral_ray.config import Config, fingerprint
+from oral_ray.config.place import in_submitted_job
+from oral_ray.errors import ConditionError, ConfigError, TaskError
 from oral_ray.generator.condition import check_prompt
-from oral_ray.modalities import modality_of
-from oral_ray.objects import open_objects
+from oral_ray.objects import Objects
 from oral_ray.store.tasks import get_task, put_task
 from oral_ray.tasks import Task, expand, folder_of, is_shipped, load_task, read_folder, split_variant, subject
 from oral_ray.tasks.folder import SOURCE
 
+_MAX_KNOWN = 64  # tasks in memory: a functional phase may have hundreds, which it reads once
 _LISTS = ("ids", "further", "unseen")
 
 
-def task_of(config: Config, task_id: str) -> Task:
-    """The task of an id of a configuration that `enter_tasks` has gone through."""
-    return load_task(task_id, partial(_entered, config.store, config.tasks.folders))
+class Tasks:
+    """The tasks of a configuration that `resolve_tasks` has gone through, each read once."""
+
+    def __init__(self, objects: Objects, folders: Mapping[str, str]) -> None:
+        self._objects, self._folders = objects, folders
+        # By id and fingerprint of the folder (empty for what ships): as they are asked for, and as the store has them.
+        self._known: dict[tuple[str, str], Task] = {}
+        self._stored: dict[tuple[str, str], Task] = {}
+
+    def over(self, folders: Mapping[str, str]) -> "Tasks":
+        """The tasks of another configuration over the same store, with what is known of them."""
+        other = Tasks(self._objects, folders)
+        other._known, other._stored = self._known, self._stored
+        return other
+
+    def get(self, task_id: str) -> Task:
+        """The task of an id; TaskError lists what exists."""
+        key = (task_id, self._folders.get(split_variant(task_id)[1], ""))
+        if key not in self._known:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = load_task(task_id, self._own)
+        return self._known[key]
+
+    def is_own(self, task_id: str) -> bool:
+        """Whether a task is one of the user's own."""
+        return split_variant(task_id)[1] in self._folders
+
+    def subject(self, task_id: str) -> str:
+        """What a task is about: of one's own its examples, so that a copy of a folder is no other task; else `subject`."""
+        if not self.is_own(task_id):
+            return subject(task_id)
+        task = self.get(split_variant(task_id)[1])
+        return fingerprint(
+            *(sorted([e.text, e.label] for e in split) for split in (task.train, task.validation, task.test))
+        )
+
+    def _own(self, task_id: str) -> Task:
+        if task_id not in self._folders:
+            raise TaskError(
+                f"unknown task {task_id!r}: the run has no such folder in its store (tasks.folders has "
+                f"{', '.join(self._folders) or 'none'}); name folders in tasks.ids, further or unseen, and begin with "
+                "resolve_tasks"
+            )
+        key = (task_id, self._folders[task_id])  # several variants have one task of the store
+        if key not in self._stored:
+            self._stored[key] = get_task(self._objects, *key)
+        return self._stored[key]
 
 
-def enter_tasks(config: Config, keep: bool = True) -> Config:
+def resolve_tasks(config: Config, objects: Objects, keep: bool = True) -> Config:
     """The configuration with its task folders in the store, and named by their ids; a second time changes nothing.
 
     One folder is one task, however it is spelled. TaskError names, before anything is written, each folder that is
@@ -48,38 +93,31 @@ def enter_tasks(config: Config, keep: bool = True) -> Config:
     renamed = {
         name: tuple(dict.fromkeys(_renamed(task_id, tasks) for task_id in task_ids)) for name, task_ids in given.items()
     }
-    entered = config.model_copy(update={"tasks": config.tasks.model_copy(update={**renamed, "folders": folders})})
-    objects = open_objects(config.store)
+    resolved = config.model_copy(update={"tasks": config.tasks.model_copy(update={**renamed, "folders": folders})})
     for task in tasks.values() if keep else ():
         put_task(objects, task)
+    stored = Tasks(objects, folders)
     for task_id in before:
-        task_of(entered, task_id)  # refused here rather than by a worker
-    return entered
+        stored.get(task_id)  # refused here rather than by a worker
+    return resolved
 
 
-def subject_of(config: Config, task_id: str) -> str:
-    """What a task is about: of one's own its examples, so that a copy of a folder is no other task; else `subject`."""
-    bare = split_variant(task_id)[1]
-    if bare not in config.tasks.folders:
-        return subject(task_id)
-    task = task_of(config, bare)
-    return fingerprint(
-        *(sorted([e.text, e.label] for e in split) for split in (task.train, task.validation, task.test))
-    )
+def check_unseen(config: Config, tasks: Tasks) -> None:
+    """ConfigError when a task that no training may see is in the corpus, be it as its opposite or `instructed/`."""
+    if pair := unseen_among(config, tasks, config.tasks.ids):
+        raise ConfigError(
+            f"'tasks.unseen': {pair[0]!r} has the examples of {pair[1]!r} in tasks.ids; what the corpus holds is not "
+            "unseen, remove one"
+        )
 
 
-def check_answers(config: Config, asked: Iterable[tuple[str, Sequence[BaseRecord]]]) -> None:
-    """TaskError, before anything is trained, where a base cannot tell the labels of a task of one's own apart."""
-    own = [(task_id, bases) for task_id, bases in asked if split_variant(task_id)[1] in config.tasks.folders]
-    records = {base.fingerprint: base for _, bases in own for base in bases}
-    tokenizers = {key: load_tokenizer(base) for key, base in records.items()}
-    for task_id, bases in own:
-        labels = task_of(config, task_id).labels
-        for base in bases:
-            try:
-                modality_of(base.spec.kind).check_labels(tokenizers[base.fingerprint], labels)
-            except TaskError as error:
-                raise TaskError(f"task {task_id!r} on base {base.id!r}: {error}") from None
+def unseen_among(config: Config, tasks: Tasks, trained: Iterable[str]) -> tuple[str, str] | None:
+    """The first of `tasks.unseen` that has the examples of one of these tasks, and that one."""
+    known = {tasks.subject(task_id): task_id for task_id in trained}
+    for task_id in expand(config.tasks.unseen):
+        if found := known.get(tasks.subject(task_id)):
+            return task_id, found
+    return None
 
 
 def _read(paths: Collection[str]) -> dict[str, Task]:
@@ -130,17 +168,3 @@ def _checked(path: str) -> Task:
 def _renamed(task_id: str, tasks: dict[str, Task]) -> str:
     variant, bare = split_variant(task_id)
     return variant + (tasks[bare].id if bare in tasks else bare)
-
-
-def _entered(store: StoreConfig, folders: dict[str, str], task_id: str) -> Task:
-    if task_id not in folders:
-        raise TaskError(
-            f"unknown task {task_id!r}: the run has no such folder in its store (tasks.folders has "
-            f"{', '.join(folders) or 'none'}); name folders in tasks.ids, further or unseen, and begin with enter_tasks"
-        )
-    return _stored(canonical_json(store), task_id, folders[task_id])
-
-
-@lru_cache(maxsize=64)
-def _stored(store: str, task_id: str, content: str) -> Task:
-    return get_task(open_objects(StoreConfig.model_validate_json(store)), task_id, content)

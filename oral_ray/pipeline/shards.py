@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import pickle
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,44 +16,61 @@ import torch
 from oral_ray.adapters.gauge import canonical
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenMoments, tokenize
-from oral_ray.cluster import fold_parquet, write_parquet
-from oral_ray.config import Config, StoreConfig, fingerprint
+from oral_ray.config import StoreConfig, fingerprint
 from oral_ray.errors import ArtifactError, StoreError
 from oral_ray.objects import Objects, open_objects
-from oral_ray.pipeline import corpus
+from oral_ray.pipeline.corpus import Corpus, CorpusEntry, plan_learned, seen_ids
 from oral_ray.pipeline.material import training_prompts
+from oral_ray.pipeline.run import Run
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.shards import ShardManifest, commit_shards, corpus_rows, read_manifest, shard_prefix
 
 RECIPE_VERSION = 2
 
 
-def run(config: Config) -> ShardManifest:
-    """The manifest of the tokenised corpus; the corpus is trained and tokenised first where it is not there."""
-    found = corpus.run(config)
-    objects = open_objects(config.store)
-    seen = corpus.seen_ids(config)
-    entries = corpus.train_runs(config, corpus.plan_learned(config, found), found)
-    prompts = {task_id: training_prompts(config, task_id) for task_id in config.tasks.ids}
-    recipe = fingerprint("shards", RECIPE_VERSION, [entry.run.recipe for entry in entries], config.tokens, prompts)
-    if (done := read_manifest(objects, recipe)) is not None:
+def write_shards(run: Run, corpus: Corpus) -> ShardManifest:
+    """The manifest of what the run's generator learns from, tokenised where it is not yet."""
+    entries = [corpus[planned.recipe] for planned in plan_learned(run)]
+    prompts = {task_id: training_prompts(run, task_id) for task_id in run.config.tasks.ids}
+    recipe = fingerprint("shards", RECIPE_VERSION, [entry.run.recipe for entry in entries], run.config.tokens, prompts)
+    if (done := read_manifest(run.objects, recipe)) is not None:
         return done
+    if (made := _tokenise(run, recipe, entries, prompts)) is not None:
+        return made
+    return require_manifest(run.objects, recipe)  # another run was first
+
+
+def require_manifest(objects: Objects, recipe: str) -> ShardManifest:
+    """The manifest of shards that are there; StoreError where they are not."""
+    manifest = read_manifest(objects, recipe)
+    if manifest is None:
+        raise StoreError(f"shards {recipe} are not in {objects.uri}; run jobs/shards.py")
+    return manifest
+
+
+def _tokenise(
+    run: Run, recipe: str, entries: Sequence[CorpusEntry], prompts: Mapping[str, tuple[str, ...]]
+) -> ShardManifest | None:
+    """Write the shards, then their manifest; None, and nothing is kept, where another run's manifest was first."""
+    from oral_ray.cluster.data import fold_parquet, write_parquet  # it imports Ray Data
+
+    objects, tokens = run.objects, run.config.tokens
     layouts = [
-        AdapterLayout.of(found[entry.run.bases[0]].spec, entry.run.lora, config.tokens.token_dim) for entry in entries
+        AdapterLayout.of(run.bases[entry.run.bases[0]].spec, entry.run.lora, tokens.token_dim) for entry in entries
     ]
-    references: dict[str, str] = {}
-    for entry, layout in zip(entries, layouts, strict=True):
-        references.setdefault(layout.digest, entry.digests[-1])
-    items = plan_rows(entries, layouts, config.tokens.last_checkpoints)
+    items = plan_rows(entries, layouts, tokens.last_checkpoints)
     if not items:
         raise StoreError("the corpus is empty: configure at least one seen base version and one task")
     by_digest = {layout.digest: layout for layout in layouts}
+    references: dict[str, str] = {}
+    for entry, layout in zip(entries, layouts, strict=True):
+        references.setdefault(layout.digest, entry.digests[-1])
     attempt = uuid.uuid4().hex[:12]
     prefix = shard_prefix(recipe, attempt)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(_discard, objects, prefix)
-        transform = tokenizer(config.store, by_digest, references if config.tokens.gauge else {})
-        write_parquet(items, transform, f"{objects.uri}/{prefix}".rstrip("/"), config.tokens.rows_per_file)
+        transform = tokenizer(run.config.store, by_digest, references if tokens.gauge else {})
+        write_parquet(items, transform, f"{objects.uri}/{prefix}".rstrip("/"), tokens.rows_per_file)
         keys = [info.key for info in objects.list(prefix)]
         moments = TokenMoments()
         for data in fold_parquet([f"{objects.uri}/{key}" for key in keys], measurer(by_digest)):
@@ -65,18 +82,18 @@ def run(config: Config) -> ShardManifest:
             files=tuple(key.removeprefix(prefix) for key in keys),
             num_rows=len(items),
             layouts=by_digest,
-            bases=tuple(seen),
-            prompts=prompts,
+            bases=tuple(seen_ids(run.config)),
+            prompts=dict(prompts),
             scales=tuple((role, factor, rows) for (role, factor), rows in stats.scales.items()),
         )
         if commit_shards(objects, manifest, stats):
             on_failure.pop_all()
             return manifest
-    return run(config)  # another run was first
+    return None
 
 
 def plan_rows(
-    entries: Sequence[corpus.CorpusEntry], layouts: Sequence[AdapterLayout], last_checkpoints: int | None
+    entries: Sequence[CorpusEntry], layouts: Sequence[AdapterLayout], last_checkpoints: int | None
 ) -> list[dict[str, Any]]:
     """The rows of the shards, without tokens, shuffled by their hash: each checkpoint of a run once a base it is for.
 

@@ -3,8 +3,9 @@
 `adapters/<digest>/` holds every artifact. `publish` copies one to `<publish_prefix>/<base>/<adapter_id>/`, which Ray
 Serve LLM, vLLM, SGLang and LoRAX load without conversion; adapter_config.json is written last, ids are never reused.
 
-`put_folder`, `publish` and `pull` move adapters of any size through files, in the store's parts; `put` and `get` hold one
-in memory. Many at once: `in_parallel(objects, store.put_folder, folders)`.
+`put_folder`, `publish` and `pull` move adapters of any size through files, in the store's parts, and so does `put` with one
+that is sampled in pieces; `get`, and `put` of any other, hold one in memory. Many at once:
+`in_parallel(objects, store.put_folder, folders)`.
 """
 
 import json
@@ -27,6 +28,7 @@ from oral_ray.adapters.artifact import (
     read_about,
     read_folder,
 )
+from oral_ray.adapters.sampled import SampledAdapter
 from oral_ray.adapters.streamed import arriving, folder_digest
 from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.errors import ArtifactError, MissingObjectError
@@ -51,9 +53,17 @@ class AdapterStore:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    def put(self, artifact: AdapterArtifact) -> str:
-        """Store an artifact and return its digest: a no-op when it is there, and what is there damaged is replaced."""
-        digest, files = artifact.digest, artifact.files()
+    def put(self, adapter: AdapterArtifact | SampledAdapter) -> str:
+        """Store an adapter and return its digest: a no-op when it is there, and what is there damaged is replaced.
+
+        One that is streamed goes through a temporary folder and is never in memory as a whole. ArtifactError where a
+        sampled adapter has values that are not finite.
+        """
+        if isinstance(adapter, SampledAdapter):
+            if adapter.is_streamed:
+                return self._put_streamed(adapter)
+            adapter = adapter.artifact()
+        digest, files = adapter.digest, adapter.files()
         prefix = self.prefix(digest)
         if not self.has(digest):
             created = [self._objects.put_if_absent(prefix + name, data) for name, data in files.items()]
@@ -69,15 +79,33 @@ class AdapterStore:
         weights = folder / WEIGHTS
         before = _stamp(weights)
         digest = folder_digest(folder)
-        config, provenance = read_about(folder)
-        where = self.prefix(digest)
-        # Who creates the first file knows without asking that the marker, which is the last, is not there.
-        if self._objects.put_if_absent(where + PROVENANCE, canonical_json(provenance).encode()) or not self.has(digest):
-            self._objects.upload(weights, where + WEIGHTS)
-            if _stamp(weights) != before:
-                raise ArtifactError(f"{weights} was changed while it was stored; store it again when it is finished")
-            self._objects.put_if_absent(where + CONFIG, canonical_json(config).encode())
+        self._put_folder(folder, digest, before)
         return digest
+
+    def _put_streamed(self, adapter: SampledAdapter) -> str:
+        with tempfile.TemporaryDirectory(prefix="oral-put-") as name:
+            folder = Path(name) / "adapter"
+            digest = adapter.write(folder)
+            if not self._put_folder(folder, digest, _stamp(folder / WEIGHTS)) and not self.is_whole(digest):
+                where = self.prefix(digest)
+                self._objects.upload(folder / WEIGHTS, where + WEIGHTS)
+                for file in (PROVENANCE, CONFIG):
+                    self._objects.put(where + file, (folder / file).read_bytes())
+        return digest
+
+    def _put_folder(self, folder: Path, digest: str, before: tuple[int, int] | None) -> bool:
+        """Whether the folder, whose weights file had the stamp `before`, was stored; False when its adapter is there."""
+        config, provenance = read_about(folder)
+        weights, where = folder / WEIGHTS, self.prefix(digest)
+        # Who creates the first file knows without asking that the marker, which is the last, is not there.
+        is_first = self._objects.put_if_absent(where + PROVENANCE, canonical_json(provenance).encode())
+        if not is_first and self.has(digest):
+            return False
+        self._objects.upload(weights, where + WEIGHTS)
+        if _stamp(weights) != before:
+            raise ArtifactError(f"{weights} was changed while it was stored; store it again when it is finished")
+        self._objects.put_if_absent(where + CONFIG, canonical_json(config).encode())
+        return True
 
     def get(self, digest: str) -> AdapterArtifact:
         """The artifact of a digest; ArtifactError when what is stored is not what the digest names."""

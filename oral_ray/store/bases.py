@@ -1,21 +1,28 @@
 """Base versions in the store: records by id, and their weight probes, computed once a content fingerprint."""
 
+import time
+from collections.abc import Collection
+
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from oral_ray.bases.catalog import BaseRecord, describe_base
+from oral_ray.bases.catalog import BaseRecord, Look, SkippedBase, describe_base, discover
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, fingerprint
 from oral_ray.errors import BaseModelError, MissingObjectError
 from oral_ray.objects import Objects, open_objects
 
+LOOK_S = 60.0  # so long what was seen of the checkpoints is taken for what there is
 
-class BaseShelf:
-    """Base checkpoints under `<prefix>/<id>/` of a store."""
+
+class BaseStore:
+    """Base checkpoints under `<prefix>/<id>/` of a store; what was listed within the last minute is not listed again."""
 
     def __init__(self, objects: Objects, prefix: str) -> None:
         self._objects, self._prefix = objects, prefix
+        self._look: Look | None = None
+        self._looked_s = 0.0
 
     def key_prefix(self, base_id: str) -> str:
         """Where a version lies."""
@@ -23,7 +30,10 @@ class BaseShelf:
 
     def has(self, base_id: str) -> bool:
         """Whether a checkpoint has landed (complete or not)."""
-        return self._objects.exists(f"{self.key_prefix(base_id)}config.json")
+        config, landed = f"{self.key_prefix(base_id)}config.json", self._last().listed(self._objects, base_id)
+        if landed is None:
+            return self._objects.exists(config)
+        return any(info.key == config for info in landed.infos)
 
     def record(self, base_id: str) -> BaseRecord:
         """The record of a complete version; BaseModelError says what is missing."""
@@ -32,7 +42,25 @@ class BaseShelf:
                 f"base {base_id!r} is not in {self._objects.uri}/{self._prefix}; import it with jobs/corpus.py or "
                 "put its files there"
             )
-        return describe_base(self._objects, self.key_prefix(base_id), base_id)
+        return self._last().record(self._objects, base_id)
+
+    def discover(
+        self, quiet_period_s: float, only: Collection[str] | None = None
+    ) -> tuple[list[BaseRecord], list[SkippedBase]]:
+        """All complete checkpoints, and all others with a reason, both sorted by id; see `bases.catalog.discover`."""
+        look = self._last()
+        self.forget()  # the catalog may be another one from now on
+        return discover(self._objects, self._prefix, quiet_period_s, only, look)
+
+    def forget(self) -> None:
+        """Look again from now on: something has been put there."""
+        self._look = None
+
+    def _last(self) -> Look:
+        """The last look, or one that begins now."""
+        if self._look is None or time.monotonic() > self._looked_s + LOOK_S:
+            self._look, self._looked_s = Look.at(self._objects, self._prefix), time.monotonic()
+        return self._look
 
 
 def stored_probes(objects: Objects, record: BaseRecord, config: ConditionConfig) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from oral_ray.store.records import Records
 from oral_ray.store.releases import Release, ReleaseKey, parse_key, read_release
 from oral_ray.store.tasks import damaged_tasks
 
-# What makes again what a record of a kind names: the job does so by itself, where the adapter is asked for.
+# What makes again what a record of a namespace names: the job does so by itself, where the adapter is asked for.
 _MADE_BY = {
     "corpus": "jobs/corpus.py trains it again",
     "static": "the job that needs it trains it again",
@@ -61,14 +61,14 @@ def _records(objects: Objects, whole: set[str]) -> Iterator[str]:
     named = [(parts[1], parts[2].removesuffix(".json")) for parts in keys if len(parts) == 3]
 
     def look(place: tuple[str, str]) -> list[str]:
-        kind, fingerprint = place
+        namespace, fingerprint = place
         try:
-            record = records.get(kind, fingerprint) or {}
+            record = records.get(namespace, fingerprint) or {}
         except OralError as error:
             return [str(error)]
         return [
-            f"records/{kind}/{fingerprint}.json names adapter {digest}, which is not there; {_MADE_BY[kind]}"
-            for digest in _named(kind, record)
+            f"records/{namespace}/{fingerprint}.json names adapter {digest}, which is not there; {_MADE_BY[namespace]}"
+            for digest in _named(namespace, record)
             if f"adapters/{digest}" not in whole
         ]
 
@@ -76,9 +76,9 @@ def _records(objects: Objects, whole: set[str]) -> Iterator[str]:
         yield from faults
 
 
-def _named(kind: str, record: dict[str, Any]) -> list[str]:
+def _named(namespace: str, record: dict[str, Any]) -> list[str]:
     """The adapters that a record needs; a score stays true when its adapter is gone."""
-    if kind not in _MADE_BY:
+    if namespace not in _MADE_BY:
         return []
     several = record.get("digests")
     found = list(several) if isinstance(several, list) else [record.get("digest")]

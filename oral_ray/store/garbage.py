@@ -26,7 +26,7 @@ from oral_ray.store.releases import ReleaseStore, parse_key
 
 GRACE_S = 86_400.0
 _ROOTS = ("records/", "releases/", "aliases/", "current/", "jobs/", "runs/")
-_KINDS = ("corpus", "gate", "generated", "scores", "static")  # of records, listed each by itself
+_NAMESPACES = ("corpus", "gate", "generated", "nearest", "scores", "static")  # of records, listed each by itself
 _NAME = re.compile(rb"[0-9a-f]{64}")
 _CLOCK_TICK_S = 2.0  # S3 dates objects to the second
 
@@ -79,7 +79,7 @@ def plan_collection(
     # Candidates are listed before anything is marked: what is named while this runs is seen by the marking.
     adapters = _units(objects, "adapters/", 2)
     views = _units(objects, f"{published}/", 3)
-    attempts = {kind: _units(objects, f"{kind}/", 3) for kind in _LISTED}
+    attempts = {folder: _units(objects, f"{folder}/", 3) for folder in _LISTED}
     probes = _units(objects, "probe/", 2)
     leftovers = list(objects.leftovers())
     superseded = {} if keep_releases is None else _superseded(objects, keep_releases, before)
@@ -90,7 +90,7 @@ def plan_collection(
               if not marks.keep(name, published)]  # fmt: skip
     found += [Unit(name, "no release names it", infos) for name, infos in views.items()
               if not marks.keep(name, published)]  # fmt: skip
-    found += [unit for kind, units in attempts.items() for unit in _unlisted(objects, units, _LISTED[kind])]
+    found += [unit for folder, units in attempts.items() for unit in _unlisted(objects, units, _LISTED[folder])]
     found += [Unit(name, "left by a probe", infos) for name, infos in probes.items()]
     found += [Unit(left.key, "an unfinished write", (left,), leftover=True) for left in leftovers]
     return sorted(unit for unit in found if unit.modified_s <= before)
@@ -107,9 +107,9 @@ def collect(objects: Objects, units: Iterable[Unit], published: str = "published
     marks = _mark(objects, {unit.name for unit in parts[0]}, store_clock_s(objects))
 
     def is_garbage(unit: Unit) -> bool:
-        kind = unit.name.partition("/")[0]
-        if kind in _LISTED and not unit.leftover:
-            return bool(_unlisted(objects, {unit.name: unit.infos}, _LISTED[kind]))
+        folder = unit.name.partition("/")[0]
+        if folder in _LISTED and not unit.leftover:
+            return bool(_unlisted(objects, {unit.name: unit.infos}, _LISTED[folder]))
         return not marks.keep(unit.name, published)
 
     def delete(unit: Unit) -> int:
@@ -189,7 +189,7 @@ def _keys_of(objects: Objects, root: str, now_s: float) -> set[str]:
     """
     first = {info.key: info.modified_s for info in objects.list(root)}
     folders = {"/".join(key.split("/")[:2]) + "/" for key in first if key.count("/") > 1}
-    folders |= {f"{root}{kind}/" for kind in _KINDS} if root == "records/" else set()
+    folders |= {f"{root}{folder}/" for folder in _NAMESPACES} if root == "records/" else set()
     by_folder = {info.key: info.modified_s for folder in sorted(folders) for info in objects.list(folder)}
     last = {info.key: info.modified_s for info in objects.list(root)}
     found = first | by_folder | last

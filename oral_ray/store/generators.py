@@ -42,18 +42,23 @@ def put_generator(objects: Objects, recipe: str, folder: Path, corpus: str = "")
 
 def promote_generator(objects: Objects, name: str, recipe: str) -> None:
     """Make a generator the current one of a name; append-only, a no-op when it is current already."""
-    _journal(objects, name).append({"recipe": recipe}, unless=lambda _: current_generator(objects, name) == recipe)
+    journal = _journal(objects, name)
+    journal.append({"recipe": recipe}, unless=lambda last: _recipe(objects, journal, last) == recipe)
 
 
 def current_generator(objects: Objects, name: str) -> str | None:
     """The recipe of the current generator of a name, or None."""
     journal = _journal(objects, name)
     numbers = journal.numbers()
+    return _recipe(objects, journal, numbers[-1]) if numbers else None
+
+
+def _recipe(objects: Objects, journal: Journal, number: int) -> str:
     try:
-        return str(json.loads(journal.get(numbers[-1]))["recipe"]) if numbers else None
+        return str(json.loads(journal.get(number))["recipe"])
     except (ValueError, KeyError, TypeError):
         raise GeneratorError(
-            f"{journal.key(numbers[-1])} in {objects.uri} is damaged; delete it and run jobs/train.py again"
+            f"{journal.key(number)} in {objects.uri} is damaged; delete it and run jobs/train.py again"
         ) from None
 
 

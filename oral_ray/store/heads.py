@@ -6,9 +6,9 @@ What was read is kept in `cache/heads.json`: a cache, which may be deleted and i
 import json
 import logging
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
-from oral_ray.config import canonical_json
+from oral_ray.config import Record, canonical_json
 from oral_ray.errors import MissingObjectError, ReleaseError, StoreError
 from oral_ray.objects import Objects
 from oral_ray.store.releases import Release, ReleaseKey, parse_key, read_release
@@ -17,30 +17,24 @@ logger = logging.getLogger(__name__)
 _CACHE = "cache/heads.json"
 
 
-class Head(BaseModel):
+class Head(Record):
     """A latest release with its number."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int
     release: Release
 
 
-class _Read(BaseModel):
+class _Read(Record):
     """A release as it was read; the tag is another one when its object was replaced."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tag: str
     release: Release
 
 
-class _Known(BaseModel):
+class _Known(Record):
     """What was read, by key of the store: the latest release of every name, and those that say their name themselves."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    releases: dict[str, _Read] = {}
+    releases: dict[str, _Read] = Field(default={})
 
 
 def latest_releases(objects: Objects) -> dict[str, dict[str, Head]]:

@@ -20,18 +20,18 @@ from oral_ray.objects import Objects
 
 
 class Records:
-    """`records/<kind>/<fingerprint>.json` in a store."""
+    """`records/<namespace>/<fingerprint>.json` in a store."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    def get(self, kind: str, fingerprint: str) -> dict[str, Any] | None:
+    def get(self, namespace: str, fingerprint: str) -> dict[str, Any] | None:
         """The record, or None when that work is not done."""
-        return self._read(_key(kind, fingerprint))
+        return self._read(_key(namespace, fingerprint))
 
-    def all(self, kind: str) -> Iterator[dict[str, Any]]:
-        """Every record of a kind."""
-        for info in self._objects.list(_key(kind, "").removesuffix(".json")):
+    def all(self, namespace: str) -> Iterator[dict[str, Any]]:
+        """Every record of a namespace (`corpus`, `scores`, ...)."""
+        for info in self._objects.list(_key(namespace, "").removesuffix(".json")):
             if (record := self._read(info.key)) is not None:
                 yield record
 
@@ -50,7 +50,7 @@ class Records:
 
     def commit(
         self,
-        kind: str,
+        namespace: str,
         fingerprint: str,
         record: dict[str, Any],
         holds: Callable[[dict[str, Any]], bool] = lambda kept: True,
@@ -60,12 +60,12 @@ class Records:
         One that does not hold any more, since what it names is lost, is replaced by that of the work done again.
         """
         data = canonical_json(record).encode()
-        if self._objects.put_if_absent(_key(kind, fingerprint), data):
+        if self._objects.put_if_absent(_key(namespace, fingerprint), data):
             return record
-        kept = self.get(kind, fingerprint)
+        kept = self.get(namespace, fingerprint)
         if kept is None or holds(kept):
             return kept or record
-        self._objects.put(_key(kind, fingerprint), data)
+        self._objects.put(_key(namespace, fingerprint), data)
         return record
 
 
@@ -115,5 +115,5 @@ class Journal:
             taken = last + 1
 
 
-def _key(kind: str, fingerprint: str) -> str:
-    return f"records/{kind}/{fingerprint}.json"
+def _key(namespace: str, fingerprint: str) -> str:
+    return f"records/{namespace}/{fingerprint}.json"

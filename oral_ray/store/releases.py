@@ -15,8 +15,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
+from oral_ray.config import Record
 from oral_ray.errors import ReleaseError
 from oral_ray.objects import Objects
 from oral_ray.store.records import Journal
@@ -25,14 +26,12 @@ logger = logging.getLogger(__name__)
 _KEY = re.compile(r"releases/([^/]+)/(?:([^/]+)/)?(\d{8})\.json")
 
 
-class ReleasedAdapter(BaseModel):
+class ReleasedAdapter(Record):
     """One published adapter: which arm won the gate, with what validation score, and where it is.
 
     `uri` is relative to the store: an absolute one, as older releases have it, is cut to `<prefix>/<base>/<adapter_id>`.
     `seed` is that of its sample or training, `code_version` the code that decided, `signer` whose signature lies beside it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
     arm: str
@@ -56,14 +55,12 @@ class ReleasedAdapter(BaseModel):
         return self.uri if "://" in self.uri else f"{store_uri}/{self.uri}"
 
 
-class Release(BaseModel):
+class Release(Record):
     """All adapters published for one base version by one configuration, with their lineage: whatever else went into them.
 
     `name` is the configuration's, `served_name` what the adapters call their base (empty in older releases). `generator` is
     a recipe, `generator_digest` is over its files, `corpus` names the shards that it was trained on.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     base_fingerprint: str

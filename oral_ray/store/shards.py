@@ -11,22 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import TokenStats
-from oral_ray.config import canonical_json
+from oral_ray.config import Record, canonical_json
 from oral_ray.errors import MissingObjectError, StoreError
 from oral_ray.generator.data import CorpusRow
+from oral_ray.local.parquet import parse_table
 from oral_ray.objects import Objects
 
 
-class ShardManifest(BaseModel):
+class ShardManifest(Record):
     """What a tokenised corpus holds; `prompts` are the training wordings of each task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str
     attempt: str
@@ -80,6 +79,12 @@ def read_stats(objects: Objects, manifest: ShardManifest) -> TokenStats:
     except SafetensorError as error:
         raise StoreError(f"{key} in {objects.uri} is damaged: {error}; delete the folder") from None
     return TokenStats({(role, factor): rows for role, factor, rows in manifest.scales}, means)
+
+
+def shard_records(objects: Objects, manifest: ShardManifest) -> Iterator[dict[str, Any]]:
+    """One pass over the rows of the shards, in order; one file is in memory at a time."""
+    for key in manifest.keys:
+        yield from parse_table(objects.get(key)).to_pylist()
 
 
 def corpus_rows(records: Iterable[dict[str, Any]], layouts: dict[str, AdapterLayout]) -> Iterator[CorpusRow]:

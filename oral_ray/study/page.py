@@ -14,24 +14,23 @@ from pathlib import Path
 import pandas as pd
 
 from oral_ray.config import Config, PretrainOrigin
-from oral_ray.evaluation import evaluate
 from oral_ray.evaluation.report import figures
 from oral_ray.evaluation.report.tables import arm_table, read_table
 from oral_ray.local.parquet import read_frame
-from oral_ray.objects import open_objects
 from oral_ray.pipeline import corpus
+from oral_ray.pipeline.run import Run
 from oral_ray.study.evidence import headline, headline_text, variant_table
 
 FIGURES: dict[str, tuple[str, figures.Plot, str]] = {
     "arms": ("answers", figures.plot_arms, "Arms by base version, 95% intervals."),
-    "tasks": ("scores", figures.plot_tasks, "Accuracy by task on the last version."),
+    "tasks": ("scores", figures.plot_tasks, "Every task on the last version."),
     "distances": (
         "distances",
         figures.plot_distances,
         "Distance of every adapter to the nearest corpus adapter that is not itself; zero would be a copy.",
     ),
-    "curve": ("curve", figures.plot_curve, "Accuracy against sampling steps."),
-    "confusion": ("confusion", figures.plot_confusion, "The adapter asked for one task, on every task; percent."),
+    "curve": ("curve", figures.plot_curve, "Every task against sampling steps."),
+    "confusion": ("confusion", figures.plot_confusion, "The adapter asked for one task, on every task."),
     "ablations": ("ablations", figures.plot_variants, "Ablations: smaller budget, validation, an unseen version."),
 }
 """Figure -> the table it needs, how it is drawn, its caption."""
@@ -40,12 +39,11 @@ TITLES = {"drift": "Drift of the base versions", "screen": "Screening (validatio
 """Tables of earlier stages that the page has, where these were run."""
 
 
-def run(config: Config) -> str:
-    """Rebuild tables, figures, headline and page in the folder `study.page`; returns the page."""
-    scores = evaluate.run(config)
-    descent = lines_of_descent(config)
-    scores["line"], scores["t"] = zip(*(descent[base] for base in scores["base"]), strict=True)
-    scores["variant"] = "default"
+def write_page(run: Run, scores: pd.DataFrame) -> str:
+    """Rebuild tables, figures, headline and page in the folder `study.page` from the scores; returns the page."""
+    config, lineages = run.config, lineages_of(run.config)
+    line, t = zip(*(lineages[base] for base in scores["base"]), strict=True)
+    scores = scores.assign(line=line, t=t, variant="default")
     answers = read_frame(Path(config.out) / "answers.parquet")
     rows = headline(scores, answers, config.evaluation.num_bootstrap)
     folder = Path(config.study.page or f"{config.out}/page")
@@ -53,7 +51,7 @@ def run(config: Config) -> str:
     scores.to_parquet(folder / "scores.parquet", compression="zstd")
     files = {name: Path(config.out) / f"{name}.parquet" for name in ("drift", "screen")}
     tables = {name: read_frame(file) for name, file in files.items() if file.is_file()}
-    objects = open_objects(config.store)
+    store = run.objects.uri.removeprefix("file://")
     command = f"oral-ray {shlex.join(sys.argv[1:])}"
     summary = {
         "command": command,
@@ -62,8 +60,7 @@ def run(config: Config) -> str:
         # by way of pandas: JSON has no NaN, and an encoder no perplexity
         **{name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()},
         "cell_command": (
-            f"oral-ray score {objects.uri.removeprefix('file://')}/adapters/DIGEST "
-            f"--base {objects.uri.removeprefix('file://')}/{config.bases.prefix}/BASE --task TASK "
+            f"oral-ray score {store}/adapters/DIGEST --base {store}/{config.bases.prefix}/BASE --task TASK "
             f"--split {config.evaluation.split} --limit {config.evaluation.max_test} --dtype {config.bases.dtype}"
         ),
         "config": config.model_dump(mode="json"),
@@ -84,8 +81,8 @@ def run(config: Config) -> str:
     return page
 
 
-def lines_of_descent(config: Config) -> dict[str, tuple[str, int]]:
-    """Of every configured version: the corpus of its line (empty for the first one) and how many versions led to it."""
+def lineages_of(config: Config) -> dict[str, tuple[str, int]]:
+    """Of every configured version: the corpus of its lineage (empty for the first one) and how many versions led to it."""
     parent = corpus.parents(config)
     found: dict[str, tuple[str, int]] = {}
     for version in config.bases.versions:

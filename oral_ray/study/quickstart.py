@@ -2,7 +2,7 @@
 
 Writes the store and, in `out`: scores.parquet, summary.json, report.html and the tables of the evaluation.
 
-    print(run_quickstart(load_config("infra/configs/quickstart.toml")))
+    print(run_quickstart(load_config("quickstart")))
 """
 
 import json
@@ -13,21 +13,24 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import psutil
 
-from oral_ray.cluster import session
 from oral_ray.config import Config
-from oral_ray.evaluation import evaluate
+from oral_ray.evaluation.evaluate import check_evaluation, evaluate_arms
 from oral_ray.evaluation.report.page import write_report
-from oral_ray.evaluation.report.tables import arm_table, arms_text
-from oral_ray.nightly import regenerate
-from oral_ray.objects import open_objects, probe
-from oral_ray.pipeline import bases, corpus, shards, train
-from oral_ray.pipeline.own_tasks import enter_tasks
-from oral_ray.store.generators import read_metrics
+from oral_ray.evaluation.report.tables import arms_text, read_table
+from oral_ray.nightly.regenerate import regenerate
+from oral_ray.objects import probe
+from oral_ray.pipeline.bases import resolve_bases
+from oral_ray.pipeline.corpus import train_corpus
+from oral_ray.pipeline.run import begin_run
+from oral_ray.pipeline.shards import write_shards
+from oral_ray.pipeline.walk import train_current, train_seeds
+
+_R = TypeVar("_R")
 
 
 def run_quickstart(config: Config) -> str:
@@ -35,40 +38,40 @@ def run_quickstart(config: Config) -> str:
     wall_s: dict[str, float] = {}
     memory = PeakMemory()
 
-    def timed(stage: str, run: Callable[[Config], Any]) -> Any:
+    def timed(name: str, stage: Callable[..., _R], *arguments: Any) -> _R:
         started = time.perf_counter()
-        result = run(config)
-        wall_s[stage] = time.perf_counter() - started
+        result = stage(*arguments)
+        wall_s[name] = time.perf_counter() - started
         return result
 
-    evaluate.check_evaluation(config)
+    check_evaluation(config)
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    probe(open_objects(config.store))
-    config = enter_tasks(config)
+    run = begin_run(config)
+    config = run.config
+    probe(run.objects)
     started = time.perf_counter()
-    with session(config.cluster, config.determinism):
-        wall_s["start ray"] = time.perf_counter() - started
-        timed("bases", bases.run)
-        timed("corpus", corpus.run)
-        timed("shards", shards.run)
-        recipe = timed("train", train.run)
-        timed("evaluate", evaluate.run)
-        regenerated = timed("regenerate", regenerate.run)
+    with run.session():
+        run = timed("bases", resolve_bases, run)
+        corpus = timed("corpus", train_corpus, run)
+        manifest = timed("shards", write_shards, run, corpus)
+        trained = timed("train", train_current, run, corpus, manifest)
+        timed("evaluate", lambda: evaluate_arms(trained, train_seeds(trained)))
+        regenerated = timed("regenerate", regenerate, trained)
     wall_s["total"] = time.perf_counter() - started
     out = Path(config.out)
-    pd.DataFrame(read_metrics(open_objects(config.store), recipe)).to_parquet(out / "metrics.parquet")
+    pd.DataFrame(run.training_log(trained.recipe)).to_parquet(out / "metrics.parquet")
     summary = {
         "command": shlex.join(sys.argv),
         "published": list(regenerated.published),
         "wall_s": wall_s,
         "peak_rss_bytes": memory.stop(),
-        "generator": recipe,
+        "generator": trained.recipe,
         "num_bootstrap": config.evaluation.num_bootstrap,
         "config": config.model_dump(mode="json"),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
     report = write_report(out)
-    lines = [arms_text(arm_table(out, config.evaluation.num_bootstrap)), ""]
+    lines = [arms_text(read_table(out, "arms")), ""]
     lines += [
         f"published {item['base']} / {item['task']} ({item['arm']}): {item['uri']}" for item in summary["published"]
     ]
@@ -98,8 +101,9 @@ class PeakMemory:
         return self._peak
 
     def _watch(self) -> None:
-        process = psutil.Process(os.getpid())
-        while not self._done.wait(1.0):
+        process, is_done = psutil.Process(os.getpid()), False
+        while not is_done:
+            is_done = self._done.wait(1.0)  # and once more at the end: a finished run takes less than a second
             total = 0
             for member in (process, *process.children(recursive=True)):
                 try:

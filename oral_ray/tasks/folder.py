@@ -23,13 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oral_ray.errors import TaskError
 from oral_ray.tasks.prompts import paraphrases
-from oral_ray.tasks.task import Example, Split, Task
+from oral_ray.tasks.task import Example, Split, Task, same_text
 
 logger = logging.getLogger(__name__)
 SOURCE = "folder"  # `folder/<name>` is the id of a task that was read from a folder
 HEADER = "task.toml"
 MAX_NAME_CHARS = 40  # with `folder-` before and `-<12 digits>` behind it is still a DNS label
 NUM_SHOWN = 10  # faults that are spelled out
+MAX_LINE_CHARS = 1_000_000  # a model reads the first few hundred words of a text
 _NAME = re.compile(rf"(?=.{{1,{MAX_NAME_CHARS}}}$)[a-z0-9]+(-+[a-z0-9]+)*")
 
 
@@ -48,7 +49,7 @@ def load_task_folder(folder: Path) -> Task:
     faults = [f"{_shown(folder / HEADER)}: {fault}" for fault in _header_faults(header)]
     name = task_name(folder, header.name)
     splits: dict[Split, tuple[Example, ...]] = {}
-    first: dict[str, tuple[Split, str]] = {}  # text -> the split and the line that have it
+    first: dict[str, tuple[Split, str]] = {}  # text, as `same_text` has it -> the split and the line that have it
     for split in get_args(Split):
         try:
             lines = list(_read_lines(folder / f"{split}.jsonl", header.labels))
@@ -59,7 +60,7 @@ def load_task_folder(folder: Path) -> Task:
         for where, result in lines:
             if isinstance(result, str):
                 faults.append(f"{where}: {result}")
-            elif (known := first.setdefault(result.text, (split, where)))[0] != split:
+            elif (known := first.setdefault(same_text(result.text), (split, where)))[0] != split:
                 faults.append(
                     f"{where}: the text {result.text[:60]!r} is in {known[1]} too; a leaked split makes every score "
                     "worthless, remove one of them"
@@ -178,6 +179,8 @@ def _read_lines(path: Path, labels: tuple[str, ...]) -> Iterator[tuple[str, Exam
 def _example(line: str, labels: tuple[str, ...]) -> Example | str:
     """The example of a line, or what is wrong with it."""
     malformed = "not {'text': ..., 'label': ...}: "
+    if len(line) > MAX_LINE_CHARS:
+        return f"has {len(line):,} characters, at most {MAX_LINE_CHARS:,} are read; shorten the text, or split it"
     if not line.strip():
         return malformed + "the line is empty; remove it"
     try:

@@ -9,33 +9,31 @@ Only `examples` gives access to a split, so a caller that must not read test dat
 
 import hashlib
 import json
+import unicodedata
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from oral_ray.errors import TaskError
+from oral_ray.local.record import Record
 
 Split = Literal["train", "validation", "test"]
 ANSWER = "\nAnswer:"  # what a causal language model reads after a text, before it answers
 NUM_SHOTS = 4
 
 
-class Example(BaseModel):
+class Example(Record):
     """One input text and its label: one of the task's labels, or the answer of a free-text task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
     label: str
 
 
-class Task(BaseModel):
+class Task(Record):
     """Choose one of `labels`, or, where there are none, write the answer (scored by exact match).
 
     `prompts` are used in training, `held_out_prompts` never are; `prompts[0]` is the default.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     labels: tuple[str, ...]
@@ -60,9 +58,10 @@ class Task(BaseModel):
                     raise ValueError(f"task {self.id!r}: label {example.label!r} is none of {self.labels}")
                 if not example.label.strip():
                     raise ValueError(f"task {self.id!r}: the answer of {example.text[:60]!r} is empty; remove it")
-                if texts.setdefault(example.text, split) != split:
+                text = same_text(example.text)
+                if texts.setdefault(text, split) != split:
                     raise ValueError(
-                        f"task {self.id!r}: the text {example.text[:60]!r} is in the splits {texts[example.text]} and "
+                        f"task {self.id!r}: the text {example.text[:60]!r} is in the splits {texts[text]} and "
                         f"{split}; a leaked split makes every score worthless, remove one of them"
                     )
         return self
@@ -84,6 +83,11 @@ class Task(BaseModel):
         """32 hex digits over everything in the task: other data or prompts, another task."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def same_text(text: str) -> str:
+    """What two texts have in common that read the same: Unicode's composed form (NFC), without blanks around it."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def split_of(text: str) -> Split:

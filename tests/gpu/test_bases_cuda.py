@@ -13,8 +13,8 @@ from oral_ray.adapters.lora import initial_factors, train_adapter
 from oral_ray.bases.evolve import evolve_base
 from oral_ray.bases.loading import LoadedBase, load_base, open_base
 from oral_ray.bases.pretrain import perplexity, pretrain_base
-from oral_ray.config import CorpusConfig, EvolveOrigin, FunctionalPhase, LoraSettings, PretrainOrigin
-from oral_ray.evaluation.scoring import correct_answers
+from oral_ray.config import CorpusConfig, EvolveOrigin, FunctionalPhase, LoraSettings, PretrainOrigin, VersionPool
+from oral_ray.evaluation.scoring import example_values
 from oral_ray.generator.functional import FunctionalSource, train_static
 from oral_ray.objects import FileObjects
 
@@ -53,9 +53,7 @@ def test_an_adapter_trained_there_is_the_one_trained_here(name: str, request: py
 def test_answers_there_are_those_here(tiny_llama: Path, tmp_path: Path, make, keep: bool):
     artifacts = [None, random_artifact(upper(tiny_llama)), random_artifact(layout_of(tiny_llama), seed=1, scale=2.0)]
     answers = [
-        correct_answers(
-            on(device, tiny_llama), make(), artifacts, "validation", 40, tmp_path / device if keep else None
-        )
+        example_values(on(device, tiny_llama), make(), artifacts, "validation", 40, tmp_path / device if keep else None)
         for device in DEVICES
     ]
     assert answers[0] == answers[1]
@@ -63,13 +61,13 @@ def test_answers_there_are_those_here(tiny_llama: Path, tmp_path: Path, make, ke
 
 def test_encoders_answer_there_as_here(tiny_bert: Path):
     artifacts = [None, random_artifact(layout_of(tiny_bert), scale=2.0)]
-    here, there = (correct_answers(on(d, tiny_bert), toy_task(), artifacts, "validation", 40) for d in DEVICES)
+    here, there = (example_values(on(d, tiny_bert), toy_task(), artifacts, "validation", 40) for d in DEVICES)
     assert here == there
 
 
-@pytest.mark.parametrize("num_versions", [None, 2])
+@pytest.mark.parametrize("pool", [None, VersionPool(num_versions=2, num_examples=8)])
 def test_static_training_on_virtual_versions_is_the_same_there(
-    tiny_llama: Path, tmp_path: Path, num_versions: int | None
+    tiny_llama: Path, tmp_path: Path, pool: VersionPool | None
 ):
     layout, found = upper(tiny_llama), []
     for device in DEVICES:
@@ -77,7 +75,7 @@ def test_static_training_on_virtual_versions_is_the_same_there(
         with torch.no_grad():
             for parameter in bases[0].model.parameters():
                 parameter *= 1.05
-        phase = FunctionalPhase(num_examples=4, tasks_per_step=1, num_versions=num_versions, version_examples=8)
+        phase = FunctionalPhase(num_examples=4, tasks_per_step=1, pool=pool)
         source = FunctionalSource(bases, [[0, 1]], [toy_task()], [], [layout], phase, tmp_path / device)
         found.append(train_static(source, initial_factors(layout, 0), 6, 1e-2, 0))
     for module, pair in found[0].items():
@@ -97,7 +95,7 @@ def test_a_version_pretrained_there_is_the_one_pretrained_here(tiny_llama: Path,
     perplexities = []
     for device in DEVICES:
         objects = FileObjects(tmp_path / device)
-        pretrain_base(str(tiny_llama), objects, "t1/", origin, documents(), device)
+        pretrain_base(base_of(tiny_llama).record, objects, "t1/", origin, documents(), device)
         perplexities.append(perplexity(on(device, tmp_path / device / "t1"), documents(), 16))
     assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-3)
     assert perplexities[0] < perplexity(base_of(tiny_llama), documents(), 16)
@@ -107,7 +105,7 @@ def test_a_version_evolved_there_is_the_one_evolved_here(tiny_bert: Path, tmp_pa
     origin = EvolveOrigin(parent="t0", steps=4, batch_size=4, seed=0)
     pairs, weights = [(f"dog {i}", f"a big animal {i} that runs") for i in range(16)], []
     for device in DEVICES:
-        evolve_base(str(tiny_bert), FileObjects(tmp_path / device), "t1/", origin, pairs, device)
+        evolve_base(base_of(tiny_bert).record, FileObjects(tmp_path / device), "t1/", origin, pairs, device)
         weights.append(open_base(str(tmp_path / device / "t1")).model.state_dict())
     before = open_base(str(tiny_bert)).model.state_dict()
     for key, value in weights[0].items():

@@ -7,6 +7,7 @@ of the sentence that refuses it. Bases are those of conftest: `tiny_llama`, `tin
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,14 @@ def other(found: dict[str, bytes], verdict: str) -> WildAdapter:
             (folder / name).write_bytes(data)
 
     return WildAdapter(build, verdict)
+
+
+def _swapped(found: dict[str, Tensor], module: str) -> dict[str, Tensor]:
+    other = {"A": "B", "B": "A"}
+    return {
+        re.sub("lora_([AB])", lambda match: f"lora_{other[match[1]]}", key) if module in key else key: tensor
+        for key, tensor in found.items()
+    }
 
 
 def _smaller_first_rank(found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -338,6 +347,40 @@ ADAPTERS: dict[str, WildAdapter] = {
         "these are MLX's names",
     ),
     # tensors
+    "A and B swapped": names(
+        lambda key: key.replace("lora_A", "lora_X").replace("lora_B", "lora_A").replace("lora_X", "lora_B"),
+        r"lora_B of 'model.layers.0.self_attn.q_proj' are swapped or transposed \(lora_A \(32, 4\), lora_B \(4, 32\)",
+    ),
+    "A and B of v alone swapped": tensors(
+        lambda found: _swapped(found, "v_proj"), "of 'model.layers.0.self_attn.v_proj' are swapped .*; give each the other"
+    ),
+    "A and B of v alone transposed": tensors(
+        lambda found: {key: tensor.T if "v_proj" in key else tensor for key, tensor in found.items()},
+        "lora_B of 'model.layers.0.self_attn.v_proj' are transposed .*; transpose both",
+    ),
+    "an alpha too far from the others": config(
+        r"of '.*v_proj' is 2.5e\+28, that of '.*q_proj' 2.5e-20; float32 .* of 1e\+48 times; correct alpha_pattern",
+        lora_alpha=1e-19, alpha_pattern={"v_proj": 1e29},
+    ),
+    "an alpha that makes nothing of v": config(
+        "float32 holds no lora_B that makes up for", lora_alpha=1e29, alpha_pattern={"v_proj": 1e-19}
+    ),
+    "an alpha of almost nothing": config("lora_alpha=4.94066e-324; it must be from 1e-30 to", lora_alpha=5e-324),
+    "ms-swift": WildAdapter(
+        lambda folder: write(
+            folder,
+            peft_settings(
+                swift_type="LORA", lora_dtype="bf16", lorap_lr_ratio=16.0, lorap_emb_lr=1e-6, use_qa_lora=False,
+                use_merged_linear=False, enable_lora=None, model_key_mapping=None,
+            ),
+            {
+                key.removeprefix("base_model.model.").replace(".weight", ".default.weight"): tensor
+                for key, tensor in factors(LLAMA).items()
+            },
+        ) and None
+    ),
+    "ms-swift's merged linear": config("adapts parts of fused projections in ms-swift", use_merged_linear=True),
+    "ms-swift's LongLoRA": config("ms-swift calls it 'LONGLORA'", swift_type="LONGLORA"),
     "bf16": dtype(torch.bfloat16),
     "fp16": dtype(torch.float16),
     "f64": dtype(torch.float64),

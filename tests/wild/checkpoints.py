@@ -479,6 +479,9 @@ REFUSED: dict[str, Kind] = {
         edited(small_tokenizer_model), "the tokenizer has token ids up to 720, the model 100 embeddings"
     ),
     "no token to pad with": Kind(edited(nameless_tokens), "the tokenizer names neither a pad_token nor an eos_token"),
+    "outputs without names": Kind(
+        edited(lambda f: configure(f, return_dict=False)), "config.json says return_dict = false, with which"
+    ),
     "not a number": Kind(
         reshaped(lambda w: w | {"model.norm.weight": torch.full((32,), torch.nan)}),
         "model.norm.weight holds values that",

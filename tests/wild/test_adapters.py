@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from wild.adapters import ADAPTERS, BERT, LLAMA, TAKEN, factors, peft_settings, write
 
 from oral_ray.adapters import lora as lora_module
+from oral_ray.adapters import matching, patterns
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, read_folder
 from oral_ray.adapters.export import diffusers_tensors
-from oral_ray.adapters.intake import take, take_in
+from oral_ray.adapters.intake import plain_factors, take, take_in
 from oral_ray.adapters.lora import attached, difference_from_peft, load_strictly
 from oral_ray.adapters.settings import LoraFileSettings, read_settings
 from oral_ray.bases.loading import LoadedBase, open_base
@@ -96,6 +97,39 @@ def test_every_refusal_is_a_sentence_with_a_remedy(tmp_path: Path, tiny_llama: P
             with pytest.raises(OralError) as caught:
                 take(base, read_folder(tmp_path / str(i)), "it")
             assert any(mark in str(caught.value) for mark in ("; ", ": name that")), name
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {"target_modules": r"(\w+\.?)+!"},
+        {"target_modules": "all-linear", "exclude_modules": r"(\w+\.?)+!"},
+        {"rank_pattern": {r"(\w+\.?)+!": 4}},
+    ],
+    ids=["target_modules", "exclude_modules", "rank_pattern"],
+)
+def test_a_pattern_that_would_never_end_is_given_up_and_named(
+    pattern: dict[str, object], tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "SECONDS", 0.7)
+    names = {f"model.layers.{i}.self_attn.with_a_long_name_at_its_end.q_proj": (32, 32) for i in (0, 1)}
+    artifact = read_folder(write(tmp_path / "it", peft_settings(**pattern), factors(names)))
+    monkeypatch.setattr(matching, "PeftModel", None)  # peft is not even asked
+    with pytest.raises(ArtifactError, match=r"adapter it: .* has the pattern .*!', which is not done with the names"):
+        patterns.check_patterns_end(read_settings(artifact.config, "it"), names, "it")
+    if "rank_pattern" in pattern:
+        with pytest.raises(ArtifactError, match=r"which is not done with the names of the modules in 0\.7 s"):
+            plain_factors(artifact, "it")
+
+
+def test_what_a_plain_adapter_is_refused_for_names_its_folder(tmp_path: Path, tiny_llama: Path) -> None:
+    base = open_once(str(tiny_llama))
+    plain = take(base, read_folder(write(tmp_path / "sound", peft_settings(), factors(LLAMA))))
+    tensors = {key: torch.full_like(tensor, torch.nan) for key, tensor in plain.tensors.items()}
+    with pytest.raises(ArtifactError, match=r"^adapter my-folder holds values that are not finite"):
+        take(base, dataclasses.replace(plain, tensors=tensors), "my-folder")
+    with pytest.raises(ArtifactError, match=r"^adapter my-folder"):
+        take(base, dataclasses.replace(plain, tensors=dict([*tensors.items()][1:])), "my-folder")
 
 
 def test_every_setting_that_peft_has_is_known_by_name(tmp_path: Path) -> None:
@@ -227,7 +261,7 @@ def test_verify_refuses_outputs_that_are_not_finite(tmp_path: Path, tiny_llama: 
 
 def test_score_counts_the_scale_of_a_rank_stabilised_adapter(tmp_path: Path, tiny_bert: Path) -> None:
     """What is scored is what peft computes: alpha / sqrt(r), not alpha / r."""
-    from oral_ray.evaluation.scoring import correct_answers
+    from oral_ray.evaluation.scoring import example_values
     from oral_ray.tasks import load_task
 
     base, task = open_once(str(tiny_bert)), load_task("wordnet/mind")
@@ -237,7 +271,7 @@ def test_score_counts_the_scale_of_a_rank_stabilised_adapter(tmp_path: Path, tin
     write(tmp_path / "same", peft_settings(lora_alpha=16, **settings), strong)
     write(tmp_path / "other", peft_settings(**settings), strong)
     found = [
-        correct_answers(base, task, [read_folder(tmp_path / name)], "test", 200)[0] for name in ("a", "same", "other")
+        example_values(base, task, [read_folder(tmp_path / name)], "test", 200)[0] for name in ("a", "same", "other")
     ]
     assert found[0] == found[1] != found[2]
 

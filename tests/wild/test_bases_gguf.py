@@ -56,7 +56,7 @@ def write(source: Path, path: Path, change: float = 0.0, without: str = "nothing
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oral_ray.bases.loading.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("oral_ray.bases.gguf.cache_folder", lambda: tmp_path / "cache")
 
 
 def test_a_gguf_file_has_the_weights_that_lie_in_it(tiny_llama: Path, tmp_path: Path):

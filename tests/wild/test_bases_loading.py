@@ -176,6 +176,28 @@ def test_what_is_in_memory_does_not_change_with_the_file(base: Path):
     assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
 
 
+@pytest.mark.parametrize("moment", ["before it is mapped", "before it is copied"])
+def test_a_file_that_is_cut_while_it_is_loaded_is_refused_and_not_read_beyond_its_end(
+    base: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    from transformers import AutoModelForCausalLM
+
+    load, size = AutoModelForCausalLM.from_pretrained, (base / SINGLE).stat().st_size
+    check = loading.check_plain
+
+    def cut() -> None:
+        with (base / SINGLE).open("r+b") as file:
+            file.truncate(size // 2)
+
+    if moment == "before it is mapped":
+        monkeypatch.setattr(loading, "check_plain", lambda *args: (check(*args), cut()))
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **_: pytest.fail("it was mapped"))
+    else:
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **o: (load(*a, **o), cut())[0])
+    with pytest.raises(BaseModelError, match=f"'model.safetensors' has {size // 2} bytes, and had {size} a moment ago"):
+        load_folder(base, "causal")
+
+
 def test_probes_of_a_base_that_was_replaced_are_not_kept_for_the_old_one(base: Path, objects: FileObjects):
     record = describe(base)
     rewritten(base)

@@ -32,7 +32,7 @@ NAME = "serve_autoscale"
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--config", default="infra/configs/quickstart.toml")
+    parser.add_argument("--config", default="quickstart")
     args = parser.parse_args()
     with copy_of(args.store) as store:
         service = Running(args.config, store)

@@ -83,7 +83,7 @@ TWO_REPLICAS = ("serve.min_replicas=2", "serve.max_replicas=2", "serve.cpus_per_
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--config", default="infra/configs/quickstart.toml")
+    parser.add_argument("--config", default="quickstart")
     parser.add_argument("--only", choices=FAULTS, action="append", help="these faults; the others' rows stay")
     args = parser.parse_args()
     kept = ROOT / "out/bench/serve_faults.json"
@@ -152,8 +152,8 @@ def count_wrong(store: Path, config: str, answers: dict[int, str]) -> int:
             if origin.generator not in services:
                 services[origin.generator] = open_service(settings, recipe=origin.generator)
             service = services[origin.generator]
-            order = service.stock.order(wording(seed), BASE, seed)
-            again = service.artifact(order, service.sample([order])[0])
+            [made] = service.factory.generate([service.catalog.condition(wording(seed), BASE, seed)])
+            again = made.artifact()
             far = max(
                 float((again.tensors[k] - t).abs().max() / t.abs().max().clamp(min=1e-9))
                 for k, t in artifact.tensors.items()

@@ -16,7 +16,7 @@ from running import Running, begin_load, copy_of, end_load, write
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--config", default="infra/configs/quickstart.toml")
+    parser.add_argument("--config", default="quickstart")
     parser.add_argument("--requests", type=int, default=10_000)
     args = parser.parse_args()
     rows, errors, made, done = [], 0, 0, 0

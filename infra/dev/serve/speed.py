@@ -3,7 +3,7 @@
 python infra/dev/serve/speed.py --store STORE   ->  out/bench/serve.json, serve_ratios.json
     [{mode, clients, p50_s, p95_s, p99_s, throughput_per_s, errors}], and one object of ratios for each of `--runs`
 
-Modes: direct and direct-batched (sample and store, 1 and `clients` orders a call, what a replica does), new-batched and
+Modes: direct and direct-batched (sample and store, 1 and `clients` conditions a call, what a replica does), new-batched and
 new-unbatched (an adapter that does not exist yet; serve.batch_size 8 and 1), stored (one that exists). One replica with
 one thread each; within a run the modes take turns in several rounds, so that a slow minute of the machine is nobody's
 own. serve.json is of all runs together.
@@ -33,10 +33,10 @@ for line in sys.stdin:
     taken, until = [], time.perf_counter() + seconds
     while not taken or time.perf_counter() < until:
         asked = range(seed, seed + batch)
-        orders = [service.stock.order(wording(number), sys.argv[3], number) for number in asked]
+        conditions = [service.catalog.condition(wording(number), sys.argv[3], number) for number in asked]
         seed += batch
         started = time.perf_counter()
-        service.fulfil(orders)
+        service.generate(conditions)
         taken.append(time.perf_counter() - started)
     print(json.dumps(taken), flush=True)
 """
@@ -47,7 +47,7 @@ BATCHES = (8, 16)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--config", default="infra/configs/quickstart.toml")
+    parser.add_argument("--config", default="quickstart")
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)

@@ -6,9 +6,10 @@ layout = layout_of("llama-3.1-8b", "all-linear", r=16, token_dim=1024)
 from pathlib import Path
 
 from oral_ray.adapters.layout import AdapterLayout
+from oral_ray.bases.sources import open_source
 from oral_ray.bases.spec import BaseModelSpec, read_spec
 from oral_ray.config import LoraSettings
-from oral_ray.errors import ConfigError
+from oral_ray.errors import BaseModelError, ConfigError
 from oral_ray.objects import FileObjects
 
 FOLDER = Path(__file__).parent
@@ -17,10 +18,15 @@ TARGETS, RANKS = ("q,v", "all-linear"), (4, 8, 16, 64)
 
 
 def spec_of(model: str) -> BaseModelSpec:
-    """The spec of one of `MODELS`."""
-    if model not in MODELS:
-        raise ConfigError(f"no configuration of {model!r}; there are {', '.join(MODELS)}")
-    return read_spec(FileObjects(FOLDER / model))
+    """The spec of one of `MODELS`, or of any source of a base model: a folder with a config.json, hf:ORG/NAME, ..."""
+    if model in MODELS:
+        return read_spec(FileObjects(FOLDER / model))
+    try:
+        with open_source(model) as (objects, prefix):
+            return read_spec(objects, prefix)
+    except BaseModelError as error:
+        known = ", ".join(MODELS)
+        raise ConfigError(f"no configuration of {model!r}; there are {known}, and any base model: {error}") from None
 
 
 def layout_of(model: str, targets: str, r: int, token_dim: int) -> AdapterLayout:

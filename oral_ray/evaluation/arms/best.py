@@ -1,4 +1,4 @@
-"""Of all adapters of an arm, at every strength, the best on a few validation examples: one privilege for all arms.
+"""Of all adapters of an arm, at every scale, the best on a few validation examples: one privilege for all arms.
 
 A team may well look at 64 labelled examples; where one arm may, every arm that it is compared with may too.
 """
@@ -10,30 +10,30 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.choice import Choice
 from oral_ray.evaluation.context import EvaluationContext, Plan
-from oral_ray.objects import open_objects
-from oral_ray.store.adapters import AdapterStore
+from oral_ray.pipeline.run import Run
 
 
-def scaled(store: AdapterStore, digest: str, layout: AdapterLayout, strength: float) -> str:
-    """The digest of the adapter with its change of the weights multiplied by `strength`."""
-    if strength == 1.0:
+def scaled(run: Run, digest: str, layout: AdapterLayout, scale: float) -> str:
+    """The digest of the adapter with its change of the weights multiplied by `scale`."""
+    if scale == 1.0:
         return digest
-    artifact = store.get(digest)
-    factors = {name: (a, strength * b) for name, (a, b) in artifact.factors(layout).items()}
+    artifact = run.adapters.get(digest)
+    factors = {name: (a, scale * b) for name, (a, b) in artifact.factors(layout).items()}
     made = artifact.provenance
-    provenance = made.model_copy(update={"strength": strength * made.strength})
-    return store.put(build_artifact(factors, layout, provenance))
+    provenance = made.model_copy(update={"scale": scale * made.scale})
+    return run.adapters.put(build_artifact(factors, layout, provenance))
 
 
 def _planner(source: str) -> Callable[[EvaluationContext], Plan]:
     def plan(evaluation: EvaluationContext) -> Plan:
         config = evaluation.config
-        store = AdapterStore(open_objects(config.store))
         candidates: dict[tuple[str, str], list[str]] = {}
         for (base_id, task_id, _), digest in sorted(evaluation.made_by(source).items()):
-            layout = AdapterLayout.of(evaluation.records[base_id].spec, config.lora, config.tokens.token_dim)
-            made = [scaled(store, digest, layout, strength) for strength in config.evaluation.strengths]
-            candidates.setdefault((base_id, task_id), []).extend(made)
+            layout = AdapterLayout.of(evaluation.run.bases[base_id].spec, config.lora, config.tokens.token_dim)
+            for scale in config.evaluation.strengths:
+                if (digest, scale) not in evaluation.scaled:
+                    evaluation.scaled[digest, scale] = scaled(evaluation.run, digest, layout, scale)
+                candidates.setdefault((base_id, task_id), []).append(evaluation.scaled[digest, scale])
         return {
             (base_id, task_id, 0): Choice(base=base_id, task=task_id, candidates=tuple(digests))
             for (base_id, task_id), digests in candidates.items()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from oral_ray.config import Config
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.context import EvaluationContext, Plan
-from oral_ray.evaluation.static import StaticRun, num_task_gradients
+from oral_ray.pipeline.static import StaticRun, num_task_gradients
 
 
 def joint_virtual_run(config: Config, task_id: str, seen: Sequence[str], joint: str, seed: int) -> StaticRun:

@@ -5,27 +5,25 @@ from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.tokens import detokenize
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.context import EvaluationContext, Plan
-from oral_ray.objects import open_objects
-from oral_ray.store.adapters import AdapterStore
-from oral_ray.store.shards import read_stats
 from oral_ray.version import code_version
 
 
 def plan_mean(evaluation: EvaluationContext) -> Plan:
     """The mean of the base's layout for every task; nothing for a base whose layout is not in the corpus."""
     config = evaluation.config
-    objects = open_objects(config.store)
-    store, stats = AdapterStore(objects), read_stats(objects, evaluation.manifest)
+    stats = evaluation.run.token_stats(evaluation.manifest)
     plan: Plan = {}
     for base_id in evaluation.base_ids:
-        record = evaluation.records[base_id]
+        record = evaluation.run.bases[base_id]
         layout = AdapterLayout.of(record.spec, config.lora, config.tokens.token_dim)
         if layout.digest not in stats.means:
             continue
         provenance = Provenance(
             origin="mean", base=base_id, base_fingerprint=record.fingerprint, code_version=code_version()
         )
-        digest = store.put(build_artifact(detokenize(stats.means[layout.digest], layout), layout, provenance))
+        digest = evaluation.run.adapters.put(
+            build_artifact(detokenize(stats.means[layout.digest], layout), layout, provenance)
+        )
         plan |= {(base_id, task_id, 0): digest for task_id in evaluation.task_ids}
     return plan
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from oral_ray.config import Config
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.context import EvaluationContext, Plan
-from oral_ray.evaluation.static import StaticRun, num_task_gradients
-from oral_ray.pipeline.material import further_tasks
+from oral_ray.pipeline.material import auxiliary_tasks
+from oral_ray.pipeline.static import StaticRun, num_task_gradients
 
 INSTRUCTED = "instructed/"
 
 
 def multitask_run(
-    config: Config, seen: Sequence[str], further: Sequence[str], instructed: bool, seed: int
+    config: Config, seen: Sequence[str], auxiliary: Sequence[str], instructed: bool, seed: int
 ) -> StaticRun:
     """For all tasks together: as many steps as there are task gradients."""
     frame = INSTRUCTED if instructed else ""
@@ -23,7 +23,7 @@ def multitask_run(
         arm="multitask_instructed" if instructed else "multitask",
         bases=tuple(seen),
         tasks=tuple(frame + task_id for task_id in config.tasks.ids),
-        further=tuple(frame + task_id for task_id in further),
+        auxiliary=tuple(frame + task_id for task_id in auxiliary),
         steps=num_task_gradients(config),
         seed=seed,
     )
@@ -34,7 +34,7 @@ def _planner(instructed: bool) -> Callable[[EvaluationContext], Plan]:
         config, plan = evaluation.config, {}
         for base_id in evaluation.base_ids:
             seen = evaluation.alike(base_id)
-            run = multitask_run(config, seen, further_tasks(config), instructed, config.corpus.seeds[0])
+            run = multitask_run(config, seen, auxiliary_tasks(evaluation.run), instructed, config.corpus.seeds[0])
             plan |= {(base_id, task_id, 0): run for task_id in evaluation.task_ids}
         return plan
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from oral_ray.config import Config
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.context import EvaluationContext, Plan
-from oral_ray.evaluation.static import StaticRun
+from oral_ray.pipeline.static import StaticRun
 
 
 def refined_run(config: Config, arm: str, base_id: str, task_id: str, start: str, seed: int) -> StaticRun:

@@ -11,10 +11,10 @@ import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from oral_ray.cluster import Call
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import arms as folder
 from oral_ray.evaluation.context import EvaluationContext, Plan
+from oral_ray.pipeline.run import Call
 
 
 def _nothing_to_prepare(_: EvaluationContext) -> list[Call]:
@@ -41,7 +41,7 @@ class Arm:
     shows_needs: bool = True
     """Whether these must be in the table too; else they are made without being scored."""
     prepare: Callable[[EvaluationContext], list[Call]] = _nothing_to_prepare
-    """Calls that run beside the trainings of the corpus and must leave what `plan` relies on in the store."""
+    """Calls that run in the time of the trainings of the corpus and must leave what `plan` relies on in the store."""
     for_its_base: bool = False
     """Whether each adapter is made for the very base that it is scored on; then another base in its record is an error."""
     frame: str = ""

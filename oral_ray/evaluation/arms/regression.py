@@ -1,20 +1,20 @@
 """The generator's network as a plain regression: one deterministic step, what diffusion has to be better than."""
 
-from oral_ray.cluster import Call
 from oral_ray.evaluation.arms.registry import Arm
 from oral_ray.evaluation.context import EvaluationContext, Plan
 from oral_ray.pipeline import train
+from oral_ray.pipeline.run import Call
 
 
 def prepare_regression(evaluation: EvaluationContext) -> list[Call]:
-    """Train the control's generator, where it is not there, beside the trainings of the corpus."""
-    control, shards = train.regression_config(evaluation.config), evaluation.manifest.fingerprint
-    return [] if train.is_done(control, shards) else [(train.train_in_task, (control, shards))]
+    """Train the control's generator, where it is not there, in the time of the trainings of the corpus."""
+    control, shards = train.regression_run(evaluation.run), evaluation.manifest.fingerprint
+    return [] if train.is_trained(control, shards) else [(train.train_in_task, (control.config, shards))]
 
 
 def plan_regression(evaluation: EvaluationContext) -> Plan:
     """What it makes of the default wording of every task; there is nothing to sample, hence one seed."""
-    recipe = train.recipe_of(train.regression_config(evaluation.config), evaluation.manifest.fingerprint)
+    recipe = train.recipe_of(train.regression_run(evaluation.run), evaluation.manifest.fingerprint)
     return {
         (base_id, task_id, 0): evaluation.request(
             "regression", base_id, task_id, evaluation.task(task_id).prompt, 0, recipe

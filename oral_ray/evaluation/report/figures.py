@@ -1,6 +1,8 @@
 """Figures of a report as PNG bytes, each arm in the colour of its file. The only importer of matplotlib.
 
 png = draw(plot_arms, arm_table(folder, 2000))
+
+A table with the column `metric` is drawn metric by metric, each on axes of its own: every plot gets the rows of one.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
@@ -18,17 +20,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from oral_ray.evaluation.answers import by_metric
 from oral_ray.evaluation.arms.registry import arm_of, present
 from oral_ray.evaluation.report.tables import seen_by_base
+from oral_ray.modalities import Metric
 
 Plot = Callable[[Any, pd.DataFrame], None]
 
 
 def draw(plot: Plot, table: pd.DataFrame, size: tuple[float, float] = (9, 4)) -> bytes:
-    """A figure of a table as PNG; `size` in inches."""
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    plot(axes, table)
-    axes.spines[["top", "right"]].set_visible(False)
+    """A figure of a table as PNG, one plot per metric below each other; `size` of each in inches."""
+    has_metrics = "metric" in table and len(table) > 0
+    parts = [part for _, part in by_metric(table)] if has_metrics else [table]
+    width, height = size
+    figure, rows = plt.subplots(len(parts), figsize=(width, height * len(parts)), layout="constrained", squeeze=False)
+    for [axes], part in zip(rows, parts, strict=True):
+        plot(axes, part)
+        axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
@@ -36,7 +44,7 @@ def draw(plot: Plot, table: pd.DataFrame, size: tuple[float, float] = (9, 4)) ->
 
 
 def plot_arms(axes: Any, table: pd.DataFrame) -> None:
-    """Mean accuracy of every arm on every base version, with intervals."""
+    """Mean figure of every arm on every base version, with intervals."""
     bases = list(dict.fromkeys(table["base"]))
     arms = present(table["arm"])
     for i, arm in enumerate(arms):
@@ -49,12 +57,12 @@ def plot_arms(axes: Any, table: pd.DataFrame) -> None:
     axes.set_xticks(
         range(len(bases)), [f"{b}\n{'seen' if seen else 'unseen'}" for b, seen in seen_by_base(table).items()]
     )
-    axes.set_ylabel("accuracy")
+    axes.set_ylabel(_metric(table).label)
     axes.legend(ncols=6, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.18), frameon=False)
 
 
 def plot_tasks(axes: Any, scores: pd.DataFrame) -> None:
-    """Accuracy by task on the last base version, a bar an arm."""
+    """The figure of each task on the last base version, a bar per arm."""
     part = scores[scores["base"] == scores["base"].iloc[-1]]
     pivot = part.pivot_table(index="task", columns="arm", values="value")
     arms = present(pivot)
@@ -62,7 +70,7 @@ def plot_tasks(axes: Any, scores: pd.DataFrame) -> None:
         x = np.arange(len(pivot)) + (i - (len(arms) - 1) / 2) * 0.8 / len(arms)
         axes.bar(x, pivot[arm], 0.8 / len(arms), color=arm_of(arm).colour, label=arm)
     axes.set_xticks(range(len(pivot)), pivot.index)
-    axes.set_ylabel("accuracy")
+    axes.set_ylabel(_metric(part).label)
     axes.legend(ncols=6, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.18), frameon=False)
 
 
@@ -91,27 +99,37 @@ def plot_distances(axes: Any, distances: pd.DataFrame) -> None:
 
 
 def plot_curve(axes: Any, curve: pd.DataFrame) -> None:
-    """Accuracy against sampling steps, a line a task."""
+    """The figure against sampling steps, a line per task."""
     for marker, (task, part) in zip(itertools.cycle("osD^v*"), curve.groupby("task"), strict=False):
         axes.plot(part["num_steps"], part["value"], marker=marker, label=task, color=arm_of("generated").colour)
     steps = sorted(set(curve["num_steps"]))
     axes.set_xscale("log")
     axes.set_xticks(steps, steps)
     axes.minorticks_off()
-    axes.set_ylim(0, 1)  # differences of a few examples must not look like a trend
     axes.set_xlabel("sampling steps")
-    axes.set_ylabel("accuracy")
     if len(curve):
+        metric = _metric(curve)
+        if metric.is_fraction:
+            axes.set_ylim(0, 1)  # differences of a few examples must not look like a trend
+        else:
+            axes.set_ylim(bottom=min(0, curve["value"].min()))
+        axes.set_ylabel(metric.label)
         axes.legend(frameon=False)
 
 
 def plot_confusion(axes: Any, confusion: pd.DataFrame) -> None:
-    """Accuracy of the adapter that was asked for one task (rows) on every task (columns)."""
+    """The figure of the adapter that was asked for one task (rows) on every task (columns); what is better is darker."""
+    metric = _metric(confusion)
     matrix = confusion.pivot(index="asked", columns="task", values="value")
-    matrix = matrix.loc[sorted(matrix.index), sorted(matrix.index)]
-    axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(matrix.to_numpy()):
-        axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color="w" if value > 0.6 else "k")
+    matrix = matrix.loc[sorted(matrix.index), sorted(matrix.columns)]
+    values = matrix.to_numpy()
+    low, high = (0.0, 1.0) if metric.is_fraction else (values.min(), values.max())
+    axes.imshow(matrix, cmap="Blues" if metric.higher_is_better else "Blues_r", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        share = (value - low) / ((high - low) or 1.0)
+        is_dark = (share if metric.higher_is_better else 1 - share) > 0.6
+        text = f"{100 * value:.0f}" if metric.is_fraction else metric.text(value)
+        axes.text(column, row, text, ha="center", va="center", color="w" if is_dark else "k")
     axes.set_xticks(range(len(matrix)), [name.rpartition("/")[2] for name in matrix], rotation=30, ha="right")
     axes.set_yticks(range(len(matrix)), matrix.index)
     axes.set_xlabel("task that is answered")
@@ -119,15 +137,23 @@ def plot_confusion(axes: Any, confusion: pd.DataFrame) -> None:
 
 
 def plot_variants(axes: Any, scores: pd.DataFrame) -> None:
-    """Mean accuracy of `generated` and `wrong_prompt` of every variant, the best generator first.
+    """Mean figure of `generated` and `wrong_prompt` of every variant, the best generator on top.
 
     Over the tasks that all variants have: one with more tasks than the others is compared on theirs.
     """
+    metric = _metric(scores)
     shared = set.intersection(*(set(part["task"]) for _, part in scores.groupby("variant")))
     scores = scores.loc[scores["task"].isin(shared)]
-    means = scores.groupby(["variant", "arm"])["value"].mean().unstack("arm").sort_values("generated")
+    means = scores.groupby(["variant", "arm"])["value"].mean().unstack("arm")
+    means = means.sort_values("generated", ascending=metric.higher_is_better)
     for i, arm in enumerate(("wrong_prompt", "generated")):
         axes.barh(np.arange(len(means)) + 0.4 * i - 0.2, means[arm], 0.4, color=arm_of(arm).colour, label=arm)
     axes.set_yticks(range(len(means)), means.index)
-    axes.set_xlabel("accuracy")
+    axes.set_xlabel(metric.label)
     axes.legend(frameon=False)
+
+
+def _metric(table: pd.DataFrame) -> Metric:
+    """The one metric of a table."""
+    [metric] = [metric for metric, _ in by_metric(table)]
+    return metric

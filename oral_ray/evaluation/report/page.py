@@ -16,9 +16,11 @@ from typing import Any
 import pandas as pd
 
 from oral_ray.errors import EvaluationError
+from oral_ray.evaluation.answers import by_metric
 from oral_ray.evaluation.arms.registry import arm_of, reference_names
 from oral_ray.evaluation.report import figures
-from oral_ray.evaluation.report.tables import arm_table, arms_text, percent, points, read_table
+from oral_ray.evaluation.report.tables import arm_table, arms_text, difference_text, figure_text, read_table
+from oral_ray.modalities import Metric
 
 
 def write_report(folder: Path) -> Path:
@@ -36,15 +38,15 @@ def write_report(folder: Path) -> Path:
     scores, curve, distances, metrics = (
         read_table(folder, name) for name in ("scores", "curve", "distances", "metrics")
     )
-    num_tasks, n = int(table["num_tasks"].max()), int(table["n"].max())
     split = summary.get("config", {}).get("evaluation", {}).get("split", "test")
-    caption = f"Mean over {num_tasks} tasks, {n} {split} examples a base, 95% paired bootstrap intervals."
+    [first, *further] = [metric for metric, _ in by_metric(table)]
+    every = first.label.capitalize() if not further else "Figures"
     sections: list[tuple[str, bytes, str]] = [
-        ("Arms by base version", figures.draw(figures.plot_arms, table), caption),
+        ("Arms by base version", figures.draw(figures.plot_arms, table), _caption(table, split)),
         (
-            "Accuracy by task",
+            f"{every} by task",
             figures.draw(figures.plot_tasks, scores),
-            "Accuracy on the last evaluated base, a bar an arm.",
+            f"{every} on the last evaluated base, a bar per arm.",
         ),
         (
             "Training of the generator",
@@ -58,7 +60,11 @@ def write_report(folder: Path) -> Path:
             "Relative distance ||dW - dW'|| / ||dW'|| of every adapter to the nearest corpus adapter that is not itself. "
             "A generated adapter at zero would be a copy.",
         ),
-        ("Sampling steps", figures.draw(figures.plot_curve, curve), "Accuracy against sampling steps, a line a task."),
+        (
+            "Sampling steps",
+            figures.draw(figures.plot_curve, curve),
+            f"{every} against sampling steps, a line per task.",
+        ),
     ]
     (folder / "arms.png").write_bytes(sections[0][1])
     markdown = _markdown(table, sections, summary, command)
@@ -71,7 +77,6 @@ def write_report(folder: Path) -> Path:
 def _markdown(
     table: pd.DataFrame, sections: Sequence[tuple[str, bytes, str]], summary: dict[str, Any], command: str
 ) -> str:
-    references = reference_names()
     parts = [
         "# oral_ray report",
         "",
@@ -82,16 +87,9 @@ def _markdown(
         "```",
         "",
         sections[0][2],
-        "",
     ]
-    parts += [
-        "## Differences on each base (points, paired 95% interval)",
-        "",
-        f"| base | arm | {' | '.join(f'to {other}' for other in references)} |",
-        f"|---|---|{'---|' * len(references)}",
-    ]
-    for row in table.to_dict("records"):
-        parts.append(f"| {row['base']} | {row['arm']} | {' | '.join(points(row, other) for other in references)} |")
+    for metric, of_metric in by_metric(table):
+        parts += _markdown_differences(metric, of_metric)
     parts += ["", "## Seconds by stage", ""]
     parts += [f"- {stage}: {seconds:.1f} s" for stage, seconds in summary.get("wall_s", {}).items()]
     parts += ["", "## Published", ""]
@@ -110,6 +108,34 @@ def _markdown(
     return "\n".join(parts)
 
 
+def _caption(table: pd.DataFrame, split: str) -> str:
+    """Over what the means of the table are, metric by metric."""
+    parts = []
+    for metric, of_metric in by_metric(table):
+        num_tasks, n = int(of_metric["num_tasks"].max()), int(of_metric["n"].max())
+        which = f" of {metric.label}" if len(of_metric) < len(table) else ""
+        parts.append(
+            f"Mean{which} over {num_tasks} tasks, {n} {split} examples a base, 95% paired bootstrap intervals."
+        )
+    return " ".join(parts)
+
+
+def _markdown_differences(metric: Metric, table: pd.DataFrame) -> list[str]:
+    """The section of paired differences of one metric."""
+    references = reference_names()
+    lines = [
+        "",
+        f"## Differences on each base ({metric.difference_unit}, paired 95% interval)",
+        "",
+        f"| base | arm | {' | '.join(f'to {other}' for other in references)} |",
+        f"|---|---|{'---|' * len(references)}",
+    ]
+    for row in table.to_dict("records"):
+        differences = " | ".join(difference_text(metric, row, other) for other in references)
+        lines.append(f"| {row['base']} | {row['arm']} | {differences} |")
+    return lines
+
+
 def _page(
     table: pd.DataFrame, sections: Sequence[tuple[str, bytes, str]], summary: dict[str, Any], command: str
 ) -> str:
@@ -119,14 +145,7 @@ def _page(
         f"<p>{html.escape(caption)} Made by <code>{html.escape(command)}</code>.</p></section>"
         for title, image, caption in sections
     )
-    references = reference_names()
-    against = "".join(f"<th>points to {other}</th>" for other in references)
-    differences = "".join(
-        f"<tr><td>{html.escape(row['base'])}</td>"
-        f"<td><i style='background:{arm_of(row['arm']).colour}'></i>{row['arm']}</td>"
-        f"<td>{percent(row)}</td>{''.join(f'<td>{points(row, other)}</td>' for other in references)}</tr>"
-        for row in table.to_dict("records")
-    )
+    differences = "".join(_html_differences(metric, of_metric) for metric, of_metric in by_metric(table))
     times = "".join(f"<tr><td>{k}</td><td>{v:.1f} s</td></tr>" for k, v in summary.get("wall_s", {}).items())
     published = "".join(
         f"<tr><td>{html.escape(i['base'])}</td><td>{html.escape(i['task'])}</td><td>{i['arm']}</td>"
@@ -143,9 +162,24 @@ i{{display:inline-block;width:.8em;height:.8em;margin-right:.5em;border:1px soli
 <h1>oral_ray report</h1><p>Made by <code>{html.escape(command)}</code>.</p>
 <pre>{html.escape(arms_text(table))}</pre>{pictures}
 <h2>Scores and paired differences</h2>
-<table><tr><th>base</th><th>arm</th><th>accuracy %</th>{against}</tr>
-{differences}</table>
+{differences}
 <h2>Published</h2><table><tr><th>base</th><th>task</th><th>arm</th><th>uri</th></tr>{published}</table>
 <h2>Time by stage</h2><table>{times}</table>
 <h2>Resolved configuration</h2><pre>{config}</pre></html>
 """
+
+
+def _html_differences(metric: Metric, table: pd.DataFrame) -> str:
+    """The table of scores and paired differences of one metric."""
+    references = reference_names()
+    against = "".join(f"<th>{html.escape(metric.difference_unit)} to {other}</th>" for other in references)
+    rows = []
+    for row in table.to_dict("records"):
+        differences = "".join(f"<td>{difference_text(metric, row, other)}</td>" for other in references)
+        rows.append(
+            f"<tr><td>{html.escape(row['base'])}</td>"
+            f"<td><i style='background:{arm_of(row['arm']).colour}'></i>{row['arm']}</td>"
+            f"<td>{figure_text(metric, row)}</td>{differences}</tr>"
+        )
+    heading = f"<tr><th>base</th><th>arm</th><th>{html.escape(metric.heading)}</th>{against}</tr>"
+    return f"<table>{heading}\n{''.join(rows)}</table>"

@@ -7,77 +7,105 @@ text = arms_text(table)
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # (the stubs of pandas type every selection as a union that nothing can be done with)
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from oral_ray.errors import EvaluationError
+from oral_ray.evaluation.answers import by_metric, values_by_task
 from oral_ray.evaluation.arms.registry import present, reference_names
 from oral_ray.evaluation.report.aligned import aligned
-from oral_ray.evaluation.statistics import Interval, mean_over_tasks, paired_difference
+from oral_ray.evaluation.statistics import mean_over_tasks, paired_difference
 from oral_ray.local.parquet import read_frame
+from oral_ray.modalities import Metric
 
 TABLES = ("scores", "answers", "curve", "distances", "metrics")
 
 
 def arm_table(folder: Path, num_draws: int) -> pd.DataFrame:
-    """One row an arm, one column a base: mean accuracy over tasks with its 95% interval, and differences.
+    """One row per (metric, base, arm): the mean over the tasks of that metric with its 95% interval, and differences.
 
-    Columns: arm, base, base_seen, mean, low, high, num_tasks, n, seeds, and for the paired differences to the
-    reference arms: vs_trained, vs_trained_low, ...
+    Columns: metric, arm, base, base_seen, mean, low, high, num_tasks, n, seeds, and for the paired differences to the
+    reference arms (positive where the arm of the row is better): vs_trained, vs_trained_low, ...
     """
     scores, answers = (read_table(folder, name) for name in ("scores", "answers"))
-    rows = []
-    for base in dict.fromkeys(scores["base"]):
-        arms = {arm: _matrix(answers, base, arm) for arm in present(scores["arm"])}
-        for arm, correct in arms.items():
-            part = scores[(scores["base"] == base) & (scores["arm"] == arm)]
-            if part.empty:
-                continue
-            row: dict[str, Any] = {
-                "arm": arm, "base": base, "base_seen": bool(part["base_seen"].iloc[0]), "num_tasks": len(correct),
-                "n": int(part.groupby("task")["n"].first().sum()), "seeds": int(part["seed"].nunique()),
-            }  # fmt: skip
-            row |= mean_over_tasks(correct, num_draws).model_dump()
-            for other in reference_names():
-                if arms.get(other) and arm != other:
-                    difference: Interval = paired_difference(correct, arms[other], num_draws)
-                    row |= {
-                        f"vs_{other}{'' if k == 'mean' else '_' + k}": v for k, v in difference.model_dump().items()
-                    }
-            rows.append(row)
+    rows: list[dict[str, Any]] = []
+    for metric, of_metric in by_metric(scores):
+        for base, of_base in of_metric.groupby("base", sort=False):
+            chosen = answers[(answers["metric"] == metric.name) & (answers["base"] == base)]
+            rows += _arm_rows(metric, of_base, chosen, num_draws)
     return pd.DataFrame(rows)
 
 
+def _arm_rows(metric: Metric, scores: pd.DataFrame, answers: pd.DataFrame, num_draws: int) -> Iterator[dict[str, Any]]:
+    """A row per arm, from the scores and answers on one base by one metric."""
+    values = {arm: values_by_task(answers[answers["arm"] == arm]) for arm in present(scores["arm"])}
+    for arm, of_arm in values.items():
+        part = scores[scores["arm"] == arm]
+        row: dict[str, Any] = {
+            "metric": metric.name, "arm": arm, "base": part["base"].iloc[0],
+            "base_seen": bool(part["base_seen"].iloc[0]), "num_tasks": len(of_arm),
+            "n": int(part.groupby("task")["n"].first().sum()), "seeds": int(part["seed"].nunique()),
+        }  # fmt: skip
+        row |= mean_over_tasks(of_arm, metric, num_draws).model_dump()
+        for other in reference_names():
+            if other in values and arm != other:
+                difference = paired_difference(of_arm, values[other], metric, num_draws)
+                row[f"vs_{other}"] = difference.mean
+                row[f"vs_{other}_low"], row[f"vs_{other}_high"] = difference.low, difference.high
+        yield row
+
+
 def arms_text(table: pd.DataFrame) -> str:
-    """The table of arms as aligned text: a row an arm, a column a base, accuracy in percent with its interval."""
-    bases = seen_by_base(table)
-    lines = [["arm", *(f"{base} ({'seen' if seen else 'UNSEEN'})" for base, seen in bases.items())]]
-    for arm in dict.fromkeys(table["arm"]):
-        cells = [arm]
-        for base in bases:
-            part = table[(table["arm"] == arm) & (table["base"] == base)]
-            cells.append("-" if part.empty else percent(part.iloc[0]))
-        lines.append(cells)
-    return "\n".join(aligned(lines))
+    """The table of arms as aligned text: a row per arm, a column per base, the figure with its interval.
+
+    A block per metric, headed by its name; accuracies by themselves have no heading.
+    """
+    return _blocks(table, _metric_block)
 
 
 def spread_text(folders: Sequence[Path]) -> str:
-    """Runs with other seeds as one table: mean over runs of the mean accuracy over tasks, and (lowest, highest) run."""
+    """Runs with other seeds as one table: mean over runs of the mean over tasks, and (lowest, highest) run."""
     runs = pd.concat([read_table(folder, "scores").assign(run=i) for i, folder in enumerate(folders)])
-    means = runs.groupby(["base", "base_seen", "arm", "run"], sort=False)["value"].mean().reset_index()
-    lines = [["arm", *(f"{base} ({'seen' if seen else 'UNSEEN'})" for base, seen in seen_by_base(means).items())]]
+    means = runs.groupby(["metric", "base", "base_seen", "arm", "run"], sort=False)["value"].mean().reset_index()
+    return _blocks(means, _spread_block)
+
+
+def _blocks(table: pd.DataFrame, block: Callable[[Metric, pd.DataFrame], list[list[str]]]) -> str:
+    """Aligned text of the cells that `block` makes of the rows of each metric."""
+    texts = []
+    for metric, part in by_metric(table):
+        bases = [f"{base} ({'seen' if seen else 'UNSEEN'})" for base, seen in seen_by_base(part).items()]
+        lines = aligned([["arm", *bases], *block(metric, part)])
+        is_alone = metric.counts_right_answers and len(part) == len(table)
+        texts.append("\n".join(lines if is_alone else [f"{metric.heading}:", *lines]))
+    return "\n\n".join(texts)
+
+
+def _metric_block(metric: Metric, table: pd.DataFrame) -> list[list[str]]:
+    lines = []
+    for arm in dict.fromkeys(table["arm"]):
+        cells = [arm]
+        for base in seen_by_base(table):
+            part = table[(table["arm"] == arm) & (table["base"] == base)]
+            cells.append("-" if part.empty else figure_text(metric, part.iloc[0]))
+        lines.append(cells)
+    return lines
+
+
+def _spread_block(metric: Metric, means: pd.DataFrame) -> list[list[str]]:
+    lines = []
     for arm in present(means["arm"]):
         cells = [arm]
         for base in seen_by_base(means):
-            values = 100 * means[(means["arm"] == arm) & (means["base"] == base)]["value"]
-            cells.append(f"{values.mean():5.1f} ({values.min():.1f}, {values.max():.1f})")
+            values = means[(means["arm"] == arm) & (means["base"] == base)]["value"]
+            mean, low, high = (metric.text(value) for value in (values.mean(), values.min(), values.max()))
+            cells.append(f"{mean:>5} ({low}, {high})")
         lines.append(cells)
-    return "\n".join(aligned(lines))
+    return lines
 
 
 def seen_by_base(table: pd.DataFrame) -> dict[str, bool]:
@@ -96,22 +124,15 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
         raise EvaluationError(f"{path} is damaged: {error}; run the evaluation again") from None
 
 
-def percent(row: Any) -> str:
-    """Mean and interval of a row, in percent."""
-    return f"{100 * row['mean']:5.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+def figure_text(metric: Metric, row: Any) -> str:
+    """Mean and interval of a row, as the metric prints them."""
+    return f"{metric.text(row['mean']):>5} [{metric.text(row['low'])}, {metric.text(row['high'])}]"
 
 
-def points(row: dict[str, Any], other: str) -> str:
-    """The paired difference of a row to another arm, in points, `-` where it was not measured."""
+def difference_text(metric: Metric, row: dict[str, Any], other: str) -> str:
+    """By how much a row is better than another arm, with the paired interval; `-` where it was not measured."""
     value = row.get(f"vs_{other}")
     if value is None or value != value:  # NaN: not measured
         return "-"
-    return f"{100 * value:+.1f} [{100 * row[f'vs_{other}_low']:+.1f}, {100 * row[f'vs_{other}_high']:+.1f}]"
-
-
-def _matrix(answers: pd.DataFrame, base: str, arm: str) -> dict[str, np.ndarray]:
-    part = answers[(answers["base"] == base) & (answers["arm"] == arm)]
-    return {
-        str(task): group.pivot(index="seed", columns="example", values="correct").to_numpy(dtype=float)
-        for task, group in part.groupby("task")
-    }
+    low, high = (metric.signed_text(row[f"vs_{other}_{end}"]) for end in ("low", "high"))
+    return f"{metric.signed_text(value)} [{low}, {high}]"

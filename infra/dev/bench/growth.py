@@ -1,14 +1,14 @@
 """What larger corpora, fleets and clusters cost, from measured rates alone, and which part gives out first.
 
-Reads the reports of `bench generate`, `adapt`, `train` and `data` of one machine in `folder`, counts the requests of one
+Reads the reports of `generate`, `adapt`, `train` and `data` of one machine in `folder`, counts the requests of one
 stored adapter and of a night's planning here, and multiplies. Nothing else goes in but the options. The kind of adapter
-is that of `bench adapt`. Hours are those of one machine like the one that was measured; a corpus of N
+is that of `adapt`. Hours are those of one machine like the one that was measured; a corpus of N
 adapters is trained, read once for its statistics and learnt for `epochs`; a night makes `tasks` adapters for every base.
 
 Training was not measured on a GPU. Rows for GPUs say what a run needs of each (adapters, bytes read, bytes of gradients a
 second) to end within `hours`; a worker cannot have less than one adapter of a batch, which is where data parallelism ends.
 
-    oral-ray bench growth folder=docs/results/bench --json out/bench/growth.json
+    python infra/dev/bench growth folder=docs/results/bench --json out/bench/growth.json
 """
 
 import json
@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dev.bench import plan
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from oral_ray.adapters.artifact import Provenance, build_artifact
 from oral_ray.adapters.lora import initial_factors
-from oral_ray.bench import plan
 from oral_ray.bench.harness import BenchOptions, Exponent, Result, Row, fit_exponent
 from oral_ray.bench.layouts import layout_of
 from oral_ray.errors import ConfigError
@@ -29,6 +29,12 @@ from oral_ray.objects import FileObjects
 from oral_ray.store.adapters import AdapterStore
 
 HOUR_S = 3600.0
+_COMMANDS = {
+    "generate": "oral-ray bench generate",
+    "train": "oral-ray bench train",
+    "adapt": "python infra/dev/bench adapt",
+    "data": "python infra/dev/bench data",
+}
 PLAIN = "torch, 1 worker"
 T = TypeVar("T")
 FEW, MANY = 100, 400  # bases; calls of a night are a constant and a slope, a listing is a call for every 1,000 keys
@@ -83,9 +89,7 @@ def _read(folder: Path, name: str, machine: str, take: Callable[[dict[str, Any]]
     found = sorted(path for path in folder.glob(f"{name}[-.]*json") if machine in path.name)
     if not found:
         of = f" with {machine!r} in its name" if machine else ""
-        raise ConfigError(
-            f"no {name}*.json{of} in {folder}; run `oral-ray bench {name} --json {folder}/{name}.json` first"
-        )
+        raise ConfigError(f"no {name}*.json{of} in {folder}; run `{_COMMANDS[name]} --json {folder}/{name}.json` first")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ConfigError(f"{len(found)} reports of {name} in {folder}: {names}; say machine=WORD that one of them has")
@@ -94,7 +98,7 @@ def _read(folder: Path, name: str, machine: str, take: Callable[[dict[str, Any]]
     except (OSError, AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
         raise ConfigError(
             f"{found[0]} is no whole report of {name} ({type(error).__name__}: {error}); make it again: "
-            f"oral-ray bench {name} --json {found[0]}"
+            f"{_COMMANDS[name]} --json {found[0]}"
         ) from None
 
 

@@ -3,10 +3,10 @@
 Every corpus in a store whose adapters have one layout, smallest first; both learn it with the same rows, conditions, number
 of steps, batch and learning rate. The baseline flattens an adapter and so holds all of it at once; ours trains on windows
 of tokens and samples in pieces. Each training has a process of its own, with `memory_gb` beside the corpus: what does not
-fit says so in its row. `error` is that of sampled against held-out adapters in normalised values, as in `bench heads`: 1
+fit says so in its row. `error` is that of sampled against held-out adapters in normalised values, as in `heads`: 1
 is what zero would have.
 
-    oral-ray bench latent store=./oral-store --json out/bench/latent.json
+    python infra/dev/bench latent store=./oral-store --json out/bench/latent.json
 """
 
 import resource
@@ -18,11 +18,11 @@ from multiprocessing import get_context
 
 import psutil
 import torch
+from dev.bench.heads import Trained, read_corpus, sampled, train_head, typical_error
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from oral_ray.bench.harness import BenchOptions, Exponent, Result, Row, fit_exponent, with_peak_memory
-from oral_ray.bench.heads import Trained, read_corpus, sampled, train_head, typical_error
 from oral_ray.config import LatentConfig, SamplingConfig, load_config
 from oral_ray.errors import ConfigError
 from oral_ray.generator.data import Batch
@@ -42,7 +42,7 @@ class Options(BenchOptions):
     """
 
     store: str = "./oral-store"
-    config: str = "infra/configs/quickstart.toml"
+    config: str = "quickstart"
     shards: tuple[str, ...] = ()
     steps: PositiveInt = 100
     batch_size: PositiveInt = 4
@@ -85,7 +85,7 @@ def measure(options: Options, shards: str, what: str) -> Row:
     head, window, sampling = config.generator, options.window_tokens, config.sampling
     sample = partial(_sampled_in_pieces, piece_tokens=window)
     if what == LATENT:
-        head, window, sample = head.model_copy(update={"latent": LatentConfig()}), None, sampled
+        head, window, sample = LatentConfig(), None, sampled
         sampling = sampling.model_copy(update={"num_steps": options.latent_steps})
 
     def done() -> tuple[Trained, float]:
@@ -111,7 +111,7 @@ def measure(options: Options, shards: str, what: str) -> Row:
 
 
 def _sampled_in_pieces(trained: Trained, batch: Batch, sampling: SamplingConfig, piece_tokens: int) -> Tensor:
-    """What `sampled` gives for one adapter, as `AdapterFactory.stream` makes it: in memory of a piece."""
+    """What `sampled` gives for one adapter, as `AdapterFactory` makes a large one: in memory of a piece."""
     assert isinstance(trained.network, Network)
     whole = (batch.position_BLP[0], batch.mask_BLD[0], batch.noise_BLD[0])
     pieces = map(Piece, *(rows.split(piece_tokens) for rows in whole))

@@ -7,7 +7,7 @@ import torch
 from oral_ray.bases.loading import open_base
 from oral_ray.bench.harness import BenchOptions, Result, compare
 from oral_ray.config import ConditionConfig
-from oral_ray.modalities import batches, modality_of
+from oral_ray.modalities import batches
 from oral_ray.tasks import load_task
 
 
@@ -19,7 +19,7 @@ def run(options: Options) -> Result:
     """Rows by batch size; 16 first."""
     base, task = open_base(ConditionConfig().text_encoder), load_task("wordnet/matter")
     examples = task.examples("test")[:250]
-    reader = modality_of(base.record.spec.kind).reader(base.model, base.tokenizer, task.labels)
+    reader = base.reader(task.labels)
 
     def score(batch_size: int) -> Callable[[], object]:
         read = [batch for _, batch in batches(reader, examples, batch_size)]

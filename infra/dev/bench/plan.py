@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.bases.expected import expected_model
-from oral_ray.bases.skeleton import Kind
+from oral_ray.bases.skeleton import build_skeleton
 from oral_ray.bench.harness import BenchOptions, Result, Row, with_peak_memory
 from oral_ray.config import LoraSettings, canonical_json
 from oral_ray.nightly.plan import PlanItem, plan_releases
@@ -131,8 +131,7 @@ def land(objects: Objects, number: int, version: int = 0) -> None:
     """A checkpoint of one of six families; another version has other weights."""
     model_type = list(_FAMILIES)[number % len(_FAMILIES)]
     config = {"model_type": model_type, **_FAMILIES[model_type]}
-    kind: Kind = "encoder" if model_type == "bert" else "causal"
-    expected = expected_model(config, kind, (), model_type)
+    expected = expected_model(config, build_skeleton(config, model_type).kind, (), model_type)
     if expected is None:
         raise AssertionError(f"transformers loads no {model_type}")
     weights = {name: np.full(shape, number + version / 10, np.float32) for name, shape in expected.shapes.items()}

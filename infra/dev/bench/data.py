@@ -15,6 +15,7 @@ from oral_ray import cluster
 from oral_ray.adapters.tokens import TokenMoments
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare, fit_exponent
 from oral_ray.bench.runs import Shape, build_corpus, tables
+from oral_ray.cluster.data import fold_parquet
 from oral_ray.config import ClusterConfig, TrainingConfig
 from oral_ray.generator.data import CorpusRow, RowSource, make_batch
 from oral_ray.local.parquet import parse_table
@@ -74,7 +75,7 @@ def _ray_pass(uri: str, manifest: ShardManifest) -> Callable[[], object]:
             moments.add(manifest.layouts[row.layout], row.tokens_LD)
         return pickle.dumps(moments)
 
-    return lambda: cluster.fold_parquet([f"{uri}/{key}" for key in manifest.keys], measure)
+    return lambda: fold_parquet([f"{uri}/{key}" for key in manifest.keys], measure)
 
 
 def _pass(objects: Objects, manifest: ShardManifest) -> Callable[[], object]:

@@ -6,14 +6,16 @@ lies below the first adapted layer has been computed for all examples before (`c
 `AdapterFactory.generate`, from the prompt to the artifact with its digest. Its weights are random: its time does
 not depend on them.
 
-    oral-ray bench adapt base=oral-store-smollm2/bases/smollm2-t0 --json out/bench/adapt.json
+    python infra/dev/bench adapt base=oral-store-smollm2/bases/smollm2-t0 --json out/bench/adapt.json
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import PositiveInt
 
+from oral_ray.adapters.artifact import AdapterArtifact
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases.loading import open_base
@@ -21,15 +23,18 @@ from oral_ray.bench.generate import random_factory
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare, spread, timed
 from oral_ray.config import ImportOrigin, load_config
 from oral_ray.errors import ConfigError
-from oral_ray.generator.condition import Condition, ConditionEncoder
+from oral_ray.generation.condition import Condition
+from oral_ray.generation.factory import AdapterFactory
+from oral_ray.generator.condition import ConditionEncoder
 from oral_ray.pipeline.corpus import training_task
+from oral_ray.pipeline.run import open_run
 
 
 class Options(BenchOptions):
     """`base` is any source of a base model, that of `config` where it is empty; training is run `trainings` times."""
 
     base: str = ""
-    config: str = "infra/configs/smollm2.toml"
+    config: str = "smollm2"
     task: str = "wordnet/matter"
     batch: PositiveInt = 32
     trainings: PositiveInt = 1
@@ -39,7 +44,7 @@ def run(options: Options) -> Result:
     """Rows for training, for a single generated adapter, for one of a batch, for training on kept states; `ratio` is the
     first's time over theirs."""
     config = load_config(options.config)
-    task = training_task(config, options.task)
+    task = training_task(open_run(config), options.task)
     origin = config.bases.versions[0].origin
     if not options.base and not isinstance(origin, ImportOrigin):
         raise ConfigError(f"the first version of {options.config} is not imported; say base=FOLDER")
@@ -59,11 +64,11 @@ def run(options: Options) -> Result:
     encoder = ConditionEncoder(config.condition)
     factory = random_factory(config.generator, encoder, config.tokens.token_dim, config.sampling, "cpu")
     prompts = [task.prompts[i % len(task.prompts)] for i in range(options.batch)]
-    conditions = [Condition(prompt, base.record, {}, config.lora) for prompt in prompts]
+    conditions = [Condition(prompt, base.record, config.lora, seed) for seed, prompt in enumerate(prompts)]
     generated = compare(
         {
-            "generate one": lambda: factory.generate(conditions[:1], [0]),
-            f"generate {options.batch} together": lambda: factory.generate(conditions, range(options.batch)),
+            "generate one": lambda: _made(factory, conditions[:1]),
+            f"generate {options.batch} together": lambda: _made(factory, conditions),
         },
         options.repetitions,
     )
@@ -73,6 +78,10 @@ def run(options: Options) -> Result:
     rows.append({"what": "train, states below kept", **on_kept, "adapters": 1})
     seconds = float(plain["seconds"] or 0)
     return Result(rows=tuple(_each(row, seconds, layout) for row in rows))
+
+
+def _made(factory: AdapterFactory, conditions: Sequence[Condition]) -> list[AdapterArtifact]:
+    return [adapter.artifact() for adapter in factory.generate(conditions)]
 
 
 def _each(row: Row, train_s: float, layout: AdapterLayout) -> Row:

@@ -12,8 +12,8 @@ from typing import Any
 from oral_ray.bases.catalog import BaseRecord, discover
 from oral_ray.config import Config
 from oral_ray.errors import ArtifactError, MissingObjectError, OralError
-from oral_ray.generation.service import Stock
-from oral_ray.pipeline.own_tasks import task_of
+from oral_ray.generation.catalog import GeneratorCatalog
+from oral_ray.pipeline.own_tasks import Tasks
 from oral_ray.store.adapters import AdapterStore
 from oral_ray.store.refreshed import Refreshed
 from oral_ray.store.releases import ReleaseStore
@@ -35,15 +35,17 @@ from serve.schema import (
 )
 
 NUM_PROMPTS, MAX_REPORTS, PIECE_BYTES = 5, 256, 8_000_000
-_SHOWN: Any = dict.fromkeys(ReleaseInfo.model_fields, True) | {"adapters": {"__all__": {*ReleasedInfo.model_fields}}}
+_SHOWN: Any = {field.alias or name: True for name, field in ReleaseInfo.model_fields.items()} | {
+    "adapters": {"__all__": {*ReleasedInfo.model_fields}}
+}
 
 
-class Catalog:
+class Listings:
     """Reads of one store."""
 
-    def __init__(self, config: Config, stock: Stock) -> None:
-        self._config, self._stock = config, stock
-        self._adapters, self._releases = AdapterStore(stock.objects), ReleaseStore(stock.objects)
+    def __init__(self, config: Config, catalog: GeneratorCatalog) -> None:
+        self._config, self._catalog = config, catalog
+        self._adapters, self._releases = AdapterStore(catalog.objects), ReleaseStore(catalog.objects)
         age_s = config.serve.refresh_s
         self._bases: Refreshed[str, BaseList] = Refreshed(self._read_bases, age_s)
         self._models: Refreshed[str, ModelList] = Refreshed(self._read_models, age_s)
@@ -73,7 +75,7 @@ class Catalog:
         items = []
         for digest in digests[:limit]:
             try:
-                info = AdapterInfo.of(digest, self._stock.uri(digest), *self._stock.about(digest))
+                info = AdapterInfo.of(digest, self._catalog.uri(digest), *self._catalog.describe(digest))
                 items.append(info.used(self.released_as(digest)))
             except ArtifactError:
                 continue
@@ -82,27 +84,27 @@ class Catalog:
     def num_bytes(self, digest: str, name: str) -> int:
         """The size of an adapter's file; ArtifactError when there is none."""
         try:
-            return self._stock.objects.num_bytes(f"{AdapterStore.prefix(digest)}{name}")
+            return self._catalog.objects.num_bytes(f"{AdapterStore.prefix(digest)}{name}")
         except MissingObjectError:
-            self._stock.check()
+            self._catalog.check()
             raise ArtifactError(
-                f"no adapter {digest!r} in {self._stock.objects.uri}; ids are in /v1/adapters"
+                f"no adapter {digest!r} in {self._catalog.objects.uri}; ids are in /v1/adapters"
             ) from None
 
     def link(self, digest: str, name: str) -> str | None:
         """Where the store itself gives an adapter's file away, None where it does not or `serve.presign_s` is 0."""
         valid_s = self._config.serve.presign_s
-        return self._stock.objects.link(f"{AdapterStore.prefix(digest)}{name}", valid_s) if valid_s else None
+        return self._catalog.objects.link(f"{AdapterStore.prefix(digest)}{name}", valid_s) if valid_s else None
 
     def read(self, digest: str, name: str, start: int, stop: int) -> Iterator[bytes]:
         """Bytes [start, stop) of an adapter's file, in pieces."""
         key = f"{AdapterStore.prefix(digest)}{name}"
         for at in range(start, stop, PIECE_BYTES):
-            yield self._stock.objects.range(key, at, min(PIECE_BYTES, stop - at))
+            yield self._catalog.objects.range(key, at, min(PIECE_BYTES, stop - at))
 
     def report(self, digest: str) -> AdapterReport:
         """Norms by module and the nearest adapters of the corpus. One that left an adapter out is read anew each time."""
-        report = self._reports.get(digest) or read_report(self._stock, digest)
+        report = self._reports.get(digest) or read_report(self._catalog, digest)
         if not report.skipped:
             self._reports[digest] = report
             while len(self._reports) > MAX_REPORTS:
@@ -110,25 +112,25 @@ class Catalog:
         return report
 
     def _read_bases(self, _: str) -> BaseList:
-        records, _skipped = discover(self._stock.objects, self._config.bases.prefix, quiet_period_s=0.0)
+        records, _skipped = discover(self._catalog.objects, self._config.bases.prefix, quiet_period_s=0.0)
         return BaseList(items=tuple(self._base_info(record) for record in records))
 
     def _base_info(self, record: BaseRecord) -> BaseInfo:
         choices = [
             LoraChoice(r=lora.r, lora_alpha=lora.lora_alpha, target_modules=lora.target_modules)
-            for lora in self._stock.choices(record)
+            for lora in self._catalog.choices(record)
         ]
         return BaseInfo(
             id=record.id, model_type=record.spec.model_type, num_layers=record.spec.num_layers,
             hidden_size=record.spec.hidden_size, architecture=record.spec.digest, fingerprint=record.fingerprint,
-            refusal=self._stock.refusal(record), lora=tuple(choices),
+            refusal=self._catalog.refusal(record), lora=tuple(choices),
         )  # fmt: skip
 
     def _read_tasks(self, _: str) -> TaskList:
-        items = []
+        known, items = Tasks(self._catalog.objects, self._config.tasks.folders), []
         for task_id in self._config.tasks.ids:
             try:
-                task = task_of(self._config, task_id)
+                task = known.get(task_id)
             except OralError:
                 continue  # a source that is not installed here: no example can be shown
             items.append(TaskInfo(id=task.id, labels=task.labels, prompts=task.prompts[:NUM_PROMPTS]))
@@ -136,17 +138,17 @@ class Catalog:
 
     def _read_releases(self, base_id: str) -> ReleaseList:
         items = []
-        for base in [base_id] if base_id else self._releases.bases():
-            for name in self._releases.names(base):
-                numbers = sorted(self._releases.sequence(base, name), reverse=True)
-                items += [self._release_info(base, name, seq) for seq in (numbers if base_id else numbers[:1])]
+        for one in [base_id] if base_id else self._releases.bases():
+            for name in self._releases.names(one):
+                numbers = sorted(self._releases.sequence(one, name), reverse=True)
+                items += [self._release_info(one, name, seq) for seq in (numbers if base_id else numbers[:1])]
         return ReleaseList(items=tuple(items))
 
-    def _release_info(self, base: str, name: str, seq: int) -> ReleaseInfo:
-        release = self._releases.get(base, name, seq)
+    def _release_info(self, base_id: str, name: str, seq: int) -> ReleaseInfo:
+        release = self._releases.get(base_id, name, seq)
         shown: dict[str, Any] = release.model_dump(include=_SHOWN) | {"sequence": seq}
         for adapter, row in zip(release.adapters, shown["adapters"], strict=True):
-            row["uri"] = adapter.uri_in(self._stock.objects.uri)
+            row["uri"] = adapter.uri_in(self._catalog.objects.uri)
         return ReleaseInfo.model_validate(shown)
 
     def released_as(self, digest: str) -> ReleasedInfo | None:
@@ -156,7 +158,7 @@ class Catalog:
 
     def _read_models(self, _: str) -> ModelList:
         data = [ModelInfo(id=base.id, created=0) for base in self.bases().items if not base.refusal]
-        for info in self._stock.objects.list(f"{self._config.regenerate.publish_prefix}/"):
+        for info in self._catalog.objects.list(f"{self._config.regenerate.publish_prefix}/"):
             path = PurePosixPath(info.key)
             if path.name == "adapter_config.json" and len(path.parts) >= 3:
                 data.append(ModelInfo(id=f"{path.parts[-3]}:{path.parts[-2]}", created=int(info.modified_s)))

@@ -5,7 +5,7 @@ RPG's: convolutions along a token, a recurrence as wide as a token, and the numb
 training objective on held-out adapters (the same prediction for both diffusion heads), `error` the mean squared difference
 between a sampled adapter and the held-out one of its condition, in normalised values: 1 is what zero would have.
 
-    oral-ray bench heads store=./oral-store --json out/bench/heads.json
+    python infra/dev/bench heads store=./oral-store --json out/bench/heads.json
 """
 
 import shutil
@@ -22,8 +22,10 @@ from torch import Tensor
 from oral_ray.bench.harness import BenchOptions, Result, Row, compare
 from oral_ray.config import (
     Config,
+    ConvDenoiserConfig,
     FunctionalPhase,
     GeneratorConfig,
+    LatentConfig,
     RegressionObjective,
     SamplingConfig,
     TorchEngine,
@@ -37,12 +39,11 @@ from oral_ray.generator.data import Batch, CorpusRow, CorpusTables, is_held_out,
 from oral_ray.generator.diffusion import masked_mse
 from oral_ray.generator.model import AnyNetwork, build_network
 from oral_ray.generator.spec import GeneratorSpec
-from oral_ray.generator.training import MetricsRow, train
-from oral_ray.local.parquet import parse_table
-from oral_ray.objects import Objects, open_objects
+from oral_ray.generator.training import MetricsRow, TrainingLoop
+from oral_ray.objects import Objects
 from oral_ray.pipeline.material import tables_of
-from oral_ray.store.bases import BaseShelf
-from oral_ray.store.shards import ShardManifest, corpus_rows, list_manifests
+from oral_ray.pipeline.run import open_run
+from oral_ray.store.shards import ShardManifest, corpus_rows, list_manifests, shard_records
 
 OURS, REGRESSION, RPG = "ours", "regression head, one pass", "RPG's head"
 
@@ -52,7 +53,7 @@ class Options(BenchOptions):
 
     repetitions: PositiveInt = 3
     store: str = "./oral-store"
-    config: str = "infra/configs/quickstart.toml"
+    config: str = "quickstart"
     shards: str = ""
     steps: PositiveInt = 100
     batch_size: PositiveInt = 4
@@ -93,7 +94,7 @@ def run(options: Options) -> Result:
     heads = {
         OURS: ours,
         REGRESSION: ours.model_copy(update={"objective": RegressionObjective()}),
-        RPG: ours.model_copy(update={"denoiser": "conv", "width": corpus.rows[0].tokens_LD.shape[1]}),
+        RPG: ours.model_copy(update={"denoiser": ConvDenoiserConfig(), "width": corpus.rows[0].tokens_LD.shape[1]}),
     }
     trained = {
         what: train_head(head, corpus, config, options.steps, options.batch_size, options.held_out_frac)
@@ -108,13 +109,10 @@ def run(options: Options) -> Result:
 
 def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
     """The corpus of the store's shards of this fingerprint, of the newest where it is empty."""
-    objects = open_objects(config.store)
-    manifest, encoder = _manifest(objects, shards), ConditionEncoder(config.condition)
-    shelf = BaseShelf(objects, config.bases.prefix)
-    tables, _ = tables_of(config, objects, manifest, {base: shelf.record(base) for base in manifest.bases}, encoder)
-    rows = [
-        row for key in manifest.keys for row in corpus_rows(parse_table(objects.get(key)).to_pylist(), manifest.layouts)
-    ]
+    run = open_run(config)
+    manifest, encoder = _manifest(run.objects, shards), ConditionEncoder(config.condition)
+    tables, _ = tables_of(run, manifest, {base: run.base_store.record(base) for base in manifest.bases}, encoder)
+    rows = list(corpus_rows(shard_records(run.objects, manifest), manifest.layouts))
     held_out = sorted((row for row in rows if is_held_out(row.digest, held_out_frac)), key=lambda row: row.digest)
     if not held_out:
         raise ConfigError(
@@ -124,14 +122,15 @@ def read_corpus(config: Config, shards: str, held_out_frac: float) -> Corpus:
 
 
 def train_head(
-    head: GeneratorConfig, corpus: Corpus, config: Config, steps: int, batch_size: int, held_out_frac: float,
+    head: GeneratorConfig | LatentConfig, corpus: Corpus, config: Config, steps: int, batch_size: int, held_out_frac: float,
     window_tokens: int | None = None,
 ) -> Trained:  # fmt: skip
     """Train a head on what is not held out, on the diffusion or regression loss alone, in this process."""
     num_tokens, token_dim = corpus.rows[0].tokens_LD.shape
     encoder = corpus.encoder
     spec = GeneratorSpec(
-        generator=head, condition=config.condition, token_dim=token_dim, num_tokens=num_tokens if head.latent else 0,
+        generator=head, condition=config.condition, token_dim=token_dim,
+        num_tokens=num_tokens if isinstance(head, LatentConfig) else 0,
         text_dim=encoder.text_dim, model_dim=encoder.model_dim, text_encoder_fingerprint=encoder.fingerprint,
         architectures=(), recipe="bench",
     )  # fmt: skip
@@ -150,12 +149,12 @@ def train_head(
 
     averaged: dict[str, Tensor] = {}
     started = time.perf_counter()
-    train(
+    TrainingLoop(
         network, corpus.tables, lambda: corpus.rows, TrainingConfig.model_validate(given),
         drop_text_frac=config.condition.drop_text_frac, drop_model_frac=config.condition.drop_model_frac,
         seed=config.seed, rank=0, num_workers=1, resume=None, report=report,
         save_network=lambda state, folder: averaged.update(state),
-    )  # fmt: skip
+    ).run()  # fmt: skip
     seconds = time.perf_counter() - started
     network.load_state_dict(averaged, strict=True)
     return Trained(network.eval(), logs[-1], seconds)
