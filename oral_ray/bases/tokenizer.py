@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from oral_ray.bases.catalog import BaseRecord
+from oral_ray.bases.pipeline import is_pipeline
 from oral_ray.errors import BaseModelError
 from oral_ray.modalities import modality_of
 from oral_ray.objects import FileObjects, open_objects
@@ -15,8 +16,10 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".ms
 
 
 def load_tokenizer(record: BaseRecord) -> Any:
-    """The tokenizer of a base, wherever it lies; BaseModelError where transformers cannot load it."""
+    """The tokenizer of a base, wherever it lies, None for a pipeline; BaseModelError where transformers cannot load it."""
     objects = open_objects(record.uri)
+    if is_pipeline(objects):  # it reads captions as a whole, and chooses no labels
+        return None
     if isinstance(objects, FileObjects):
         return _load(objects.root, record)
     with tempfile.TemporaryDirectory() as name:
