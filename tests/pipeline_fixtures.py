@@ -12,12 +12,16 @@ CAPTIONS = tuple(f"a {size} {colour} {thing}" for size in ("big", "small") for c
                  for thing in ("dog", "cat", "bird", "stone"))  # fmt: skip
 
 
-def make_pipeline(folder: Path, prediction_type: str = "epsilon", scheduler: str = "DDIMScheduler", seed: int = 0) -> Path:
+def make_pipeline(
+    folder: Path, prediction_type: str = "epsilon", scheduler: str = "DDIMScheduler", seed: int = 0
+) -> Path:
     """A StableDiffusionPipeline of 16 x 16 pixels and 8 x 8 latents, saved as diffusers saves it."""
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    tokenizer = save_tokenizer(folder.parent / f"{folder.name}-tokenizer", ("[CLS] $A [SEP]", [("[CLS]", 2), ("[SEP]", 3)]))
+    tokenizer = save_tokenizer(
+        folder.parent / f"{folder.name}-tokenizer", ("[CLS] $A [SEP]", [("[CLS]", 2), ("[SEP]", 3)])
+    )
     tokenizer.model_max_length = 12
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -160,11 +160,11 @@ def test_a_kind_that_has_layouts_only_is_refused_by_name_until_a_modality_takes_
     monkeypatch: pytest.MonkeyPatch,
 ):
     class Denoisers(Numbers):
-        name = "unet"
+        name = "diffusion-transformer"
 
-    unet = MODALITIES["unet"]
-    assert unet.claims({"_class_name": "UNet2DConditionModel"}, None)
-    with pytest.raises(BaseModelError, match="kind 'unet' has layouts, but nothing here trains or scores on it"):
-        modality_of("unet")
-    monkeypatch.setitem(MODALITIES, "unet", Denoisers())
-    assert isinstance(modality_of("unet"), Denoisers)
+    transformer = MODALITIES[Denoisers.name]
+    assert transformer.claims({"_class_name": "PixArtTransformer2DModel"}, None)
+    with pytest.raises(BaseModelError, match="kind 'diffusion-transformer' has layouts, but nothing here trains or"):
+        modality_of(Denoisers.name)
+    monkeypatch.setitem(MODALITIES, Denoisers.name, Denoisers())
+    assert isinstance(modality_of(Denoisers.name), Denoisers)

@@ -11,7 +11,6 @@ autoencoder, latents, UNet, pipeline. Weights are stored in bfloat16 (11 MB with
 import argparse
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -82,7 +81,8 @@ class Stage:
 
     def steps(self) -> Iterator[int]:
         """The steps that are left."""
-        for self.step in range(self.step, self.num_steps):
+        for step in range(self.step, self.num_steps):
+            self.step = step
             decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.step / self.num_steps))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate * min(1.0, (self.step + 1) / 100) * decay
@@ -108,7 +108,7 @@ class Stage:
             "average": self.average, "step": self.step + 1,
         }  # fmt: skip
         torch.save(state, self.path.with_suffix(".part"))
-        os.replace(self.path.with_suffix(".part"), self.path)
+        self.path.with_suffix(".part").replace(self.path)
 
 
 def train_vae(out: Path, pixels_NHWC: Tensor) -> AutoencoderKL:

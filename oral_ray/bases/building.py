@@ -130,7 +130,7 @@ def transformers_class(name: str, base: str) -> Any:
 
 
 def build_component(library: str, class_name: str, config: Mapping[str, Any]) -> Any:
-    """A model of a pipeline on the meta device; BaseModelError where the library has none or its class refuses the config."""
+    """A model of a pipeline on the meta device; BaseModelError for a class that is none, or that refuses the config."""
     with _building(f"{library} {_version(library)} cannot build a {class_name} from it"):
         if library == "diffusers":
             cls = diffusers_class(class_name)

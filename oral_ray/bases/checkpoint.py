@@ -204,7 +204,10 @@ def _where(files: Files, prefix: str) -> str:
 
 
 def read_json(files: Files, key: str, max_mb: int) -> dict[str, Any]:
-    """A JSON object of at most `max_mb` megabytes, BaseModelError where it is none; read as transformers does: UTF-8 without a mark, Infinity and NaN, the last of two equal keys."""
+    """A JSON object of at most `max_mb` megabytes; BaseModelError where it is none.
+
+    Read as transformers does: UTF-8 without a mark, Infinity and NaN, the last of two equal keys.
+    """
     num_bytes = files.num_bytes(key)
     if num_bytes > max_mb * 1_000_000:
         raise BaseModelError(

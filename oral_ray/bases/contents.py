@@ -74,7 +74,9 @@ def _without_weights(names: Sequence[str], top: Sequence[str]) -> str:
     if found := [name for name in top if name.lower() in (SINGLE, INDEX)]:
         return f"has {found[0]!r}, which is read as {found[0].lower()} only; rename it"
     if found := [name for name in _ending(top, (".safetensors",)) if name.startswith("diffusion_pytorch_model")]:
-        return f"is a part of a diffusers pipeline ({found[0]}); give the whole pipeline, the folder with {PIPELINE_INDEX}"
+        return (
+            f"is a part of a diffusers pipeline ({found[0]}); give the whole pipeline, the folder with {PIPELINE_INDEX}"
+        )
     if found := [name for name in _ending(top, (".safetensors",)) if not name.startswith("adapter_model")]:
         remedy = f"rename it to {SINGLE}" if len(found) == 1 else f"add the {INDEX} that belongs to them"
         return f"has weights under another name ({_shown(found)}); {remedy}"

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oral_ray.bases.assembly import load_pipeline
 from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.checkpoint import CONFIG, Checkpoint, behaviour_files, check_tokenizer, read_checkpoint
-from oral_ray.bases.components import load_pipeline
 from oral_ray.bases.contents import PIPELINE_INDEX
 from oral_ray.bases.expected import ExpectedModel
 from oral_ray.bases.foreign import transformers_reads

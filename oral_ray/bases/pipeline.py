@@ -113,8 +113,8 @@ def read_pipeline(files: Files, prefix: str = "") -> PipelineFolder:
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
         raise BaseModelError(
-            f"{where}/{PIPELINE_INDEX} names no class of diffusers (_class_name is {class_name!r}); a pipeline with code of "
-            "its own is not loaded, take one of diffusers"
+            f"{where}/{PIPELINE_INDEX} names no class of diffusers (_class_name is {class_name!r}); a pipeline with code "
+            "of its own is not loaded, take one of diffusers"
         )
     names = [info.key.removeprefix(prefix) for info in files.list(prefix)]
     components = []
@@ -135,11 +135,7 @@ def read_pipeline(files: Files, prefix: str = "") -> PipelineFolder:
         raise BaseModelError(
             f"{where}/{PIPELINE_INDEX} names {', '.join(found)}; a pipeline has one denoiser, its unet or its transformer"
         )
-    settings = {
-        key: value
-        for key, value in index.items()
-        if key not in _NO_SETTINGS and not isinstance(value, list)
-    }
+    settings = {key: value for key, value in index.items() if key not in _NO_SETTINGS and not isinstance(value, list)}
     return PipelineFolder(class_name, settings, tuple(components))
 
 
@@ -206,4 +202,3 @@ def _why_no_weights(names: Collection[str], single: str) -> str:
     if variants := sorted(name for name in names if name.endswith(".safetensors")):
         return f"has its weights under another name only ({variants[0]}); name them {single}, or save without a variant"
     return f"has no weights; add {single}"
-

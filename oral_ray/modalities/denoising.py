@@ -61,7 +61,9 @@ class Unet(Modality):
     def check_labels(self, processor: Any, labels: Sequence[str]) -> None:
         """TaskError for a task with labels: there is nothing to choose, images are drawn."""
         if labels:
-            raise TaskError(f"a base that draws images answers with no label ({', '.join(labels)}); give a task of images")
+            raise TaskError(
+                f"a base that draws images answers with no label ({', '.join(labels)}); give a task of images"
+            )
 
     def reader(self, model: nn.Module, processor: PipelineParts, labels: Sequence[str]) -> TaskReader:
         """The reader of a style's images; TaskError for a task with labels."""

@@ -79,8 +79,8 @@ def schedule_of(scheduler: Any) -> Schedule:
         target = "flow_prediction"
     if target not in _TARGETS or (alphas_T is None and target != "flow_prediction"):
         raise BaseModelError(
-            f"its scheduler, a {name} with prediction_type {target!r}, has no training target that is known here; known are "
-            f"{', '.join(_TARGETS)}"
+            f"its scheduler, a {name} with prediction_type {target!r}, has no training target that is known here; known "
+            f"are {', '.join(_TARGETS)}"
         )
     is_flow = target == "flow_prediction"
     shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift") or config.get("flow_shift") or 1.0

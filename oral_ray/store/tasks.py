@@ -35,7 +35,7 @@ def put_task(objects: Objects, task: Task) -> None:
 
 
 def get_task(objects: Objects, task_id: str, fingerprint: str) -> Task:
-    """The task `folder/<name>` of a fingerprint, its images on this machine; StoreError where it is not there or damaged."""
+    """The task `folder/<name>` of a fingerprint, its images on this machine; StoreError where it is lost or damaged."""
     key = _key(task_id, fingerprint)
     task = _task(objects, task_id, fingerprint, key)
     if not task.images:
