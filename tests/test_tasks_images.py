@@ -200,7 +200,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no style": (lambda f: void((f / "task.toml").write_text("")), r"task.toml: style: Field required"),
     "labels": (
-        lambda f: void((f / "task.toml").write_text('style = "x"\nlabels = ["a", "b"]')), r"labels: Extra inputs .* keys are",
+        lambda f: void((f / "task.toml").write_text('style = "x"\nlabels = ["a", "b"]')), r"labels: Extra inputs .* keys",
     ),
     "bad name": (lambda f: void((f / "task.toml").write_text('style = "x"\nname = "A B"')), "name 'A B' in task.toml"),
 }  # fmt: skip
