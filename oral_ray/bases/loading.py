@@ -99,7 +99,11 @@ def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
     files.
     """
     modality = modality_of(kind)
-    if is_pipeline(SourceFolder(folder)):
+    found = is_pipeline(SourceFolder(folder))
+    if found != modality.of_pipelines:
+        what = "a diffusers pipeline" if found else "no diffusers pipeline"
+        raise BaseModelError(f"base model at {folder} is {what} and cannot be loaded as one of kind {kind!r}")
+    if found:
         model, parts = load_pipeline(folder)
         return _checked(model, parts, modality, folder)
     checkpoint = read_checkpoint(SourceFolder(folder))

@@ -30,6 +30,7 @@ class Unet(Modality):
     """Pipelines with a UNet: Stable Diffusion 1.5, 2.1 and XL, and any of their classes."""
 
     name = "unet"
+    of_pipelines = True
     metrics = (DENOISING_LOSS,)
 
     def claims(self, config: Mapping[str, Any], own: Any) -> bool:
