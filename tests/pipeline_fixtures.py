@@ -47,6 +47,57 @@ def make_xl_pipeline(folder: Path) -> Path:
     return folder
 
 
+def make_sd3_pipeline(folder: Path) -> Path:
+    """A StableDiffusion3Pipeline of the same sizes without its third text encoder."""
+    import diffusers
+
+    class_name = "CLIPTextModelWithProjection"
+    first, second = (_text_encoder(folder.parent / f"{folder.name}-{i}", class_name) for i in range(2))
+    with _seeded():
+        transformer = diffusers.SD3Transformer2DModel(
+            sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=32,
+            pos_embed_max_size=8,
+        )  # fmt: skip
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        vae=_vae(), transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        tokenizer=first[0], text_encoder=first[1], tokenizer_2=second[0], text_encoder_2=second[1], tokenizer_3=None,
+        text_encoder_3=None,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_pixart_pipeline(folder: Path) -> Path:
+    """A PixArtSigmaPipeline of the same sizes, whose transformer also tells a variance, with a T5 encoder."""
+    import diffusers
+    import transformers
+
+    tokenizer, _ = _text_encoder(folder.parent / f"{folder.name}-tokenizer", "CLIPTextModel")
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=3,
+    )
+    with _seeded():
+        text_encoder = transformers.T5EncoderModel(config)
+        transformer = diffusers.PixArtTransformer2DModel(
+            sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=2, attention_head_dim=8,
+            num_attention_heads=2, cross_attention_dim=16, caption_channels=16,
+        )  # fmt: skip
+    pipeline = diffusers.PixArtSigmaPipeline(
+        tokenizer=tokenizer, text_encoder=text_encoder, vae=_vae(), transformer=transformer,
+        scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear"),
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def _unet(**settings: Any) -> Any:
     import diffusers
 

@@ -11,8 +11,10 @@ import torch
 from pipeline_fixtures import make_pipeline
 from safetensors.torch import load_file, save_file
 
+from oral_ray.bases import loading
+from oral_ray.bases.assembly import load_pipeline
 from oral_ray.bases.catalog import describe_base, discover
-from oral_ray.bases.loading import import_base, load_base, open_base
+from oral_ray.bases.loading import import_base, load_base, load_folder, open_base
 from oral_ray.bases.probes import weight_probes
 from oral_ray.bases.sources import local_path
 from oral_ray.bases.spec import read_spec
@@ -224,6 +226,28 @@ def test_a_pipeline_that_was_replaced_is_not_loaded_for_its_record(pipeline: Pat
     edit(pipeline / "scheduler/scheduler_config.json", prediction_type="v_prediction")
     with pytest.raises(BaseModelError, match="was replaced"):
         load_base(record.model_copy(update={"uri": str(pipeline)}))
+
+
+@pytest.mark.parametrize("file", [VAE, "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"])
+def test_a_component_that_changes_while_a_pipeline_is_read_is_named(
+    pipeline: Path, file: str, monkeypatch: pytest.MonkeyPatch
+):
+    def loaded_and_touched(folder: Path) -> tuple[torch.nn.Module, object]:
+        made = load_pipeline(folder)
+        (folder / file).write_bytes((folder / file).read_bytes())
+        return made
+
+    monkeypatch.setattr(loading, "load_pipeline", loaded_and_touched)
+    with pytest.raises(BaseModelError, match=rf"changed while it was read \('{file}'\)"):
+        open_base(str(pipeline))
+
+
+def test_a_pipeline_is_no_base_of_another_kind(pipeline: Path, tiny_bert: Path):
+    record = describe_base(FileObjects(pipeline), "", "sd").model_copy(update={"uri": str(pipeline)})
+    with pytest.raises(BaseModelError, match="is a diffusers pipeline and cannot be loaded as one of kind 'encoder'"):
+        load_base(record, kind="encoder")
+    with pytest.raises(BaseModelError, match="is no diffusers pipeline and cannot be loaded as one of kind 'unet'"):
+        load_folder(tiny_bert, "unet")
 
 
 def test_a_pipeline_is_imported_with_the_files_that_count_and_read_back_from_s3(pipeline: Path, s3_objects: S3Objects):

@@ -1,19 +1,35 @@
 """A denoiser is trained on images of a style, scored by its error at fixed noise, and draws the same through diffusers."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from factory_fixtures import shaken_network, small_spec, stats_of
-from pipeline_fixtures import CAPTIONS, image_folder, make_pipeline, make_xl_pipeline
+from pipeline_fixtures import (
+    CAPTIONS,
+    image_folder,
+    make_pipeline,
+    make_pixart_pipeline,
+    make_sd3_pipeline,
+    make_xl_pipeline,
+)
 
 from oral_ray.adapters.artifact import AdapterArtifact, read_folder, write_folder
 from oral_ray.adapters.export import FILE_NAME, export_diffusers
 from oral_ray.adapters.intake import take_in
 from oral_ray.adapters.layout import AdapterLayout
-from oral_ray.adapters.lora import attached, difference_from_peft, initial_factors, load_strictly, train_adapter
+from oral_ray.adapters.lora import (
+    attached,
+    difference_from_peft,
+    initial_factors,
+    load_by_peft,
+    load_strictly,
+    train_adapter,
+)
 from oral_ray.bases.loading import LoadedBase, open_base
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, CorpusConfig, LoraSettings, SamplingConfig
@@ -184,20 +200,36 @@ def test_the_exported_file_draws_through_diffusers_what_the_adapter_draws(
     assert np.abs(ours - pixels(base, base.model)).max() > 3, "the adapter changes what is drawn"
 
 
-def test_a_pipeline_with_two_text_encoders_is_trained_and_draws_through_diffusers(task: Task, tmp_path: Path):
-    from diffusers import StableDiffusionXLPipeline
+@pytest.mark.parametrize(
+    ("make", "lacks", "options"),
+    [
+        (make_xl_pipeline, {}, {}),
+        (make_sd3_pipeline, {"text_encoder_3": None, "tokenizer_3": None}, {}),
+        (make_pixart_pipeline, {}, {"use_resolution_binning": False, "clean_caption": False}),
+    ],
+)
+def test_pipelines_of_every_family_are_trained_and_draw_what_diffusers_draws(
+    make: Callable[[Path], Path], lacks: dict[str, Any], options: dict[str, Any], task: Task, tmp_path: Path
+):
+    from diffusers import DiffusionPipeline
 
-    base = open_base(str(make_xl_pipeline(tmp_path / "xl")))
+    base = open_base(str(make(tmp_path / "base")))
     layout = AdapterLayout.of(base.record.spec, ATTENTION, token_dim=16)
     [adapter] = train_adapter([base], task, layout, TRAINING.model_copy(update={"steps": 20}), seed=0)
     with_adapter, bare = (np.mean(values) for values in example_values(base, task, [adapter, None], "test", 100))
     assert with_adapter < bare
-    export_diffusers(adapter, tmp_path / FILE_NAME)
-    theirs = StableDiffusionXLPipeline.from_pretrained(tmp_path / "xl", add_watermarker=False)
-    theirs.load_lora_weights(tmp_path, weight_name=FILE_NAME)
+    theirs: Any = DiffusionPipeline.from_pretrained(tmp_path / "base", **lacks)
+    theirs.set_progress_bar_config(disable=True)
+    if hasattr(theirs, "load_lora_weights"):
+        export_diffusers(adapter, tmp_path / FILE_NAME)
+        theirs.load_lora_weights(tmp_path, weight_name=FILE_NAME)
+    else:  # diffusers has no loader of LoRAs for PixArt, whose adapters peft loads
+        write_folder(adapter, tmp_path / "adapter")
+        theirs.transformer = load_by_peft(base, tmp_path / "adapter").get_base_model()  # type: ignore[operator]
     [drawn] = theirs(
-        prompt=CAPTIONS[0], generator=torch.Generator().manual_seed(0), num_inference_steps=4, guidance_scale=3.0
-    ).images
+        prompt=CAPTIONS[0], generator=torch.Generator().manual_seed(0), num_inference_steps=4, guidance_scale=3.0,
+        **options,
+    ).images  # fmt: skip
     with attached(base, adapter) as model:
         [ours] = pixels(base, model, (0,))
     assert np.abs(np.asarray(drawn) - ours).max() <= 1

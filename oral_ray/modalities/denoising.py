@@ -26,26 +26,21 @@ NUM_POINTS = 8
 """At how many points of the schedule a value is measured."""
 
 
-class Unet(Modality):
-    """Pipelines with a UNet: Stable Diffusion 1.5, 2.1 and XL, and any of their classes."""
+class Denoiser(Modality):
+    """Pipelines of diffusers that draw from a caption, whatever their denoiser is made of."""
 
-    name = "unet"
     of_pipelines = True
     metrics = (DENOISING_LOSS,)
-
-    def claims(self, config: Mapping[str, Any], own: Any) -> bool:
-        """By the name of the denoiser's class."""
-        return own is None and "UNet" in config["_class_name"]
 
     @torch.no_grad()
     def check(self, model: nn.Module, processor: PipelineParts) -> None:
         """One caption through the pipeline; BaseModelError where its parts do not fit each other, or answer no numbers."""
-        vae, config = processor.components["vae"], model.config
-        channels = vae.config.latent_channels
-        if (config.in_channels, config.out_channels) != (channels, channels):  # type: ignore[union-attr]
+        config: Any = model.config
+        channels = processor.components["vae"].config.latent_channels
+        if config.in_channels != channels:
             raise BaseModelError(
-                f"its denoiser reads {config.in_channels} channels and writes {config.out_channels}, its autoencoder has "  # type: ignore[union-attr]
-                f"{channels}; only pipelines that draw from a caption alone are trained"
+                f"its denoiser reads {config.in_channels} channels, its autoencoder has {channels}; only pipelines that "
+                "draw from a caption alone are trained"
             )
         schedule_of(processor.scheduler)
         try:
@@ -88,6 +83,26 @@ class Unet(Modality):
         times_B = schedule_of(parts.scheduler).at(torch.tensor([0.5])).times_B
         tokens = {name: value.to(weight) for name, value in tokens.items()}
         return parts.family.answer(model, noise.to(weight), times_B.to(weight.device), tokens, size).float()
+
+
+class Unet(Denoiser):
+    """Pipelines with a UNet: Stable Diffusion 1.5, 2.1 and XL, and what is built like them."""
+
+    name = "unet"
+
+    def claims(self, config: Mapping[str, Any], own: Any) -> bool:
+        """By the name of the denoiser's class."""
+        return own is None and "UNet" in config["_class_name"]
+
+
+class DiffusionTransformer(Denoiser):
+    """Pipelines with a transformer: Stable Diffusion 3, PixArt. Of others (Flux) there are layouts."""
+
+    name = "diffusion-transformer"
+
+    def claims(self, config: Mapping[str, Any], own: Any) -> bool:
+        """By the name of the denoiser's class."""
+        return own is None and "Transformer" in config["_class_name"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,10 +39,12 @@ class Family:
     """How pipelines of one class encode captions (tensors [B, ...] by name), and how their denoiser answers with them.
 
     `answer` takes the denoiser, noisy latents [B, C, H, W], times [B], the encoded captions and the image's size in pixels.
+    `drawing` are options of the pipeline's call.
     """
 
     encode: Callable[[Any, list[str]], Tokens]
     answer: Callable[[nn.Module, Tensor, Tensor, Tokens, int], Tensor]
+    drawing: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _encode_sd(pipeline: Any, texts: list[str]) -> Tokens:
@@ -69,9 +71,45 @@ def _answer_xl(model: nn.Module, noisy: Tensor, times: Tensor, tokens: Tokens, s
     return model(noisy, times, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False)[0]
 
 
+def _encode_sd3(pipeline: Any, texts: list[str]) -> Tokens:
+    states_BTD, _, pooled_BD, _ = pipeline.encode_prompt(
+        texts, texts, texts, device=pipeline.device, do_classifier_free_guidance=False
+    )
+    return {"states": states_BTD, "pooled": pooled_BD}
+
+
+def _answer_sd3(model: nn.Module, noisy: Tensor, times: Tensor, tokens: Tokens, size: int) -> Tensor:
+    told = {"encoder_hidden_states": tokens["states"], "pooled_projections": tokens["pooled"]}
+    return model(hidden_states=noisy, timestep=times, return_dict=False, **told)[0]
+
+
+def _encode_pixart(pipeline: Any, texts: list[str]) -> Tokens:
+    states_BTD, mask_BT, _, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False, device=pipeline.device)
+    return {"states": states_BTD, "mask": mask_BT}
+
+
+def _answer_pixart(model: nn.Module, noisy: Tensor, times: Tensor, tokens: Tokens, size: int) -> Tensor:
+    config: Any = model.config
+    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if config.use_additional_conditions or (config.use_additional_conditions is None and config.sample_size == 128):
+        added["resolution"] = noisy.new_tensor([[size, size]]).expand(len(noisy), -1)
+        added["aspect_ratio"] = noisy.new_ones(len(noisy), 1)
+    answer = model(
+        noisy, encoder_hidden_states=tokens["states"], encoder_attention_mask=tokens["mask"], timestep=times,
+        added_cond_kwargs=added, return_dict=False,
+    )[0]  # fmt: skip
+    return answer[:, : noisy.shape[1]]  # half of the channels may be a variance, which is not trained
+
+
+# Captions as they are, at the size of the denoiser: what training reads.
+_PLAIN = {"clean_caption": False, "use_resolution_binning": False}
+
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(_encode_sd, _answer_sd),
     "StableDiffusionXLPipeline": Family(_encode_xl, _answer_xl),
+    "StableDiffusion3Pipeline": Family(_encode_sd3, _answer_sd3),
+    "PixArtAlphaPipeline": Family(_encode_pixart, _answer_pixart, _PLAIN),
+    "PixArtSigmaPipeline": Family(_encode_pixart, _answer_pixart, _PLAIN),
 }
 """By the class of the pipeline, which model_index.json names."""
 
@@ -108,11 +146,15 @@ class PipelineParts:
         """The pipeline of diffusers around a denoiser, bare or with an adapter that peft has put into it."""
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         takes = inspect.signature(self.pipeline_class.__init__).parameters
-        left_out = {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in takes}
-        settings = {name: value for name, value in self.settings.items() if name in takes}
+        given = {**self.components, self.denoiser_name: bare}
+        # A safety checker, which is left out, and what a pipeline of this class may lack (SD3's third text encoder).
+        lacks = [
+            name for name, taken in takes.items() if taken.default is inspect.Parameter.empty and name not in given
+        ]
+        settings = {name: value for name, value in self.settings.items() if name in takes and name not in lacks}
         if "requires_safety_checker" in takes:
             settings["requires_safety_checker"] = False
-        made = self.pipeline_class(**left_out, **settings, **self.components, **{self.denoiser_name: bare})
+        made = self.pipeline_class(**{name: None for name in lacks if name != "self"}, **settings, **given)
         made.set_progress_bar_config(disable=True)
         return made
 
@@ -170,7 +212,7 @@ class PipelineParts:
             rngs = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
             made = pipeline(
                 prompt=list(captions[chosen]), generator=rngs, num_inference_steps=num_steps,
-                guidance_scale=guidance_scale, output_type="pil",
+                guidance_scale=guidance_scale, output_type="pil", **self.family.drawing,
             )  # fmt: skip
             images += made.images
         return images
