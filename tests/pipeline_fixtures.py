@@ -60,7 +60,7 @@ def make_sd3_pipeline(folder: Path) -> Path:
             pos_embed_max_size=8,
         )  # fmt: skip
     pipeline = diffusers.StableDiffusion3Pipeline(
-        vae=_vae(), transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(shift_factor=0.1), transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         tokenizer=first[0], text_encoder=first[1], tokenizer_2=second[0], text_encoder_2=second[1], tokenizer_3=None,
         text_encoder_3=None,
     )  # fmt: skip
@@ -109,13 +109,13 @@ def _unet(**settings: Any) -> Any:
         )  # fmt: skip
 
 
-def _vae() -> Any:
+def _vae(**settings: Any) -> Any:
     import diffusers
 
     with _seeded():
         return diffusers.AutoencoderKL(
             block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16,
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **settings,
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -248,6 +249,19 @@ def test_an_archive_of_images_that_is_lost_or_damaged_is_named(folder: Path, obj
     assert objects.get(key) == whole and get_task(objects, task.id, task.fingerprint).images
     objects.delete(key)
     assert any("has lost its images" in fault for fault in damaged_tasks(objects))
+
+
+def test_an_archive_with_another_image_under_a_digest_is_refused(folder: Path, objects: FileObjects):
+    task = read_folder(str(folder))
+    put_task(objects, task)
+    [key] = [info.key for info in objects.list("tasks/") if info.key.endswith(".zip")]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for digest in task.images:
+            archive.writestr(digest, noisy())
+    objects.put(key, buffer.getvalue())
+    with pytest.raises(StoreError, match="is damaged; name the task's folder again"):
+        get_task(objects, task.id, task.fingerprint)
 
 
 def test_an_image_that_changes_while_a_task_is_kept_is_refused(folder: Path, objects: FileObjects):

@@ -151,8 +151,8 @@ def pipeline_fingerprint(files: Files, prefix: str, folder: PipelineFolder) -> s
 def _component(files: Files, prefix: str, name: str, entry: list[Any], names: Collection[str]) -> Component:
     where, below = f"{files.uri}/{prefix}{name}", f"{prefix}{name}/"
     library, class_name = (*entry, None, None)[:2]
-    named = name.isidentifier() and isinstance(class_name, str) and class_name.isidentifier()
-    if library not in _LIBRARIES or not named:
+    class_name = class_name if isinstance(class_name, str) else ""
+    if library not in _LIBRARIES or not (name.isidentifier() and class_name.isidentifier()):
         raise BaseModelError(
             f"{where}: {PIPELINE_INDEX} names {entry!r}, which is no class of {' or '.join(_LIBRARIES)}; code that a "
             "pipeline brings along is never run"
