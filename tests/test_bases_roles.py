@@ -27,6 +27,9 @@ from oral_ray.bases.roles import ROLE_OF, ROLES, layers_of, role_of
         ("mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0", "o"),
         ("mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0", "other"),
         ("mid_block.attentions.0.to_out.0", "o"),
+        ("model.layers.0.shared_mlp.input_linear", "up"),  # granitemoehybrid: gate and up in one
+        ("model.layers.0.shared_mlp.output_linear", "down"),
+        ("model.layers.0.self_attention.kv_proj", "qkv"),  # jetmoe: keys and values in one
         ("pooler.dense", "other"),
         ("some.thing.novel", "other"),
     ],

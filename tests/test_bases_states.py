@@ -18,6 +18,7 @@ from oral_ray.config import CorpusConfig, LoraSettings, build_config
 from oral_ray.evaluation.scoring import example_values
 from oral_ray.modalities import causal, modality_of
 from oral_ray.pipeline.corpus import training_task
+from oral_ray.pipeline.run import open_run
 from oral_ray.tasks import Example, Task, load_task
 
 CHOSEN = [5, 0, 17]
@@ -115,11 +116,11 @@ def test_answers_on_kept_states_are_the_answers(base: LoadedBase, tmp_path: Path
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_no_training_reads_more_than_the_first_examples():
-    task = load_task("wordnet/mind")
-    cut = training_task(build_config({"corpus": {"num_examples": 16}}), task.id)
+def test_no_training_reads_more_than_the_first_examples(tmp_path: Path):
+    task, store = load_task("wordnet/mind"), {"store": {"uri": str(tmp_path)}}
+    cut = training_task(open_run(build_config({**store, "corpus": {"num_examples": 16}})), task.id)
     assert cut.train == task.train[:16] and (cut.id, cut.validation, cut.test) == (task.id, task.validation, task.test)
-    assert training_task(build_config({}), task.id) == task
+    assert training_task(open_run(build_config(store)), task.id) == task
 
 
 def states_of(read: PrefixStates) -> Tensor:

@@ -21,9 +21,7 @@ def test_heads_learn_the_same_rows_and_are_judged_on_the_same_held_out_ones(
     manifest = runs.build_corpus(store, runs.Shape(hidden=32, layers=2, r=2, token_dim=32), num_rows=24, num_files=2)
     encoder = SimpleNamespace(text_dim=runs.EMBEDDING, model_dim=runs.EMBEDDING, fingerprint="")
     monkeypatch.setattr(heads, "ConditionEncoder", lambda config: encoder)
-    monkeypatch.setattr(
-        "oral_ray.pipeline.run.BaseStore", lambda objects, prefix: SimpleNamespace(record=lambda base_id: base_id)
-    )
+    monkeypatch.setattr("oral_ray.pipeline.run.BaseStore", lambda *_: SimpleNamespace(record=lambda base_id: base_id))
     monkeypatch.setattr(heads, "tables_of", lambda *about: (runs.tables(manifest, store), None))
     given: list[Any] = []
     real = heads.TrainingLoop
@@ -74,9 +72,7 @@ def test_the_flattened_baseline_and_ours_learn_every_corpus_smallest_first(
     manifests = {m.fingerprint: m for m in (runs.build_corpus(store, shape, 24, 2) for shape in shapes)}
     encoder = SimpleNamespace(text_dim=runs.EMBEDDING, model_dim=runs.EMBEDDING, fingerprint="")
     monkeypatch.setattr(heads, "ConditionEncoder", lambda config: encoder)
-    monkeypatch.setattr(
-        "oral_ray.pipeline.run.BaseStore", lambda objects, prefix: SimpleNamespace(record=lambda base_id: base_id)
-    )
+    monkeypatch.setattr("oral_ray.pipeline.run.BaseStore", lambda *_: SimpleNamespace(record=lambda base_id: base_id))
     monkeypatch.setattr(heads, "tables_of", lambda run, manifest, *_: (runs.tables(manifest, store), None))
     monkeypatch.setattr(latent, "ProcessPoolExecutor", _Here)
     monkeypatch.setattr(latent.resource, "setrlimit", lambda *_: None)

@@ -1,6 +1,8 @@
 """A model family that nobody here has heard of, with queries, keys and values fused in one Linear of 3 * hidden: what the
-page for contributors says about adding one is enough, from `oral-ray inspect` to training and scores."""
+page for contributors says about adding one is enough, from `oral-ray inspect` to training, scores, a generated adapter and
+`oral-ray verify`. Below it the fused projections of two families that transformers has."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,22 +10,29 @@ from typing import Any
 import pytest
 import torch
 from conftest import save_tokenizer
-from factory_fixtures import toy_task
+from factory_fixtures import shaken_network, small_spec, stats_of, toy_task
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from oral_ray.adapters.artifact import write_folder
 from oral_ray.adapters.layout import AdapterLayout
 from oral_ray.adapters.lora import train_adapter
 from oral_ray.bases import roles
 from oral_ray.bases.loading import LoadedBase, open_base
+from oral_ray.bases.probes import weight_probes
 from oral_ray.bases.skeleton import _built
 from oral_ray.cli import main
-from oral_ray.config import CorpusConfig, LoraSettings
+from oral_ray.config import ConditionConfig, CorpusConfig, LoraSettings, SamplingConfig
 from oral_ray.errors import BaseModelError
 from oral_ray.evaluation.scoring import example_values
+from oral_ray.generation.condition import Condition
+from oral_ray.generation.factory import AdapterFactory
+from oral_ray.generator.condition import ConditionEncoder, fit_probe_stats
+from oral_ray.generator.model import Generator
+from oral_ray.objects import FileObjects
 
 FUSED = "tri_mix"  # what this family calls its fused projection
 
@@ -138,13 +147,36 @@ def test_one_ending_in_the_table_of_roles_makes_the_fused_projection_known(
     assert shapes == {".lora_A.weight": (4, 32), ".lora_B.weight": (96, 4)}
 
 
-def test_a_base_of_the_family_is_trained_and_scored(woven: Path, named: None):
+def test_a_base_of_the_family_is_trained_scored_and_verified(woven: Path, named: None, tmp_path: Path):
     base = open_base(str(woven))
     layout = AdapterLayout.of(base.record.spec, LoraSettings(r=4, target_modules=("qkv", "o")), 32)
     training = CorpusConfig(steps=60, batch_size=16, learning_rate=2e-2, keep_last=1)
     [adapter] = train_adapter([base], toy_task(), layout, training, seed=0)
     [values] = example_values(base, toy_task(), [adapter], "test", 100)
     assert sum(values) / len(values) > 0.9
+    write_folder(adapter, tmp_path / "adapter")
+    assert main(["verify", str(tmp_path / "adapter"), "--base", str(woven)]) == 0
+
+
+def test_a_generator_makes_an_adapter_for_the_fused_projection_that_verify_takes(
+    woven: Path, named: None, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lora = LoraSettings(r=2, target_modules=("qkv",))
+    base = open_base(str(woven)).record
+    encoder = ConditionEncoder(ConditionConfig(text_encoder=str(tiny_bert)))
+    spec = small_spec(
+        text_dim=encoder.text_dim, model_dim=encoder.model_dim, condition=encoder.config,
+        text_encoder_fingerprint=encoder.fingerprint,
+    )  # fmt: skip
+    probes = weight_probes(FileObjects(woven), "", base.spec, ("qkv",), 4)
+    seen = [(base.spec.digest, {name: probe * scale for name, probe in probes.items()}) for scale in (1.0, 0.8, 1.3)]
+    stats = stats_of(AdapterLayout.of(base.spec, lora, spec.token_dim))
+    generator = Generator(spec, shaken_network(spec), stats, fit_probe_stats(seen, 4))
+    factory = AdapterFactory(generator, encoder, SamplingConfig(num_steps=3), lambda _: probes)
+    [adapter] = factory.generate([Condition("Is it an animal or a plant?", base, lora, 0)])
+    adapter.write(tmp_path / "made")
+    assert main(["verify", str(tmp_path / "made"), "--base", str(woven)]) == 0
+    assert f"adapts      2 modules ({FUSED})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -165,3 +197,24 @@ def test_a_checkpoint_of_the_family_is_checked_like_any_other(woven: Path, chang
 def test_the_base_in_memory_is_of_the_family(woven: Path):
     base: LoadedBase = open_base(str(woven))
     assert isinstance(base.model, WovenForCausalLM) and base.record.spec.kind == "causal"
+
+
+@pytest.mark.parametrize(
+    ("config", "fused", "d_out"),
+    [
+        ({"model_type": "granitemoehybrid", "shared_intermediate_size": 48, "mamba_n_heads": 4}, "up", 96),
+        ({"model_type": "jetmoe", "kv_channels": 16, "num_key_value_heads": 2}, "qkv", 64),
+    ],
+    ids=["gate and up", "keys and values"],
+)
+def test_a_fused_projection_of_a_family_of_transformers_is_one_module(
+    config: dict[str, Any], fused: str, d_out: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config | sizes))
+    assert main(["inspect", str(tmp_path), f"--targets={fused}", "--json"]) == 0
+    slots = json.loads(capsys.readouterr().out)["slots"]
+    assert [(slot["role"], slot["factor"], slot["d_out"]) for slot in slots] == [
+        (fused, "A", d_out),
+        (fused, "B", d_out),
+    ] * 2

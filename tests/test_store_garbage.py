@@ -135,6 +135,18 @@ def test_traces_of_dead_writers_and_second_attempts_are_garbage(objects: FileObj
     assert list(objects.leftovers()) == []
 
 
+def test_an_unfinished_write_beside_an_adapter_that_is_named_is_collected_and_the_adapter_is_not(
+    objects: FileObjects, make_artifact: MakeArtifact
+):
+    digest = AdapterStore(objects).put(make_artifact())
+    Records(objects).commit("corpus", "r", {"digests": [digest]})
+    (objects.root / f"adapters/{digest}/.oral-tmp-1").write_bytes(b"1")
+    units = plan_collection(objects, grace_s=0.0)
+    assert [unit.name for unit in units] == [f"adapters/{digest}/.oral-tmp-1"]
+    assert collect(objects, units) == 1 and list(objects.leftovers()) == []
+    assert AdapterStore(objects).is_whole(digest)
+
+
 @pytest.mark.parametrize("key", ["releases/b/r/00000001.json", "shards/f/manifest.json"])
 def test_where_a_root_is_damaged_nothing_is_planned(objects: FileObjects, key: str):
     objects.put("shards/f/a/x", b"1")

@@ -229,7 +229,7 @@ class Chaos:
             "outcome": outcome,
             "release_equal": got == self.undisturbed[1],
             "partial_reads": reader.partial,
-            "orphans_after_gc": len(orphans(objects)),
+            "orphans_after_gc": orphans(objects),
             "looks": reader.looks,
         }
 

@@ -19,13 +19,13 @@ _ENDINGS = {
     "v": "v_proj value value_proj to_v v_lin v wv",
     "o": "o_proj out_proj out_lin o to_out.0 to_out attn.c_proj attn.proj attn.Wo attention.wo attention.dense"
     " attention.output.dense crossattention.output.dense self_attention.dense self_attn.dense",
-    "qkv": "qkv qkv_proj c_attn query_key_value Wqkv wqkv self.in_proj",
+    "qkv": "qkv qkv_proj c_attn query_key_value Wqkv wqkv self.in_proj self_attention.kv_proj",
     "gate": "gate_proj w1 wi_0",
-    # A gate that is fused with the way up (phi3, glm4) counts as the way up.
+    # A gate that is fused with the way up (phi3, glm4, granitemoehybrid) counts as the way up.
     "up": "up_proj gate_up_proj c_fc fc1 fc_in lin1 linear1 linear_fc1 w3 wi wi_1 mlp.Wi ffn intermediate.dense"
-    " intermediate_dense dense_h_to_4h",
+    " intermediate_dense dense_h_to_4h shared_mlp.input_linear",
     "down": "down_proj mlp.c_proj fc2 fc_out lin2 linear2 linear_fc2 w2 wo mlp.Wo ffn_output output.dense output_dense"
-    " dense_4h_to_h",
+    " dense_4h_to_h shared_mlp.output_linear",
     # A denoiser's blocks attend to the picture (attn1) and to the text (attn2): the roles are those of the text's.
     "other": "attn1.to_q attn1.to_k attn1.to_v attn1.to_out.0 mamba.out_proj mixer.out_proj",
 }

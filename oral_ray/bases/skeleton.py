@@ -17,8 +17,9 @@ from oral_ray.bases.building import build_on_meta
 from oral_ray.bases.sizes import check_sizes
 from oral_ray.errors import BaseModelError
 
-# What peft does not adapt under its name. In state-space layers fused kernels read the weight and pass an adapter by; in
-# models whose experts were once modules it takes the names that these had for the fused experts.
+# What peft does not adapt under its name. In state-space layers fused kernels read the weight and pass an adapter by: the
+# types are those that peft refuses. (Other hybrids, such as granitemoehybrid, do so in training mode only, and a base stays
+# in evaluation mode.) In models whose experts were once modules it takes the names that these had for the fused experts.
 _STATE_SPACE = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 _EXPERT_NAMES = {
     "mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "gate_proj", "up_proj", "down_proj"},

@@ -32,6 +32,7 @@ from oral_ray.store.records import Records
 from oral_ray.store.shards import ShardManifest, read_stats
 from oral_ray.tasks import Task
 
+LOOK_S = 60.0  # a checkpoint that lands while a run goes on is for the next one
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -135,7 +136,7 @@ def _run_over(config: Config, objects: Objects) -> Run:
     return Run(
         config=config,
         objects=once,
-        base_store=BaseStore(objects, config.bases.prefix),
+        base_store=BaseStore(objects, config.bases.prefix, LOOK_S),
         adapters=AdapterStore(once),
         records=Records(once),
         tasks=Tasks(once, config.tasks.folders),

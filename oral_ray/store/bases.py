@@ -15,14 +15,15 @@ from oral_ray.config import ConditionConfig, fingerprint
 from oral_ray.errors import BaseModelError, MissingObjectError
 from oral_ray.objects import Objects, open_objects
 
-LOOK_S = 60.0  # so long what was seen of the checkpoints is taken for what there is
-
 
 class BaseStore:
-    """Base checkpoints under `<prefix>/<id>/` of a store; what was listed within the last minute is not listed again."""
+    """Base checkpoints under `<prefix>/<id>/` of a store.
 
-    def __init__(self, objects: Objects, prefix: str) -> None:
-        self._objects, self._prefix = objects, prefix
+    What was seen of them within the last `look_s` seconds is taken for what there is; by default each call looks anew.
+    """
+
+    def __init__(self, objects: Objects, prefix: str, look_s: float = 0.0) -> None:
+        self._objects, self._prefix, self._look_s = objects, prefix, look_s
         self._look: Look | None = None
         self._looked_s = 0.0
 
@@ -33,7 +34,7 @@ class BaseStore:
     def has(self, base_id: str) -> bool:
         """Whether a checkpoint has landed (complete or not)."""
         heads = [self.key_prefix(base_id) + name for name in (CONFIG, PIPELINE_INDEX)]
-        landed = self._last().listed(self._objects, base_id)
+        landed = self._last().listed(self._objects, base_id) if self._look_s else None
         if landed is None:
             return any(map(self._objects.exists, heads))
         return any(info.key in heads for info in landed.infos)
@@ -45,13 +46,15 @@ class BaseStore:
                 f"base {base_id!r} is not in {self._objects.uri}/{self._prefix}; import it with jobs/corpus.py or "
                 "put its files there"
             )
-        return self._last().record(self._objects, base_id)
+        if self._look_s:
+            return self._last().record(self._objects, base_id)
+        return describe_base(self._objects, self.key_prefix(base_id), base_id)
 
     def discover(
         self, quiet_period_s: float, only: Collection[str] | None = None
     ) -> tuple[list[BaseRecord], list[SkippedBase]]:
         """All complete checkpoints, and all others with a reason, both sorted by id; see `bases.catalog.discover`."""
-        look = self._last()
+        look = self._last() if self._look_s else None
         self.forget()  # the catalog may be another one from now on
         return discover(self._objects, self._prefix, quiet_period_s, only, look)
 
@@ -61,7 +64,7 @@ class BaseStore:
 
     def _last(self) -> Look:
         """The last look, or one that begins now."""
-        if self._look is None or time.monotonic() > self._looked_s + LOOK_S:
+        if self._look is None or time.monotonic() > self._looked_s + self._look_s:
             self._look, self._looked_s = Look.at(self._objects, self._prefix), time.monotonic()
         return self._look
 

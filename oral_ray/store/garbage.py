@@ -107,8 +107,10 @@ def collect(objects: Objects, units: Iterable[Unit], published: str = "published
     marks = _mark(objects, {unit.name for unit in parts[0]}, store_clock_s(objects))
 
     def is_garbage(unit: Unit) -> bool:
+        if unit.leftover:  # it is nothing of the folder it lies in, whatever names that
+            return True
         folder = unit.name.partition("/")[0]
-        if folder in _LISTED and not unit.leftover:
+        if folder in _LISTED:
             return bool(_unlisted(objects, {unit.name: unit.infos}, _LISTED[folder]))
         return not marks.keep(unit.name, published)
 

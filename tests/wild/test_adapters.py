@@ -14,8 +14,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from wild.adapters import ADAPTERS, BERT, LLAMA, TAKEN, factors, peft_settings, write
 
-from oral_ray.adapters import lora as lora_module
-from oral_ray.adapters import matching, patterns
+from oral_ray.adapters import patterns
 from oral_ray.adapters.artifact import AdapterArtifact, Provenance, read_folder
 from oral_ray.adapters.export import diffusers_tensors
 from oral_ray.adapters.intake import plain_factors, take, take_in
@@ -114,7 +113,7 @@ def test_a_pattern_that_would_never_end_is_given_up_and_named(
     monkeypatch.setattr(patterns, "SECONDS", 0.7)
     names = {f"model.layers.{i}.self_attn.with_a_long_name_at_its_end.q_proj": (32, 32) for i in (0, 1)}
     artifact = read_folder(write(tmp_path / "it", peft_settings(**pattern), factors(names)))
-    monkeypatch.setattr(matching, "PeftModel", None)  # peft is not even asked
+    monkeypatch.setattr("peft.PeftModel", None)  # peft is not even asked
     with pytest.raises(ArtifactError, match=r"adapter it: .* has the pattern .*!', which is not done with the names"):
         patterns.check_patterns_end(read_settings(artifact.config, "it"), names, "it")
     if "rank_pattern" in pattern:
@@ -184,7 +183,7 @@ def test_peft_failing_half_way_leaves_the_base_alone(
     def load_adapter(*_: object, **__: object) -> None:
         raise RuntimeError("size mismatch for half of it")
 
-    monkeypatch.setattr(lora_module.PeftModel, "load_adapter", load_adapter)
+    monkeypatch.setattr(PeftModel, "load_adapter", load_adapter)
     with pytest.raises(ArtifactError, match=r"peft refuses .*size mismatch for half of it"):
         load_strictly(base, tmp_path / "a")
 
