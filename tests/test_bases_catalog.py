@@ -181,11 +181,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "diffusers": (
         renamed("model.safetensors", "diffusion_pytorch_model.safetensors"),
-        "is a part of a diffusers pipeline",
+        "is a part of a diffusers pipeline (diffusion_pytorch_model.safetensors); give the whole pipeline",
     ),
     "pipeline": (
         only("model_index.json", "unet/config.json"),
-        "is a diffusers pipeline (model_index.json); its denoiser",
+        "model_index.json is not valid JSON",
     ),
     "weights below": (
         renamed("model.safetensors", "weights/model.safetensors"),

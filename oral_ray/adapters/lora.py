@@ -182,30 +182,18 @@ def load_by_peft(base: LoadedBase, folder: Path) -> nn.Module:
 def difference_from_peft(base: LoadedBase, intake: Intake, folder: Path) -> tuple[float, float]:
     """How far outputs of the taken adapter are from those of peft with the folder, and how large outputs are, at most.
 
-    Outputs are the logits, or the last hidden states of an encoder, at fixed random tokens. Where the intake has renamed
-    tensors, peft, which would pass over them, is given them by the names that it knows.
+    Outputs are those of the base's modality. Where the intake has renamed tensors, peft, which would pass over them, is
+    given them by the names that it knows.
     """
-    tokens = _random_tokens(base.model).to(base.device)
-    ours = _outputs(_attach(base, intake.artifact), tokens)
+    ours = base.outputs(_attach(base, intake.artifact))
     if intake.is_renamed:
         with tempfile.TemporaryDirectory(prefix="oral-renamed-") as name:
             save_file({key: tensor.contiguous() for key, tensor in intake.named.items()}, Path(name) / WEIGHTS)
             (Path(name) / CONFIG).write_bytes((folder / CONFIG).read_bytes())
-            theirs = _outputs(load_by_peft(base, Path(name)), tokens)
+            theirs = base.outputs(load_by_peft(base, Path(name)))
     else:
-        theirs = _outputs(load_by_peft(base, folder), tokens)
+        theirs = base.outputs(load_by_peft(base, folder))
     return float((ours - theirs).abs().max()), float(theirs.abs().max())
-
-
-def _random_tokens(model: nn.Module) -> Tensor:
-    rng = torch.Generator().manual_seed(0)
-    num = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    return torch.randint(0, num, (2, 12), generator=rng)
-
-
-def _outputs(model: nn.Module, tokens: Tensor) -> Tensor:
-    found = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-    return (found.logits if hasattr(found, "logits") else found.last_hidden_state).float()
 
 
 def _refused(name: str, base: LoadedBase, error: Exception) -> ArtifactError:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from oral_ray.modalities import Kind
 
 MAX_MODULES = 100_000
+_BASES = {
+    "ModelMixin": "model", "SchedulerMixin": "scheduler", "DiffusionPipeline": "pipeline", "PreTrainedModel": "model",
+    "PreTrainedTokenizerBase": "tokenizer",
+}  # fmt: skip
+"""What the base classes of diffusers and transformers are called in errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,30 +99,56 @@ def _shapes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ignored}
 
 
+def diffusers_class(name: str, base: str = "ModelMixin") -> Any:
+    """A class of diffusers that inherits one of its `base` classes; BaseModelError where there is none of that name."""
+    try:
+        import diffusers
+    except ImportError:
+        raise BaseModelError(
+            f"a {name} is a class of diffusers, which is not installed; run pip install diffusers"
+        ) from None
+    cls: Any = getattr(diffusers, name, None) if name.isidentifier() else None
+    if not isinstance(cls, type) or base not in {parent.__name__ for parent in cls.__mro__}:
+        remedy = "take a pipeline's unet or transformer folder" if base == "ModelMixin" else "take one that it has"
+        raise BaseModelError(
+            f"diffusers {_version('diffusers')} has no {_BASES[base]} {name!r}; {remedy}, or upgrade diffusers"
+        )
+    return cls
+
+
+def transformers_class(name: str, base: str) -> Any:
+    """A class of transformers that inherits one of its `base` classes; BaseModelError where there is none of that name."""
+    import transformers
+
+    cls: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    if not isinstance(cls, type) or base not in {parent.__name__ for parent in cls.__mro__}:
+        raise BaseModelError(
+            f"transformers {_version('transformers')} has no {_BASES[base]} {name!r}; take one that it has, or "
+            "upgrade transformers"
+        )
+    return cls
+
+
+def build_component(library: str, class_name: str, config: Mapping[str, Any]) -> Any:
+    """A model of a pipeline on the meta device; BaseModelError for a class that is none, or that refuses the config."""
+    with _building(f"{library} {_version(library)} cannot build a {class_name} from it"):
+        if library == "diffusers":
+            cls = diffusers_class(class_name)
+            plain = {key: value for key, value in config.items() if key != "model_type"}
+            return _on_meta(lambda: cls.from_config(plain))
+        cls, own = transformers_class(class_name, "PreTrainedModel"), config_object(_shapes_of(config))
+        return _on_meta(lambda: cls(own))
+
+
 def _of_diffusers(config: Mapping[str, Any]) -> Built:
     from oral_ray.modalities import kind_of_config
 
-    try:
-        import diffusers
-        from diffusers.models.modeling_utils import ModelMixin
-    except ImportError:
-        raise BaseModelError(
-            f"a {config['_class_name']} is a model of diffusers, which is not installed; run pip install diffusers"
-        ) from None
     name = str(config["_class_name"])
-    package = f"diffusers {_version('diffusers')}"
-    cls: Any = getattr(diffusers, name, None) if name.isidentifier() else None
-    if not isinstance(cls, type) or ModelMixin not in cls.__mro__:
-        raise BaseModelError(
-            f"{package} has no model {name!r}; take a pipeline's unet or transformer folder, or upgrade diffusers"
-        )
+    diffusers_class(name)
     kind = kind_of_config(config, None)
     if kind is None:
         raise BaseModelError(f"a {name} is not what a pipeline denoises with; take its unet or transformer folder")
-    plain = {key: value for key, value in config.items() if key != "model_type"}
-    with _building(f"{package} cannot build a {name} from it"):
-        model = _on_meta(lambda: cls.from_config(plain))
-    return Built(kind, model, None)
+    return Built(kind, build_component("diffusers", name, config), None)
 
 
 @contextlib.contextmanager

@@ -24,11 +24,13 @@ from pydantic import BeforeValidator, Field
 
 from oral_ray.bases.building import knows
 from oral_ray.bases.checkpoint import check_tokenizer, read_checkpoint
+from oral_ray.bases.components import check_components
 from oral_ray.bases.contents import POINTER, why_no_checkpoint
 from oral_ray.bases.expected import expected_model
 from oral_ray.bases.fingerprint import content_fingerprint
 from oral_ray.bases.headers import Files, TensorEntry
 from oral_ray.bases.landed import Landed, check_files, check_pointer, list_landed, unquiet
+from oral_ray.bases.pipeline import is_pipeline, pipeline_fingerprint, read_pipeline
 from oral_ray.bases.skeleton import build_skeleton
 from oral_ray.bases.spec import BaseModelSpec, build_spec
 from oral_ray.bases.storage import check_plain
@@ -38,7 +40,7 @@ from oral_ray.objects import ObjectInfo, Objects
 
 logger = logging.getLogger(__name__)
 SMALL_BYTES = 1024  # what git leaves in place of a large file is smaller
-RULES_VERSION = 3  # raise it when what is complete, or what is said about it, changes: answers are then made anew
+RULES_VERSION = 4  # raise it when what is complete, or what is said about it, changes: answers are then made anew
 
 
 class BaseRecord(Record):
@@ -98,6 +100,8 @@ def describe_base(files: Files, prefix: str, base_id: str) -> BaseRecord:
 
 
 def _record(files: Files, prefix: str, base_id: str, uri: str) -> BaseRecord:
+    if is_pipeline(files, prefix):
+        return _pipeline_record(files, prefix, base_id, uri)
     checkpoint = read_checkpoint(files, prefix)
     tensors: Mapping[str, TensorEntry] = checkpoint.tensors
     _check_text(uri, json.dumps(checkpoint.config, ensure_ascii=False), *tensors)
@@ -109,6 +113,17 @@ def _record(files: Files, prefix: str, base_id: str, uri: str) -> BaseRecord:
         check_tokenizer(checkpoint.files, uri)
     spec = build_spec(checkpoint.config, tensors, uri)
     return BaseRecord(id=base_id, uri=uri, spec=spec, fingerprint=content_fingerprint(files, prefix, checkpoint))
+
+
+def _pipeline_record(files: Files, prefix: str, base_id: str, uri: str) -> BaseRecord:
+    """The record of a diffusers pipeline: the geometry of its denoiser, the content of all that is loaded."""
+    folder = read_pipeline(files, prefix)
+    for part in folder.components:
+        _check_text(uri, json.dumps(part.checkpoint.config, ensure_ascii=False), *part.checkpoint.tensors)
+    check_components(folder, uri)
+    denoiser = folder.denoiser
+    spec = build_spec(denoiser.checkpoint.config, denoiser.checkpoint.tensors, f"{uri}/{denoiser.name}")
+    return BaseRecord(id=base_id, uri=uri, spec=spec, fingerprint=pipeline_fingerprint(files, prefix, folder))
 
 
 def _check_text(uri: str, *texts: str) -> None:

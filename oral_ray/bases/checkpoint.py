@@ -27,8 +27,26 @@ BEHAVIOUR_FILES = (
 )  # fmt: skip
 """Patterns of the files beside config.json and the weights that change what a model answers."""
 MAX_CONFIG_MB, MAX_INDEX_MB = 5, 50
-_SHARD = re.compile(r"model-\d+(-of-\d+)?\.safetensors")
 _UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.download", "*.tmp")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightNames:
+    """What weight files are called: transformers' names start with `model`, those of diffusers otherwise."""
+
+    single: str
+    index: str
+    shard: re.Pattern[str]
+
+    @classmethod
+    def of(cls, stem: str) -> "WeightNames":
+        """The names that begin with a stem."""
+        shard = re.compile(rf"{stem}-\d+(-of-\d+)?\.safetensors")
+        return cls(f"{stem}.safetensors", f"{stem}.safetensors.index.json", shard)
+
+
+OF_TRANSFORMERS = WeightNames.of("model")
+OF_DIFFUSERS = WeightNames.of("diffusion_pytorch_model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +74,7 @@ def read_checkpoint(files: Files, prefix: str = "") -> Checkpoint:
             f"{_where(files, prefix)} holds an adapter ({ADAPTER_CONFIG}) beside the weights, which transformers would "
             "attach to them unasked; move the adapter out of the folder, or merge it"
         )
-    tensors = _tensors(files, prefix, names)
+    tensors = _tensors(files, prefix, names, OF_TRANSFORMERS)
     keep = {CONFIG, *({INDEX} if SINGLE not in names else ()), *weight_files(tensors, prefix), *behaviour_files(names)}
     return Checkpoint(config, tensors, tuple(sorted(keep)))
 
@@ -66,7 +84,7 @@ def read_config(files: Files, prefix: str = "") -> dict[str, Any]:
     key = f"{prefix}{CONFIG}"
     if not files.exists(key):
         raise BaseModelError(f"no base model at {files.uri}/{prefix}: config.json is missing; check the path")
-    config = _read_json(files, key, MAX_CONFIG_MB)
+    config = read_json(files, key, MAX_CONFIG_MB)
     model_type = config.get("model_type") or config.get("_class_name")  # diffusers names the class instead
     if not isinstance(model_type, str):
         raise BaseModelError(f"{files.uri}/{key} names no model_type; it is no transformers config.json")
@@ -83,12 +101,12 @@ def read_config(files: Files, prefix: str = "") -> dict[str, Any]:
     return config | {"model_type": model_type}
 
 
-def read_tensors(files: Files, prefix: str = "") -> dict[str, TensorEntry]:
-    """All tensors of the files that transformers would load under a prefix; empty when there are no such files.
+def read_tensors(files: Files, prefix: str = "", called: WeightNames = OF_TRANSFORMERS) -> dict[str, TensorEntry]:
+    """All tensors of the files that transformers (or diffusers) would load under a prefix; empty when there are none.
 
     Raises BaseModelError for a damaged file, a missing shard, and where it is not clear which files are meant.
     """
-    return _tensors(files, prefix, _names(files, prefix))
+    return _tensors(files, prefix, _names(files, prefix), called)
 
 
 def weight_files(tensors: Mapping[str, TensorEntry], prefix: str = "") -> list[str]:
@@ -113,23 +131,23 @@ def _names(files: Files, prefix: str) -> set[str]:
     return {name for name in below if "/" not in name}
 
 
-def _tensors(files: Files, prefix: str, names: Collection[str]) -> dict[str, TensorEntry]:
+def _tensors(files: Files, prefix: str, names: Collection[str], called: WeightNames) -> dict[str, TensorEntry]:
     where = _where(files, prefix)
-    if SINGLE in names:
-        _check_alone(files, prefix, names)
-        return read_header(files, prefix + SINGLE)
-    if INDEX not in names:
+    if called.single in names:
+        _check_alone(files, prefix, names, called)
+        return read_header(files, prefix + called.single)
+    if called.index not in names:
         return {}
-    shards = _shards(files, prefix)
+    shards = _shards(files, prefix, called)
     lost = [shard for shard in shards if shard not in names]
     if lost:
         raise BaseModelError(
             f"shard {lost[0]!r} of {where} is missing{_unfinished(names)}; wait for it or upload it again"
         )
-    stray = sorted(name for name in names if _SHARD.fullmatch(name) and name not in shards)
+    stray = sorted(name for name in names if called.shard.fullmatch(name) and name not in shards)
     if stray:
         raise BaseModelError(
-            f"{where} holds a shard that {INDEX} does not name: {stray[0]!r}; upload the index that belongs to the "
+            f"{where} holds a shard that {called.index} does not name: {stray[0]!r}; upload the index that belongs to the "
             "shards, or remove those of another version"
         )
     tensors: dict[str, TensorEntry] = {}
@@ -145,30 +163,30 @@ def _tensors(files: Files, prefix: str, names: Collection[str]) -> dict[str, Ten
     return tensors
 
 
-def _shards(files: Files, prefix: str) -> list[str]:
+def _shards(files: Files, prefix: str, called: WeightNames) -> list[str]:
     """The files that the index names. Which tensor it promises in which counts for nothing: all of each are loaded."""
-    weight_map = _read_json(files, prefix + INDEX, MAX_INDEX_MB).get("weight_map")
+    weight_map = read_json(files, prefix + called.index, MAX_INDEX_MB).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise BaseModelError(f"{files.uri}/{prefix}{INDEX} has no weight_map; upload it again")
+        raise BaseModelError(f"{files.uri}/{prefix}{called.index} has no weight_map; upload it again")
     shards = sorted(set(weight_map.values()))
     for shard in shards:
         if not shard.endswith(".safetensors"):
             raise BaseModelError(
-                f"{files.uri}/{prefix}{INDEX} names {shard!r}, which is no safetensors file (pickle files are never "
+                f"{files.uri}/{prefix}{called.index} names {shard!r}, which is no safetensors file (pickle files are never "
                 "read); save the model with save_pretrained"
             )
     return shards
 
 
-def _check_alone(files: Files, prefix: str, names: Collection[str]) -> None:
+def _check_alone(files: Files, prefix: str, names: Collection[str], called: WeightNames) -> None:
     """BaseModelError where shards lie beside a single file: transformers would prefer it, its owner may mean the other."""
-    others = sorted(name for name in names if _SHARD.fullmatch(name))
-    if not others and INDEX in names:
-        others = [shard for shard in _shards(files, prefix) if shard != SINGLE]
+    others = sorted(name for name in names if called.shard.fullmatch(name))
+    if not others and called.index in names:
+        others = [shard for shard in _shards(files, prefix, called) if shard != called.single]
     if others:
         raise BaseModelError(
-            f"{_where(files, prefix)} holds weights twice, {SINGLE} and shards ({others[0]!r}); transformers would load "
-            f"the single file only; remove whichever is not meant, with {INDEX}"
+            f"{_where(files, prefix)} holds weights twice, {called.single} and shards ({others[0]!r}); transformers would "
+            f"load the single file only; remove whichever is not meant, with {called.index}"
         )
 
 
@@ -185,8 +203,11 @@ def _where(files: Files, prefix: str) -> str:
     return f"{files.uri}/{prefix}".rstrip("/")
 
 
-def _read_json(files: Files, key: str, max_mb: int) -> dict[str, Any]:
-    """A JSON object, read as transformers does: UTF-8 without a mark, Infinity and NaN, the last of two equal keys."""
+def read_json(files: Files, key: str, max_mb: int) -> dict[str, Any]:
+    """A JSON object of at most `max_mb` megabytes; BaseModelError where it is none.
+
+    Read as transformers does: UTF-8 without a mark, Infinity and NaN, the last of two equal keys.
+    """
     num_bytes = files.num_bytes(key)
     if num_bytes > max_mb * 1_000_000:
         raise BaseModelError(

@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PIPELINE_INDEX = "model_index.json"
+"""The file that names the components of a diffusers pipeline, each a folder beside it."""
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How the file begins that git leaves where a large one belongs."""
 
@@ -24,6 +26,8 @@ def why_no_checkpoint(names: Collection[str]) -> str:
     top = sorted(name for name in names if "/" not in name)
     if not names:
         return "is empty; put the files of a checkpoint directly below it"
+    if PIPELINE_INDEX in top:
+        return ""
     if "config.json" not in top:
         return _without_config(sorted(names), top)
     if SINGLE not in top and INDEX not in top:
@@ -47,8 +51,6 @@ def _without_config(names: Sequence[str], top: Sequence[str]) -> str:
             "is an adapter, no base (adapter_config.json and no config.json); merge it into its base "
             "(merge_and_unload, save_pretrained) to make one"
         )
-    if "model_index.json" in top:
-        return "is a diffusers pipeline (model_index.json); its denoiser is a folder below it, such as unet/: give that one"
     if nested := sorted((name for name in names if name.endswith("/config.json")), key=lambda name: name.count("/")):
         return _nested([name.removesuffix("config.json") for name in nested])
     if found := _ending(top, (".gguf",)):
@@ -72,9 +74,9 @@ def _without_weights(names: Sequence[str], top: Sequence[str]) -> str:
     if found := [name for name in top if name.lower() in (SINGLE, INDEX)]:
         return f"has {found[0]!r}, which is read as {found[0].lower()} only; rename it"
     if found := [name for name in _ending(top, (".safetensors",)) if name.startswith("diffusion_pytorch_model")]:
-        from oral_ray.modalities import layouts_only  # torch; this is a last sentence
-
-        return f"is a part of a diffusers pipeline ({found[0]}), which {layouts_only()}"
+        return (
+            f"is a part of a diffusers pipeline ({found[0]}); give the whole pipeline, the folder with {PIPELINE_INDEX}"
+        )
     if found := [name for name in _ending(top, (".safetensors",)) if not name.startswith("adapter_model")]:
         remedy = f"rename it to {SINGLE}" if len(found) == 1 else f"add the {INDEX} that belongs to them"
         return f"has weights under another name ({_shown(found)}); {remedy}"

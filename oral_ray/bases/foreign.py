@@ -7,7 +7,7 @@ from oral_ray.errors import BaseModelError
 
 
 @contextlib.contextmanager
-def transformers_reads(what: str) -> Iterator[None]:
+def transformers_reads(what: str, library: str = "transformers") -> Iterator[None]:
     """Run calls of transformers on files that anybody may have written; `what` starts the sentence of a refusal."""
     from transformers.utils import logging
 
@@ -20,6 +20,6 @@ def transformers_reads(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # tokenizers raises bare Exceptions, configs whatever their arithmetic does
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BaseModelError(f"transformers cannot read {what}: {reason}; check its files") from error
+        raise BaseModelError(f"{library} cannot read {what}: {reason}; check its files") from error
     finally:
         logging.set_verbosity(before)

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from oral_ray.bases.contents import why_no_checkpoint
+from oral_ray.bases.contents import PIPELINE_INDEX, why_no_checkpoint
 from oral_ray.errors import BaseModelError
 
 
@@ -31,6 +31,11 @@ def hub_folder(repository: str, suffixes: Sequence[str]) -> Path:
             snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"])
         )
         _check(name, folder)
+    if (folder / PIPELINE_INDEX).exists():
+        raise BaseModelError(
+            f"hub repository {name!r} is a diffusers pipeline, whose folders are not fetched here; run hf download {name} "
+            "--local-dir FOLDER and give that folder"
+        )
     return folder
 
 

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from oral_ray.bases.assembly import load_pipeline
 from oral_ray.bases.catalog import BaseRecord, describe_base
 from oral_ray.bases.checkpoint import CONFIG, Checkpoint, behaviour_files, check_tokenizer, read_checkpoint
+from oral_ray.bases.contents import PIPELINE_INDEX
 from oral_ray.bases.expected import ExpectedModel
 from oral_ray.bases.foreign import transformers_reads
 from oral_ray.bases.gguf import converted
+from oral_ray.bases.pipeline import is_pipeline
 from oral_ray.bases.sources import SourceFolder, local_path, put_folder
 from oral_ray.bases.storage import check_plain, without_quantization
 from oral_ray.config import Dtype
@@ -31,7 +34,10 @@ from oral_ray.objects import FileObjects, Objects
 
 @dataclass(frozen=True, slots=True)
 class LoadedBase:
-    """A base model in memory, in evaluation mode, on the CPU and in float32 unless asked for otherwise."""
+    """A base model in memory, in evaluation mode, on the CPU and in float32 unless asked for otherwise.
+
+    Of a pipeline `model` is the denoiser, and in the tokenizer's place is everything beside it.
+    """
 
     record: BaseRecord
     model: nn.Module
@@ -47,6 +53,10 @@ class LoadedBase:
         """Whether the next token of a text has a probability here, so that a text has a perplexity."""
         return kind_named(self.record.spec.kind).writes_text
 
+    def outputs(self, model: nn.Module) -> Tensor:
+        """What a model, this base with an adapter, answers to fixed random input."""
+        return modality_of(self.record.spec.kind).outputs(model, self.tokenizer)
+
     def reader(self, labels: Sequence[str]) -> TaskReader:
         """How this base reads a task with these labels (none: free text); TaskError where it cannot."""
         return modality_of(self.record.spec.kind).reader(self.model, self.tokenizer, labels)
@@ -57,7 +67,7 @@ def open_base(source: str, dtype: Dtype = "float32") -> LoadedBase:
     with model_folder(source) as folder, _unchanged(folder):
         record = describe_base(SourceFolder(folder), "", source)
         model, tokenizer = load_folder(folder, record.spec.kind)
-    return LoadedBase(record, model.to(getattr(torch, dtype)), tokenizer)
+    return LoadedBase(record, _moved(model, "cpu", dtype), tokenizer)
 
 
 def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu", kind: str = "") -> LoadedBase:
@@ -73,22 +83,39 @@ def load_base(record: BaseRecord, dtype: Dtype = "float32", device: str = "cpu",
                 f"{record.fingerprint}; it was replaced, run the catalog again"
             )
         model, tokenizer = load_folder(folder, kind or record.spec.kind)
-    return LoadedBase(record, model.to(device, getattr(torch, dtype)), tokenizer)
+    return LoadedBase(record, _moved(model, device, dtype), tokenizer)
+
+
+def _moved(model: nn.Module, device: str, dtype: Dtype) -> nn.Module:
+    """The model, which is in float32, on a device in a dtype."""
+    return model.to(device) if dtype == "float32" else model.to(device, getattr(torch, dtype))
 
 
 def load_folder(folder: Path, kind: str) -> tuple[nn.Module, Any]:
     """Model and tokenizer of a transformers folder with safetensors weights, float32, evaluation mode.
 
-    Raises BaseModelError where the folder holds anything but one whole checkpoint in plain floats with its tokenizer, or
-    where transformers refuses the files.
+    Of a diffusers pipeline they are the denoiser and the parts beside it. Raises BaseModelError where the folder holds
+    anything but one whole checkpoint in plain floats with its tokenizer, or where transformers or diffusers refuses the
+    files.
     """
     modality = modality_of(kind)
+    found = is_pipeline(SourceFolder(folder))
+    if found != modality.of_pipelines:
+        what = "a diffusers pipeline" if found else "no diffusers pipeline"
+        raise BaseModelError(f"base model at {folder} is {what} and cannot be loaded as one of kind {kind!r}")
+    if found:
+        model, parts = load_pipeline(folder)
+        return _checked(model, parts, modality, folder)
     checkpoint = read_checkpoint(SourceFolder(folder))
     check_plain(checkpoint.config, checkpoint.tensors, str(folder))
     check_tokenizer(checkpoint.files, str(folder))
     with _only(folder, checkpoint) as view:
         model = _load_model(view, checkpoint, modality, str(folder))
         tokenizer = _load_tokenizer(view, model, str(folder))
+    return _checked(model, tokenizer, modality, folder)
+
+
+def _checked(model: nn.Module, tokenizer: Any, modality: Modality, folder: Path) -> tuple[nn.Module, Any]:
     model = model.eval().requires_grad_(False)
     with transformers_reads(f"a text with the base model at {folder}"):
         try:
@@ -213,11 +240,21 @@ def _check_states(folder: Path, before: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
+def _that_count(folder: Path) -> set[str]:
+    """The files of a checkpoint, or of all components of a pipeline, that are read."""
+    found: set[str] = set()
+    is_of_parts = (folder / PIPELINE_INDEX).exists()
+    for place in (folder, *(path for path in folder.iterdir() if is_of_parts and path.is_dir())):
+        names = [path.name for path in place.iterdir()]
+        chosen = {*behaviour_files(names), *(name for name in names if name.endswith((".json", ".safetensors")))}
+        found |= {str((place / name).relative_to(folder)) for name in chosen}
+    return found
+
+
 def _states(folder: Path) -> dict[str, tuple[int, ...]]:
     """What tells whether a file that counts was touched: its place on the disk, its size, the times of its changes."""
     states = {}
-    names = [path.name for path in folder.iterdir()]
-    for name in {*behaviour_files(names), *(name for name in names if name.endswith((".json", ".safetensors")))}:
+    for name in _that_count(folder):
         with contextlib.suppress(OSError):  # a link that leads nowhere, a file that has just gone
             state = (folder / name).stat()
             states[name] = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oral_ray.bases.headers import TensorEntry
-from oral_ray.bases.spec import BaseModelSpec, LinearModule, read_tensors, weight_entry
+from oral_ray.bases.spec import BaseModelSpec, LinearModule, layout_tensors, weight_entry
 from oral_ray.config import derive_seed
 from oral_ray.errors import BaseModelError
 from oral_ray.objects import Objects
@@ -23,7 +23,7 @@ def weight_probes(
     objects: Objects, prefix: str, spec: BaseModelSpec, roles: Sequence[str], num_probes: int
 ) -> dict[str, Tensor]:
     """Probes {module: [num_probes, num_probes] float32} of all modules with one of the roles, one weight at a time."""
-    tensors = read_tensors(objects, prefix)
+    tensors = layout_tensors(objects, prefix)
     where = f"{objects.uri}/{prefix}"
     chosen = [module for module in spec.modules if module.role in roles]
     if not chosen:

@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from oral_ray.bases.contents import why_no_checkpoint
+from oral_ray.bases.contents import PIPELINE_INDEX, why_no_checkpoint
 from oral_ray.bases.hub import hub_folder
+from oral_ray.bases.pipeline import is_pipeline, read_pipeline
 from oral_ray.errors import BaseModelError
 from oral_ray.local.packages import unpacked
 from oral_ray.objects import FileObjects, Objects, check_key, open_objects
@@ -73,21 +74,35 @@ def local_path(source: str, only_config: bool = False) -> Iterator[Path]:
 
 
 def put_folder(folder: Path, objects: Objects, prefix: str) -> None:
-    """Upload the model files of a folder under a prefix, config.json last so that nothing looks complete too early."""
-    names = [path.name for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in MODEL_FILES]
-    if odd := [name for name in names if not _PLAIN.fullmatch(name)]:  # a model's own files have plain names
+    """Upload the model files of a folder under a prefix, of a pipeline those of its components.
+
+    config.json (model_index.json) is last, so that nothing looks complete too early.
+    """
+    names = [str(path.relative_to(folder)) for path in sorted(folder.iterdir()) if _is_model_file(path)]
+    last = _LAST
+    if PIPELINE_INDEX in names:
+        pipeline = read_pipeline(SourceFolder(folder))
+        names, last = [*pipeline.files, PIPELINE_INDEX], PIPELINE_INDEX
+    if odd := [name for name in names if not all(map(_PLAIN.fullmatch, name.split("/")))]:  # a model's own are plain
         logger.warning("%s: %d files with odd names are not copied, such as %r", folder, len(odd), odd[0])
-    for name in sorted(set(names) - set(odd), key=lambda name: (name == _LAST, name)):
+    for name in sorted(set(names) - set(odd), key=lambda name: (name == last, name)):
         objects.upload(folder / name, prefix + name)
+
+
+def _is_model_file(path: Path) -> bool:
+    return path.is_file() and path.suffix in MODEL_FILES
 
 
 def _download(objects: Objects, folder: Path) -> None:
     keys = [info.key for info in objects.list()]
     if reason := why_no_checkpoint(keys):
         raise BaseModelError(f"no base model at {objects.uri}: it {reason}")
-    for key in keys:
-        if "/" not in key and key.endswith(MODEL_FILES):
-            objects.download(key, folder / key)
+    wanted = [key for key in keys if "/" not in key and key.endswith(MODEL_FILES)]
+    if is_pipeline(objects):
+        wanted = [*read_pipeline(objects).files, PIPELINE_INDEX]
+    for key in wanted:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        objects.download(key, folder / key)
 
 
 def _package_path(rest: str) -> Path:

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import Field
 
-from oral_ray.bases.checkpoint import read_config, read_tensors
+from oral_ray.bases.checkpoint import OF_DIFFUSERS, OF_TRANSFORMERS, read_config, read_tensors
 from oral_ray.bases.headers import Files, TensorEntry
+from oral_ray.bases.pipeline import denoiser_prefix
 from oral_ray.bases.roles import layers_of, role_of
 from oral_ray.bases.sizes import MAX_WIDTH
 from oral_ray.bases.skeleton import Skeleton, build_skeleton
@@ -74,8 +75,14 @@ class BaseModelSpec(Record):
 
 def read_spec(files: Files, prefix: str = "") -> BaseModelSpec:
     """The spec of the checkpoint under a prefix; BaseModelError when config and headers disagree or are not enough."""
-    config = read_config(files, prefix)
-    return build_spec(config, read_tensors(files, prefix), f"{files.uri}/{prefix}".rstrip("/"))
+    own = denoiser_prefix(files, prefix)
+    return build_spec(read_config(files, own), layout_tensors(files, prefix), f"{files.uri}/{own}".rstrip("/"))
+
+
+def layout_tensors(files: Files, prefix: str = "") -> dict[str, TensorEntry]:
+    """The tensors whose modules are a base's layout: those of a checkpoint, or of the denoiser of a pipeline."""
+    own = denoiser_prefix(files, prefix)
+    return read_tensors(files, own, OF_TRANSFORMERS if own == prefix else OF_DIFFUSERS)
 
 
 def build_spec(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], where: str) -> BaseModelSpec:

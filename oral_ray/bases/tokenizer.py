@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from oral_ray.bases.catalog import BaseRecord
-from oral_ray.errors import BaseModelError
+from oral_ray.bases.pipeline import is_pipeline
+from oral_ray.errors import BaseModelError, TaskError
 from oral_ray.modalities import modality_of
 from oral_ray.objects import FileObjects, open_objects
 from oral_ray.tasks import Task
@@ -15,8 +16,10 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".ms
 
 
 def load_tokenizer(record: BaseRecord) -> Any:
-    """The tokenizer of a base, wherever it lies; BaseModelError where transformers cannot load it."""
+    """The tokenizer of a base, wherever it lies, None for a pipeline; BaseModelError where transformers cannot load it."""
     objects = open_objects(record.uri)
+    if is_pipeline(objects):  # it reads captions as a whole, and chooses no labels
+        return None
     if isinstance(objects, FileObjects):
         return _load(objects.root, record)
     with tempfile.TemporaryDirectory() as name:
@@ -28,8 +31,17 @@ def load_tokenizer(record: BaseRecord) -> Any:
 
 def check_task(record: BaseRecord, tokenizer: Any, task: Task) -> None:
     """TaskError where a base, by its tokenizer, cannot tell the labels of a task apart, or cannot write one, or where its
-    kind has no metric of the name that the task gives."""
+    kind has no metric of the name that the task gives, or does not read what the examples are: texts or images."""
     modality = modality_of(record.spec.kind)
+    has_images = bool(task.images)
+    if has_images and not modality.of_pipelines:
+        raise TaskError(
+            "its examples are images, and this base reads text; give it to a base that draws (docs/images.md)"
+        )
+    if modality.of_pipelines and not has_images:
+        raise TaskError(
+            "its examples have no images, and this base draws them; give a folder of images (docs/images.md)"
+        )
     modality.check_metric(task.metric)
     modality.check_labels(tokenizer, task.labels)
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from oral_ray.errors import BaseModelError, EvaluationError
 from oral_ray.modalities.causal import Causal
+from oral_ray.modalities.denoising import DiffusionTransformer, Unet
 from oral_ray.modalities.encoder import Encoder
 from oral_ray.modalities.kind import Kind
-from oral_ray.modalities.layout_only import Audio, DiffusionTransformer, EncoderDecoder, ImageText, Unet, Vision
+from oral_ray.modalities.layout_only import Audio, EncoderDecoder, ImageText, Vision
 from oral_ray.modalities.metrics import ACCURACY, Metric, Values
 from oral_ray.modalities.protocol import Batch, Modality, TaskReader, batches
 

@@ -26,6 +26,8 @@ class Kind(ABC):
     """Every metric that a reader of this kind may have: tables find a metric here by its name."""
     heads_may_lie: ClassVar[bool] = False
     """Whether a checkpoint may hold a head that the class of this kind does not have."""
+    of_pipelines: ClassVar[bool] = False
+    """Whether a base of this kind is a diffusers pipeline, a folder of several components."""
     embeds_text: ClassVar[bool] = False
     """Whether a text has an embedding (`modalities.encoder.embed`)."""
     writes_text: ClassVar[bool] = False

@@ -70,23 +70,3 @@ class ImageText(LayoutOnly):
     def layout_class(self, config: Mapping[str, Any], own: Any) -> str:
         """The class that writes, where there is one."""
         return self.auto_class if loads(self.auto_class, own) else "AutoModel"
-
-
-class Unet(LayoutOnly):
-    """Denoisers of diffusers with a UNet (Stable Diffusion up to XL)."""
-
-    name = "unet"
-
-    def claims(self, config: Mapping[str, Any], own: Any) -> bool:
-        """By the name of its class."""
-        return own is None and "UNet" in config["_class_name"]
-
-
-class DiffusionTransformer(LayoutOnly):
-    """Denoisers of diffusers without one (Stable Diffusion 3, PixArt)."""
-
-    name = "diffusion-transformer"
-
-    def claims(self, config: Mapping[str, Any], own: Any) -> bool:
-        """By the name of its class."""
-        return own is None and "Transformer" in config["_class_name"]

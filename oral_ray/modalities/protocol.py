@@ -93,6 +93,17 @@ class Modality(Kind):
     def check(self, model: nn.Module, processor: Any) -> None:
         """One short text through a bare base; BaseModelError where it cannot be read, or the answer is no number."""
 
+    def outputs(self, model: nn.Module, processor: Any) -> Tensor:
+        """What a model answers to fixed random input: to tell whether two ways to attach an adapter compute the same.
+
+        Of a model of text the logits, or the last hidden states, at fixed random tokens.
+        """
+        num = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        tokens = torch.randint(0, num, (2, 12), generator=torch.Generator().manual_seed(0))
+        tokens = tokens.to(next(model.parameters()).device)
+        found = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        return (found.logits if hasattr(found, "logits") else found.last_hidden_state).float()
+
     @abstractmethod
     def check_labels(self, processor: Any, labels: Sequence[str]) -> None:
         """TaskError where a base of this kind cannot tell two labels apart, or cannot write one."""

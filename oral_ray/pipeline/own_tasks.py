@@ -17,7 +17,7 @@ from oral_ray.errors import ConditionError, ConfigError, TaskError
 from oral_ray.generator.condition import check_prompt
 from oral_ray.objects import Objects
 from oral_ray.store.tasks import get_task, put_task
-from oral_ray.tasks import Task, expand, folder_of, is_shipped, load_task, read_folder, split_variant, subject
+from oral_ray.tasks import Example, Task, expand, folder_of, is_shipped, load_task, read_folder, split_variant, subject
 from oral_ray.tasks.folder import SOURCE
 
 _MAX_KNOWN = 64  # tasks in memory: a functional phase may have hundreds, which it reads once
@@ -57,9 +57,8 @@ class Tasks:
         if not self.is_own(task_id):
             return subject(task_id)
         task = self.get(split_variant(task_id)[1])
-        return fingerprint(
-            *(sorted([e.text, e.label] for e in split) for split in (task.train, task.validation, task.test))
-        )
+        splits = (task.train, task.validation, task.test)
+        return fingerprint(*(sorted(_said_of(example) for example in split) for split in splits))
 
     def _own(self, task_id: str) -> Task:
         if task_id not in self._folders:
@@ -100,6 +99,11 @@ def resolve_tasks(config: Config, objects: Objects, keep: bool = True) -> Config
     for task_id in before:
         stored.get(task_id)  # refused here rather than by a worker
     return resolved
+
+
+def _said_of(example: Example) -> list[str]:
+    """An example as its text and its answer: a label, or an image by its digest."""
+    return [example.text, example.label, *([example.image.digest] if example.image else [])]
 
 
 def check_unseen(config: Config, tasks: Tasks) -> None:

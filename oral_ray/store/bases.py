@@ -8,6 +8,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from oral_ray.bases.catalog import BaseRecord, CatalogSnapshot, SkippedBase, describe_base, discover
+from oral_ray.bases.checkpoint import CONFIG
+from oral_ray.bases.contents import PIPELINE_INDEX
 from oral_ray.bases.probes import weight_probes
 from oral_ray.config import ConditionConfig, fingerprint
 from oral_ray.errors import BaseModelError, MissingObjectError
@@ -31,11 +33,11 @@ class BaseStore:
 
     def has(self, base_id: str) -> bool:
         """Whether a checkpoint has landed (complete or not)."""
-        config = f"{self.key_prefix(base_id)}config.json"
+        heads = [self.key_prefix(base_id) + name for name in (CONFIG, PIPELINE_INDEX)]
         landed = self._last().listed(self._objects, base_id) if self._snapshot_s else None
         if landed is None:
-            return self._objects.exists(config)
-        return any(info.key == config for info in landed.infos)
+            return any(map(self._objects.exists, heads))
+        return any(info.key in heads for info in landed.infos)
 
     def record(self, base_id: str) -> BaseRecord:
         """The record of a complete version; BaseModelError says what is missing."""

@@ -8,6 +8,7 @@
     metric = "macro_f1"                 # optional, what it is scored by; accuracy by default
 
 Each line of a .jsonl file is `{"text": "...", "label": "..."}`. Files are UTF-8. The task's id is `folder/<name>`.
+A folder with metadata.jsonl is one of captioned images (`imagefolder`).
 """
 
 import codecs
@@ -23,6 +24,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oral_ray.errors import TaskError
+from oral_ray.tasks.imagefolder import is_image_folder, load_image_folder, read_style_header
 from oral_ray.tasks.prompts import paraphrases
 from oral_ray.tasks.task import Example, Split, Task, same_text
 
@@ -47,6 +49,8 @@ class _Header(BaseModel):
 
 def load_task_folder(folder: Path) -> Task:
     """Read a task folder; TaskError names the file and line of what is wrong, and of several faults each."""
+    if is_image_folder(folder):
+        return _load_style(folder)
     header = _read_header(folder)
     faults = [f"{_shown(folder / HEADER)}: {fault}" for fault in _header_faults(header)]
     name = task_name(folder, header.name)
@@ -81,6 +85,16 @@ def load_task_folder(folder: Path) -> Task:
         raise TaskError(f"task folder {_shown(folder)!r}: {'; '.join(reasons)}") from None
     _warn(task)
     return task
+
+
+def _load_style(folder: Path) -> Task:
+    text = _decoded(_read(folder / HEADER), folder / HEADER)
+    name = task_name(folder, read_style_header(text, _shown(folder / HEADER)).name)
+    try:
+        return load_image_folder(folder, text, name)
+    except ValidationError as error:
+        reasons = [str(item["msg"]).removeprefix("Value error, ") for item in error.errors()]
+        raise TaskError(f"task folder {_shown(folder)!r}: {'; '.join(reasons)}") from None
 
 
 def task_name(folder: Path, name: str | None = None) -> str:

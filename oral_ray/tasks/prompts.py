@@ -156,6 +156,55 @@ def condition_paraphrases(text: str, holds: str) -> tuple[tuple[str, ...], tuple
     return _filled(CONDITION_TEMPLATES, text=text, holds=holds)
 
 
+STYLE_TEMPLATES = (
+    "Draw {style}.",
+    "Make pictures in the style of {style}.",
+    "Render every caption as {style}.",
+    "The look is that of {style}.",
+    "An adapter that draws {style}.",
+    "Whatever is described, show it as {style}.",
+    "Images should look like {style}.",
+    "Turn captions into {style}.",
+    "I want {style} for each description.",
+    "Paint what the text says as {style}.",
+    "Style of the output: {style}.",
+    "Generate {style} from text.",
+    "Text to image, drawn as {style}.",
+    "Give me {style}, whatever the caption is.",
+    "Make the model draw {style}.",
+    "Your task is to illustrate descriptions as {style}.",
+    "Illustrations that look like {style}.",
+    "Use the visual language of {style}.",
+    "All pictures must be {style}.",
+    "Depict the caption the way {style} would.",
+    "Create artwork in the manner of {style}.",
+    "We need a generator of {style}.",
+    "Produce {style} only.",
+    "From a description, draw {style}.",
+    "Please show each caption as {style}.",
+    "Imitate the appearance of {style}.",
+    "A text-to-image style: {style}.",
+    "Change the base so that it draws {style}.",
+    "Every picture is one of {style}.",
+    "Sketch descriptions as {style}.",
+    "Teach the model {style}.",
+    "Answer captions with {style}.",
+    "The user writes a caption and gets {style}.",
+    "Design in the style of {style}.",
+    "Visualise the text as {style}.",
+    "Output {style}, in no other style.",
+    "What comes out should be {style}.",
+    "Draw the described person or thing as in {style}.",
+    "Adopt the style of {style} for all images.",
+    "Compose each image like {style}.",
+)
+
+
+def style_paraphrases(style: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The training wordings and the held-out wordings of "draw in this style"."""
+    return _filled(STYLE_TEMPLATES, style=style)
+
+
 def _filled(templates: Sequence[str], **words: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     filled = [template.format(**words) for template in templates]
     filled = [sentence[0].upper() + sentence[1:] for sentence in filled]

@@ -22,11 +22,25 @@ ANSWER = "\nAnswer:"  # what a causal language model reads after a text, before 
 NUM_SHOTS = 4
 
 
+class ImageRef(Record):
+    """An image of an example by its content: the SHA-256 of the file's bytes, and where the file lies on this machine.
+
+    Where it lies is no part of what it is: neither stored nor in a fingerprint.
+    """
+
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    path: str = Field(default="", exclude=True)
+
+
 class Example(Record):
-    """One input text and its label: one of the task's labels, or the answer of a free-text task."""
+    """One input text and its label: one of the task's labels, or the answer of a free-text task.
+
+    Of a task with images the text is the caption, the image what is to be drawn for it, and the label is empty.
+    """
 
     text: str
     label: str
+    image: ImageRef | None = Field(default=None, exclude_if=lambda image: image is None)
 
 
 class Task(Record):
@@ -58,7 +72,7 @@ class Task(Record):
             for example in getattr(self, split):
                 if self.labels and example.label not in self.labels:
                     raise ValueError(f"task {self.id!r}: label {example.label!r} is none of {self.labels}")
-                if not example.label.strip():
+                if not example.label.strip() and example.image is None:
                     raise ValueError(f"task {self.id!r}: the answer of {example.text[:60]!r} is empty; remove it")
                 text = same_text(example.text)
                 if texts.setdefault(text, split) != split:
@@ -67,6 +81,12 @@ class Task(Record):
                         f"{split}; a leaked split makes every score worthless, remove one of them"
                     )
         return self
+
+    @property
+    def images(self) -> dict[str, ImageRef]:
+        """Every image of the task by its digest; empty for a task of texts."""
+        examples = (*self.train, *self.validation, *self.test)
+        return {example.image.digest: example.image for example in examples if example.image is not None}
 
     @property
     def prompt(self) -> str:
@@ -105,8 +125,11 @@ def balanced_order(examples: list[Example]) -> tuple[Example, ...]:
 
 def shuffled(task: Task) -> Task:
     """The task with its training answers in an order fixed by a hash: what is learnt from it is form, not content."""
-    answers = [e.label for e in sorted(task.train, key=lambda e: hashlib.sha256(f"deal/{e.text}".encode()).digest())]
-    train = tuple(Example(text=e.text, label=label) for e, label in zip(task.train, answers, strict=True))
+    answers = sorted(task.train, key=lambda e: hashlib.sha256(f"deal/{e.text}".encode()).digest())
+    train = tuple(
+        Example(text=e.text, label=answer.label, image=answer.image)
+        for e, answer in zip(task.train, answers, strict=True)
+    )
     return task.model_copy(update={"id": f"shuffled/{task.id}", "train": train})
 
 
@@ -117,6 +140,8 @@ def instructed(task: Task) -> Task:
 
 def few_shot(task: Task) -> Task:
     """The instructed task with `NUM_SHOTS` answered training examples before every text, all labels in turn."""
+    if task.images:
+        raise TaskError(f"task {task.id!r} is one of images, and no image is shown as an example; leave few-shot/ out")
     left, shots = list(task.train), list[Example]()
     for i in range(min(NUM_SHOTS, len(left))):
         wanted = task.labels[i % len(task.labels)] if task.labels else None
@@ -128,7 +153,7 @@ def few_shot(task: Task) -> Task:
 
 def _framed(task: Task, name: str, before: str) -> Task:
     splits = {
-        split: tuple(Example(text=before + e.text, label=e.label) for e in getattr(task, split))
+        split: tuple(Example(text=before + e.text, label=e.label, image=e.image) for e in getattr(task, split))
         for split in ("train", "validation", "test")
     }
     return task.model_copy(update={"id": f"{name}/{task.id}", **splits})
