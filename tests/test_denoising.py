@@ -99,7 +99,8 @@ def test_an_adapter_of_a_style_lowers_the_error_on_its_held_out_captions(
 
 def test_training_on_one_image_learns_it(base: LoadedBase, task: Task, layout: AdapterLayout):
     one = task.model_copy(update={"train": task.train[:1], "validation": task.train[:1]})
-    [learnt] = train_adapter([base], one, layout, TRAINING, seed=0)
+    longer = TRAINING.model_copy(update={"steps": 3 * TRAINING.steps})
+    [learnt] = train_adapter([base], one, layout, longer, seed=0)
     [with_adapter], [bare] = example_values(base, one, [learnt, None], "train", 1)
     assert isinstance(with_adapter, float) and isinstance(bare, float) and with_adapter < 0.9 * bare
 

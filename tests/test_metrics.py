@@ -78,7 +78,8 @@ def test_fractions_are_printed_in_percent_and_other_figures_as_they_are():
 @pytest.mark.usefixtures("known")
 def test_a_metric_is_found_by_its_name_and_an_unknown_or_ambiguous_one_is_refused(monkeypatch: pytest.MonkeyPatch):
     assert metric_named("spread") is SPREAD
-    with pytest.raises(EvaluationError, match="has a metric 'luck'; there are accuracy, error, macro_f1, spread"):
+    known = "accuracy, denoising_loss, error, macro_f1, spread"
+    with pytest.raises(EvaluationError, match=f"has a metric 'luck'; there are {known}"):
         metric_named("luck")
     monkeypatch.setattr(type(MODALITIES["causal"]), "metrics", (dataclasses.replace(ERROR, decimals=1),))
     with pytest.raises(EvaluationError, match="two kinds of base have a metric 'error', and they differ"):
