@@ -6,8 +6,6 @@ class is one of diffusers or transformers.
     denoiser, parts = load_pipeline(Path("sd"))
 """
 
-import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +15,12 @@ import torch
 from torch import nn
 
 from oral_ray.bases.building import diffusers_class, transformers_class
-from oral_ray.bases.checkpoint import CONFIG
 from oral_ray.bases.components import check_components, expected_text_encoder
 from oral_ray.bases.foreign import transformers_reads
 from oral_ray.bases.pipeline import Component, read_pipeline
 from oral_ray.bases.sources import SourceFolder
 from oral_ray.bases.storage import without_quantization
+from oral_ray.bases.view import keep_weights, show
 from oral_ray.errors import BaseModelError
 from oral_ray.modalities.pictures import PipelineParts
 
@@ -41,28 +39,26 @@ def load_pipeline(folder: Path) -> tuple[nn.Module, PipelineParts]:
 def _load(part: Component, folder: Path, view: Path) -> Any:
     """A component, from links to those of its files that count."""
     view.mkdir()
-    for file in part.checkpoint.files:
-        (view / file).symlink_to(os.path.realpath(folder / file))
+    show(part.checkpoint.files, folder, view, _shown_config(part) if part.is_model else None)
     with transformers_reads(f"the component at {folder}", part.library):
         if part.is_tokenizer:
             cls = transformers_class(part.class_name, "PreTrainedTokenizerBase")
             return cls.from_pretrained(str(view), local_files_only=True)
         if part.is_scheduler:
             return diffusers_class(part.class_name, "SchedulerMixin").from_config(part.checkpoint.config)
-        config = without_quantization(part.checkpoint.config)
-        if part.library == "diffusers":
-            del config["model_type"]  # its own word for a type is _class_name
-        (view / CONFIG).unlink()
-        (view / CONFIG).write_text(json.dumps(config))
         model, report = _load_model(part, view)
     for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(keys) and part.library == "diffusers":
             raise BaseModelError(f"{folder}: {keys} {sorted(map(str, report[keys]))[0]!r}; upload the whole pipeline")
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        value.data = value.data.clone()  # float32 weights may be the mapped file itself
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise BaseModelError(f"{folder}: {name} holds values that are not finite; do not use this base")
+    keep_weights(model, str(folder))
     return model.eval().requires_grad_(False)
+
+
+def _shown_config(part: Component) -> dict[str, Any]:
+    config = without_quantization(part.checkpoint.config)
+    if part.library == "diffusers":
+        del config["model_type"]  # its own word for a type is _class_name
+    return config
 
 
 def _load_model(part: Component, view: Path) -> tuple[Any, Mapping[str, Any]]:

@@ -5,8 +5,6 @@ or attached. Its own report of the load must say that every tensor was there and
 """
 
 import contextlib
-import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from oral_ray.bases.assembly import load_pipeline
 from oral_ray.bases.catalog import BaseRecord, describe_base
-from oral_ray.bases.checkpoint import CONFIG, Checkpoint, behaviour_files, check_tokenizer, read_checkpoint
+from oral_ray.bases.checkpoint import Checkpoint, behaviour_files, check_tokenizer, read_checkpoint
 from oral_ray.bases.contents import PIPELINE_INDEX
 from oral_ray.bases.expected import ExpectedModel
 from oral_ray.bases.foreign import transformers_reads
@@ -26,6 +24,7 @@ from oral_ray.bases.gguf import converted
 from oral_ray.bases.pipeline import is_pipeline
 from oral_ray.bases.sources import SourceFolder, local_path, put_folder
 from oral_ray.bases.storage import check_plain, without_quantization
+from oral_ray.bases.view import keep_weights, show
 from oral_ray.config import Dtype
 from oral_ray.errors import BaseModelError
 from oral_ray.modalities import Modality, TaskReader, kind_named, modality_of
@@ -158,12 +157,7 @@ def _load_model(view: Path, checkpoint: Checkpoint, modality: Modality, where: s
         )  # fmt: skip
     ExpectedModel(model, modality).check_report(report, checkpoint.tensors, where)
     _check_sizes(view, checkpoint, where)
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        # float32 weights are the mapped file itself: who writes to it would change them
-        value.data = value.data.clone()
-        # the catalog reads samples of the weights only
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise BaseModelError(f"{where}: {name} holds values that are not finite; do not use this base")
+    keep_weights(model, where)
     return model
 
 
@@ -212,10 +206,7 @@ def _load_tokenizer(view: Path, model: Any, where: str) -> Any:
 def _only(folder: Path, checkpoint: Checkpoint) -> Iterator[Path]:
     """A folder with links to the files of a checkpoint, and nothing else of what lies beside them."""
     with tempfile.TemporaryDirectory(prefix="oral-load-") as name:
-        for file in checkpoint.files:
-            Path(name, file).symlink_to(os.path.realpath(folder / file))
-        Path(name, CONFIG).unlink()
-        Path(name, CONFIG).write_text(json.dumps(without_quantization(checkpoint.config)))
+        show(checkpoint.files, folder, Path(name), without_quantization(checkpoint.config))
         yield Path(name)
 
 
