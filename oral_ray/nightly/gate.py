@@ -20,8 +20,8 @@ from oral_ray.evaluation import cells
 from oral_ray.evaluation.arms import refined
 from oral_ray.evaluation.arms.generated import GENERATED
 from oral_ray.evaluation.cells import Cell, Request, Unadapted
-from oral_ray.evaluation.statistics import Metric
 from oral_ray.generation.factory import effective_sampling
+from oral_ray.modalities import Metric
 from oral_ray.nightly.plan import GateDecision, decide
 from oral_ray.pipeline import static
 from oral_ray.pipeline.run import Run, open_run

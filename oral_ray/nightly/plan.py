@@ -14,7 +14,7 @@ from oral_ray.config import BaseId, LoraSettings, Record
 from oral_ray.generation.refusal import refuse_base
 
 if TYPE_CHECKING:  # plans are made without torch, which an evaluation needs
-    from oral_ray.evaluation.statistics import Metric
+    from oral_ray.modalities import Metric
 
 _DUE = "not released yet: new base version, served name, generator or task"
 

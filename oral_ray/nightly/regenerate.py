@@ -14,7 +14,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -24,7 +24,14 @@ from oral_ray.config import BaseVersion, Config, LandedOrigin, canonical_json
 from oral_ray.errors import GeneratorError, OralError, StoreError
 from oral_ray.nightly.gate import Item, Outcome, decided, regenerate_item
 from oral_ray.nightly.plan import PlanItem, plan_releases
-from oral_ray.nightly.summary import WHOLE_BASE, FailedItem, RegenerationSummary, once_a_base
+from oral_ray.nightly.summary import (
+    WHOLE_BASE,
+    FailedItem,
+    RegenerationSummary,
+    once_a_base,
+    published_rows,
+    reason_of,
+)
 from oral_ray.pipeline import corpus
 from oral_ray.pipeline.bases import resolve_bases
 from oral_ray.pipeline.run import Run, open_run
@@ -89,7 +96,7 @@ def regenerate(trained: Trained, only: Collection[str] | None = None) -> Regener
         plan=tuple(surveyed.plan),
         outcomes=tuple(outcomes + made),
         failed=(*failed, *lost),
-        published=_published(latest, surveyed.bases, run.objects.uri),
+        published=published_rows(latest, surveyed.bases, run.objects.uri),
     )
     return _kept(run, summary, started) if todo else summary
 
@@ -99,7 +106,7 @@ def _afterwards(run: Run) -> tuple[dict[str, LatestRelease], list[FailedItem]]:
     try:
         return latest_of(run.objects, run.config.name), []
     except StoreError as error:
-        reason = f"what is released cannot be read ({_one_line(error)}); see oral-ray list"
+        reason = f"what is released cannot be read ({reason_of(error)}); see oral-ray list"
         return {}, [FailedItem(base_id="*", task="*", reason=reason)]
 
 
@@ -108,7 +115,7 @@ def _kept(run: Run, summary: RegenerationSummary, started: datetime) -> Regenera
     try:
         run.objects.put(f"runs/{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json", canonical_json(summary).encode())
     except StoreError as error:
-        lost = FailedItem(base_id="*", task="*", reason=f"this summary is not kept in the store: {_one_line(error)}")
+        lost = FailedItem(base_id="*", task="*", reason=f"this summary is not kept in the store: {reason_of(error)}")
         return summary.model_copy(update={"failed": (*summary.failed, lost)})
     return summary
 
@@ -125,7 +132,7 @@ def dry_run(run: Run) -> RegenerationSummary:
         generator=recipe,
         skipped_bases=tuple(surveyed.skipped),
         plan=tuple(surveyed.plan),
-        published=_published(surveyed.latest, surveyed.bases, uri),
+        published=published_rows(surveyed.latest, surveyed.bases, uri),
     )
 
 
@@ -244,7 +251,7 @@ def _failure(base_id: str, task: str, error: Exception) -> FailedItem:
     """What failed and why; what is no error meant for a user goes to the log whole."""
     if not isinstance(error, OralError):
         logger.error("%s on %s failed", task, base_id, exc_info=error)
-    return FailedItem(base_id=base_id, task=task, reason=_one_line(error))
+    return FailedItem(base_id=base_id, task=task, reason=reason_of(error))
 
 
 def _release(run: Run, generator: Lineage, base: BaseRecord, adapters: Collection[ReleasedAdapter]) -> None:
@@ -279,31 +286,3 @@ def _current(config: Config, release: Release | None, base: BaseRecord, recipe: 
         return ()
     fresh = (release.base_fingerprint, release.generator) == (base.fingerprint, recipe)
     return release.adapters if fresh else ()
-
-
-def _published(
-    latest: Mapping[str, LatestRelease], base_ids: Iterable[str], store_uri: str
-) -> tuple[dict[str, str], ...]:
-    """Rows of what the latest releases of bases hold; `path` is empty where the store is no folder."""
-    rows = []
-    for base_id in base_ids:
-        adapters = latest[base_id].release.adapters if base_id in latest else ()
-        for adapter in adapters:
-            uri = adapter.uri_in(store_uri)
-            rows.append({
-                "base": base_id,
-                "task": adapter.task,
-                "arm": adapter.arm,
-                "adapter_id": adapter.adapter_id,
-                "uri": uri,
-                "path": uri.removeprefix("file://") if store_uri.startswith("file://") else "",
-            })  # fmt: skip
-    return tuple(rows)
-
-
-def _one_line(error: Exception) -> str:
-    """The reason of a failure; a fault of the program is named as one."""
-    if isinstance(error, OralError):
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
-    cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raises
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}; the log has more, please report it"

@@ -1,7 +1,7 @@
 """What a regeneration run found, planned, decided and failed at; as text, JSON and HTML."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +10,11 @@ from pydantic import BeforeValidator
 
 from oral_ray.bases.catalog import SkippedBase
 from oral_ray.config import BaseId, Record
-from oral_ray.errors import ConfigError, StoreError, printable
+from oral_ray.errors import ConfigError, OralError, StoreError, printable
 from oral_ray.evaluation.report.aligned import aligned
 from oral_ray.nightly.gate import Outcome
 from oral_ray.nightly.plan import PlanItem
+from oral_ray.store.latest import LatestRelease
 
 _STYLE = (
     "body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color:#222}"
@@ -67,6 +68,34 @@ class RegenerationSummary(Record):
             item.base_id for item in self.plan if item.action == "generate" and (item.base_id, item.task) not in known
         )
         return sum(max(1, undecided[item.base_id]) if item.task == WHOLE_BASE else 1 for item in self.failed)
+
+
+def published_rows(
+    latest: Mapping[str, LatestRelease], base_ids: Iterable[str], store_uri: str
+) -> tuple[dict[str, str], ...]:
+    """Rows of what the latest releases of bases hold; `path` is empty where the store is no folder."""
+    rows = []
+    for base_id in base_ids:
+        adapters = latest[base_id].release.adapters if base_id in latest else ()
+        for adapter in adapters:
+            uri = adapter.uri_in(store_uri)
+            rows.append({
+                "base": base_id,
+                "task": adapter.task,
+                "arm": adapter.arm,
+                "adapter_id": adapter.adapter_id,
+                "uri": uri,
+                "path": uri.removeprefix("file://") if store_uri.startswith("file://") else "",
+            })  # fmt: skip
+    return tuple(rows)
+
+
+def reason_of(error: Exception) -> str:
+    """The reason of a failure; a fault of the program is named as one."""
+    if isinstance(error, OralError):
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raises
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}; the log has more, please report it"
 
 
 def once_a_base(failed: Sequence[FailedItem], due: Mapping[str, int]) -> list[FailedItem]:

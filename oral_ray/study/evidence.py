@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from oral_ray.evaluation.answers import by_metric, metric_named, values_by_task
+from oral_ray.evaluation.answers import by_metric, values_by_task
 from oral_ray.evaluation.arms.registry import all_arms, arm_names, present
-from oral_ray.evaluation.statistics import Interval, Metric, figure_over_tasks, mean_over_tasks, paired_difference
+from oral_ray.evaluation.statistics import Interval, figure_over_tasks, mean_over_tasks, paired_difference
+from oral_ray.modalities import Metric, metric_named
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from oral_ray.config import Config, fingerprint, with_overrides
 from oral_ray.errors import EvaluationError
 from oral_ray.evaluation import cells, evaluate
 from oral_ray.evaluation.cells import Cell, CellValues, Unadapted
-from oral_ray.evaluation.statistics import Metric, paired_difference
+from oral_ray.evaluation.statistics import paired_difference
 from oral_ray.local.parquet import read_frame
+from oral_ray.modalities import Metric
 from oral_ray.objects import probe
 from oral_ray.pipeline import corpus
 from oral_ray.pipeline.bases import resolve_bases
