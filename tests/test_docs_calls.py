@@ -4,7 +4,7 @@ import contextlib
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,6 +37,18 @@ def steps_of(heading: str) -> list[Step]:
 
 
 @contextlib.contextmanager
+def profiled(profile: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    """Tell `profile` of every call in this thread and in those that begin meanwhile."""
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
 def recorded(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """The calls of these functions, in this thread and in those that begin meanwhile, in order."""
     wanted, seen = {*steps}, list[Step]()
@@ -52,13 +64,8 @@ def recorded(steps: Sequence[Step]) -> Iterator[list[Step]]:
             if step in wanted:
                 seen.append(step)
 
-    threading.setprofile(profile)
-    sys.setprofile(profile)
-    try:
+    with profiled(profile):
         yield seen
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
 
 
 def first_out_of_order(steps: Sequence[Step], seen: Sequence[Step]) -> Step | None:
@@ -96,13 +103,8 @@ def files_that_get(prompt: str) -> Iterator[set[str]]:
             if any(carries(frame.f_locals.get(name), prompt) for name in names):
                 seen.add(Path(code.co_filename).relative_to(ROOT).as_posix())
 
-    threading.setprofile(profile)
-    sys.setprofile(profile)
-    try:
+    with profiled(profile):
         yield seen
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
 
 
 def test_a_prompt_goes_the_way_that_the_page_writes_down(tiny_bert: Path, tmp_path: Path):

@@ -1,10 +1,13 @@
 """What gets in as an adapter: faults 5, 6, 9, and the parts of 14 and 15 that are about adapters."""
 
+import json
+from types import SimpleNamespace
+
 import torch
 from safetensors.torch import load_file
 
 from fault_checks.bases import each, opened, values
-from fault_checks.place import FaultError, Place, check, find, must_say, refusal
+from fault_checks.place import FaultError, Place, check, find, has, has_runs, must_say, refusal
 
 WILD = "tests/wild/test_adapters.py::"
 INTAKE = WILD + "test_an_adapter_of_the_wild_is_taken_as_peft_takes_it_or_refused_by_its_name"
@@ -85,24 +88,18 @@ def scaled_candidate(place: Place) -> None:
     from oral_ray.objects import FileObjects
     from oral_ray.store.adapters import AdapterStore
 
-    scaled = (
-        find("scaled", "oral_ray.evaluation.arms.best") if _has_arms() else find("_stronger", "oral_ray.stages.arms")
-    )
+    arms = "oral_ray.evaluation.arms.best"
+    scaled = find("scaled", arms) if has(arms) else find("_stronger", "oral_ray.stages.arms")
     layout = AdapterLayout.of(opened(place.inputs / LLAMA).record.spec, LoraSettings(r=2), token_dim=32)
     factors = {slot.module: (torch.ones(2, slot.d_in), torch.ones(slot.d_out, 2)) for slot in layout.slots}
     store = AdapterStore(FileObjects(place.work / "store"))
-    digest = store.put(build_artifact(factors, layout, Provenance(origin="trained", base_id="b", base_fingerprint="f")))
-    found = store.get(scaled(store, digest, layout, 0.5)).provenance.scale
+    made = Provenance.model_validate({"origin": "trained", "base": "b", "base_fingerprint": "f"})
+    digest = store.put(build_artifact(factors, layout, made))
+    given = SimpleNamespace(adapters=store) if has_runs() else store
+    half = scaled(given, digest, layout, 0.5)
+    found = json.loads(store.get(half).files()["provenance.json"])["strength"]
     if found != 0.5:
-        raise FaultError(f"scaled by 0.5, its provenance says scale={found}")
-
-
-def _has_arms() -> bool:
-    try:
-        find("scaled", "oral_ray.evaluation.arms.best")
-    except LookupError:
-        return False
-    return True
+        raise FaultError(f"scaled by 0.5, its provenance says strength={found}")
 
 
 @each({

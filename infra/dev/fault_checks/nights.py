@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from fault_checks.bases import ODD, each
-from fault_checks.place import FaultError, Place, check, find, read_json
+from fault_checks.place import FaultError, Place, check, find, has, has_runs, read_json
 
 SMALL = (
     'training.engine={kind = "torch"}', "training.num_workers=1", "training.functional.steps=2",
@@ -235,34 +235,28 @@ def shards_of(place: Place, *overrides: str) -> tuple[str, tuple[str, ...]]:
     config = entered(config)
     with mock.patch.object(shards, "read_manifest", there):
         try:
-            shards.run(config)
+            write_shards(shards, config)
         except NamedError as found:
             return str(found), tuple(config.tasks.ids)
-    raise LookupError("shards.run asked for no manifest")
+    raise LookupError("no manifest of shards was asked for")
 
 
-def has_own_tasks() -> bool:
-    try:
-        module("oral_ray.pipeline.own_tasks")
-    except LookupError:
-        return False
-    return True
-
-
-def has_runs() -> bool:
-    """Whether the code resolves a run where a job begins, and hands it on."""
-    try:
-        module("oral_ray.pipeline.run")
-    except LookupError:
-        return False
-    return True
+def write_shards(shards: Any, config: Any) -> None:
+    """Tokenise the corpus, which is trained where it is missing."""
+    if not has_runs():
+        shards.run(config)
+        return
+    run = module("oral_ray.pipeline.run").begin_run(config)
+    with run.session():
+        run = module("oral_ray.pipeline.bases").resolve_bases(run)
+        shards.write_shards(run, module("oral_ray.pipeline.corpus").train_corpus(run))
 
 
 def task_on_worker(config: Any, task: str) -> Any:
     """A task as a worker gets it."""
     if has_runs():
         return module("oral_ray.pipeline.run").open_run(config).task(task)
-    if has_own_tasks():
+    if has("oral_ray.pipeline.own_tasks"):
         return module("oral_ray.pipeline.own_tasks").task_of(config, task)
     return find("load_task", "oral_ray.tasks")(task)
 
@@ -271,7 +265,7 @@ def entered(config: Any) -> Any:
     """The configuration as a job starts with it: task folders are entered into the store, where the code does so."""
     if has_runs():
         return module("oral_ray.pipeline.run").begin_run(config).config
-    return module("oral_ray.pipeline.own_tasks").enter_tasks(config) if has_own_tasks() else config
+    return module("oral_ray.pipeline.own_tasks").enter_tasks(config) if has("oral_ray.pipeline.own_tasks") else config
 
 
 def generated(config: Any, arm: str, task: str, prompt_of: str) -> str:

@@ -125,6 +125,20 @@ def find(name: str, *modules: str) -> Any:
     raise LookupError(f"the code under test has no {name} in {', '.join(modules)}")
 
 
+def has(module: str) -> bool:
+    """Whether the code under test has a module."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def has_runs() -> bool:
+    """Whether the code under test resolves a run where a job begins, and hands it on."""
+    return has("oral_ray.pipeline.run")
+
+
 def refusal(call: Callable[[], object]) -> str:
     """The sentence with which a call is refused, empty where it is not; anything but an OralError passes through."""
     from oral_ray.errors import OralError
